@@ -1,0 +1,132 @@
+"""Arguments as Dags really give them: rendered templates, XComs, JSON in strings; checked before any request."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.redaction import excerpt
+
+_NOTHING = {"", "None", "null"}
+
+
+def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
+    """Return ``value`` as a list of ids, None for "not given".
+
+    Accepts a list (or another iterable, such as the lazy sequence that an XComArg of mapped tasks becomes), a JSON or Python
+    list in a string (what a template renders to without native types) and one plain id. Duplicates are dropped, order is kept.
+
+    :raises InvalidArgumentError: anything else, an empty id, or something in the list that is not a string.
+    """
+    if value is None:
+        return None
+    items: list[Any]
+    if isinstance(value, str):
+        text = value.strip()
+        if text in _NOTHING:
+            return None
+        items = _parsed_list(text, name) if text.startswith(("[", "(", "{")) else [text]
+    elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | dict):
+        items = list(value)
+    else:
+        raise InvalidArgumentError(f"{name} has to be a list of index ids, got {type(value).__name__} {_shown(value)}.")
+    for position, item in enumerate(items):
+        if not isinstance(item, str) or not item.strip():
+            raise InvalidArgumentError(
+                f"{name}[{position}] has to be an index id (a string that is not empty), got {type(item).__name__} {_shown(item)}."
+            )
+    return list(dict.fromkeys(item.strip() for item in items))
+
+
+def _parsed_list(text: str, name: str) -> list[Any]:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            parsed = parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+        if isinstance(parsed, list | tuple):
+            return list(parsed)
+    raise InvalidArgumentError(f'{name} looks like a list, but is neither a JSON nor a Python list: {_shown(text)}. Write it like ["idx-1", "idx-2"].')
+
+
+def session_id(value: Any) -> str:
+    """Return ``value`` as a session id.
+
+    :raises InvalidArgumentError: it is not a string, or empty, or what an XCom that was never pushed renders to.
+    """
+    if not isinstance(value, str) or value.strip() in _NOTHING:
+        raise InvalidArgumentError(
+            f"session_id has to be the id of a chat session, got {type(value).__name__} {_shown(value)}. "
+            'Take it from the task that created the session: create.output["session_id"].'
+        )
+    return value.strip()
+
+
+def prompt(value: Any) -> str:
+    """Return ``value`` as a prompt, unchanged.
+
+    :raises InvalidArgumentError: it is not a string, or blank, or contains half a surrogate pair, which can not be sent as UTF-8.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidArgumentError(f"prompt has to be text that is not blank, got {type(value).__name__} {_shown(value)}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise InvalidArgumentError(
+            f"prompt contains half of a surrogate pair at character {problem.start}: it was cut or decoded wrongly and can not be sent."
+        ) from None
+    return value
+
+
+def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``choices``.
+
+    :raises InvalidArgumentError: it is not.
+    """
+    if value not in choices:
+        raise InvalidArgumentError(f"{name} has to be one of {', '.join(map(repr, choices))}, got {_shown(value)}.")
+    return str(value)
+
+
+def optional_choice(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
+    """Like :func:`choice`, with None (or what None renders to) meaning "not given"."""
+    if value is None or (isinstance(value, str) and value.strip() in _NOTHING):
+        return None
+    return choice(value, name, choices)
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return ``value`` as a truth value; a rendered template gives it as text.
+
+    :raises InvalidArgumentError: it is neither a bool nor one of true, false, 1, 0, yes, no.
+    """
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in {"true", "1", "yes"}:
+        return True
+    if text in {"false", "0", "no", "none", ""}:
+        return False
+    raise InvalidArgumentError(f"{name} has to be true or false, got {_shown(value)}.")
+
+
+def seconds(value: Any, name: str) -> float:
+    """Return ``value`` (a number, a ``timedelta``, or a number in a rendered string) as seconds above zero.
+
+    :raises InvalidArgumentError: it is none of these.
+    """
+    number = value.total_seconds() if hasattr(value, "total_seconds") else value
+    try:
+        result = float("nan") if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError):
+        result = float("nan")
+    if not 0 < result < float("inf"):
+        raise InvalidArgumentError(f"{name} has to be a number of seconds above 0, got {_shown(value)}.")
+    return result
+
+
+def _shown(value: Any) -> str:
+    return excerpt(repr(value), limit=80)

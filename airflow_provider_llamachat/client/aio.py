@@ -1,0 +1,300 @@
+"""The asynchronous client: the same calls and the same life of a turn on an event loop, without a thread per turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, closing
+from types import TracebackType
+from typing import Any, Self, cast
+
+import httpx
+from tenacity import AsyncRetrying
+
+from airflow_provider_llamachat import endpoints, exceptions, models
+from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, ask
+from airflow_provider_llamachat.client import calls, replaying, replies
+from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
+from airflow_provider_llamachat.client.streaming import aread_events
+from airflow_provider_llamachat.client.sync import Observer
+from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask
+
+
+class AsyncLlamaCloudClient:
+    """LlamaCloud's chat API for asynchronous code; method by method the same as :class:`~.sync.LlamaCloudClient`.
+
+    Make it with :meth:`open` on an event loop: the constructor builds the process' TLS context if nothing has done so yet,
+    which takes tens of milliseconds.
+    """
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+        self._calls = calls.Calls(config)
+        self._http = httpx.AsyncClient(
+            base_url=config.base_url,
+            headers=calls.headers(config),
+            timeout=calls.timeouts(config),
+            verify=ssl_context(),
+            follow_redirects=False,
+            # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+        )
+
+    @classmethod
+    async def open(cls, config: ClientConfig) -> Self:
+        """Make a client without blocking the event loop."""
+        if not ssl_context_is_ready():
+            await asyncio.to_thread(ssl_context)
+        return cls(config)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.config.base_url}>"
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def create_session(
+        self,
+        index_ids: list[str] | None = None,
+        *,
+        shared_access: str | None = None,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> models.SessionSummary:
+        """Create a chat session (POST /api/v1/chat)."""
+        call = self._calls.create(index_ids, shared_access, project_id, organization_id)
+        return cast("models.SessionSummary", await self._send(call))
+
+    async def get_session(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> models.Session:
+        """Read a session with its whole history (GET /api/v1/chat/{session_id})."""
+        call = self._calls.session(endpoints.GET_SESSION, session_id, project_id, organization_id)
+        return cast("models.Session", await self._send(call))
+
+    async def get_session_summary(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> models.SessionSummary:
+        """Read a session without its history (GET /api/v1/chat/{session_id}/summary)."""
+        call = self._calls.session(endpoints.GET_SESSION_SUMMARY, session_id, project_id, organization_id)
+        return cast("models.SessionSummary", await self._send(call))
+
+    async def list_sessions(
+        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+    ) -> AsyncIterator[models.SessionSummary]:
+        """Iterate over the project's sessions, page by page (GET /api/v1/chat)."""
+        async for item in self._pages(endpoints.LIST_SESSIONS, page_size, project_id, organization_id):
+            yield item
+
+    async def delete_session(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> None:
+        """Delete a session (DELETE /api/v1/chat/{session_id})."""
+        await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, project_id, organization_id))
+
+    async def list_projects(
+        self, *, project_name: str | None = None, organization_id: str | None = None
+    ) -> list[models.Project]:
+        """List the projects the key can see (GET /api/v1/projects)."""
+        return cast("list[models.Project]", await self._send(self._calls.projects(project_name, organization_id)))
+
+    async def get_project(self, project_id: str, *, organization_id: str | None = None) -> models.Project:
+        """Read a project (GET /api/v1/projects/{project_id})."""
+        return cast("models.Project", await self._send(self._calls.project(project_id, organization_id)))
+
+    async def list_indexes(
+        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+    ) -> AsyncIterator[models.Index]:
+        """Iterate over the project's indexes, page by page (GET /api/v1/indexes)."""
+        async for item in self._pages(endpoints.LIST_INDEXES, page_size, project_id, organization_id):
+            yield item
+
+    async def get_index(
+        self, index_id: str, *, expand_sync: bool = False, project_id: str | None = None, organization_id: str | None = None
+    ) -> models.Index:
+        """Read an index (GET /api/v1/indexes/{index_id})."""
+        call = self._calls.index(endpoints.GET_INDEX, index_id, project_id, organization_id, expand=expand_sync)
+        return cast("models.Index", await self._send(call))
+
+    async def sync_index(
+        self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> bool:
+        """Start a sync of an index; False when one was running already (POST /api/v1/indexes/{index_id}/sync)."""
+        call = self._calls.index(endpoints.SYNC_INDEX, index_id, project_id, organization_id, expand=False)
+        try:
+            await self._send(call)
+        except exceptions.ConflictError:
+            return False
+        return True
+
+    async def stream_message(
+        self,
+        session_id: str,
+        prompt: str,
+        *,
+        index_ids: list[str],
+        require_all_indexes: bool = False,
+        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> AsyncIterator[models.Event]:
+        """Post a prompt once and iterate over its events; see :meth:`.sync.LlamaCloudClient.stream_message`."""
+        asked = calls.question(
+            session_id,
+            prompt,
+            index_ids,
+            require_all_indexes=require_all_indexes,
+            project_id=project_id,
+            organization_id=organization_id,
+        )
+        async with aclosing(self._stream(asked, time.time() + turn_timeout)) as events:
+            async for event in events:
+                yield event
+                if isinstance(event, models.StopEvent):
+                    return
+        raise calls.ended_early(session_id)
+
+    async def send_message(
+        self,
+        session_id: str,
+        prompt: str,
+        *,
+        index_ids: list[str] | None = None,
+        require_all_indexes: bool = False,
+        baseline: int | None = None,
+        resume: bool = False,
+        ask_again: bool = False,
+        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        deadline: float | None = None,
+        on_event: Observer | None = None,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> models.ChatTurn:
+        """Ask and return the finished turn, paid for once; see :meth:`.sync.LlamaCloudClient.send_message`."""
+        scope = {"project_id": project_id, "organization_id": organization_id}
+        if baseline is None or not index_ids:
+            session = await self.get_session(session_id, **scope)
+            index_ids = indexes_to_ask(session, index_ids)
+            baseline = count_turns(session.events) if baseline is None else baseline
+        asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
+        limits = calls.limits(self.config, deadline, turn_timeout)
+        steps = ask(asked, limits, baseline=baseline, resume=resume, ask_again=ask_again)
+        return await self._carry_out(steps, asked, limits.deadline, on_event)
+
+    async def _carry_out(
+        self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None
+    ) -> models.ChatTurn:
+        reply: models.Session | Outcome | None = None
+        with closing(steps):
+            while True:
+                try:
+                    step = steps.send(reply)
+                except StopIteration as end:
+                    return cast("models.ChatTurn", end.value)
+                match step:
+                    case ReadHistory():
+                        reply = await self.get_session(
+                            asked.session_id, project_id=asked.project_id, organization_id=asked.organization_id
+                        )
+                    case Post():
+                        reply = await self._post(asked, step.position, deadline, on_event)
+                    case Pause():
+                        await asyncio.sleep(step.seconds)
+                        reply = None
+
+    async def _post(self, asked: Question, position: int, deadline: float, on_event: Observer | None) -> Outcome:
+        folder = TurnFolder(asked.session_id, asked.prompt, index_ids=asked.index_ids, position=position)
+        try:
+            async with aclosing(self._stream(asked, deadline)) as events:
+                async for event in events:
+                    folder.add(event)
+                    if on_event is not None:
+                        on_event(event)
+                    if folder.finished:
+                        break
+        except exceptions.LlamaCloudError as problem:
+            return calls.outcome(folder, problem)
+        return calls.outcome(folder, calls.cut_stream(asked.session_id))
+
+    async def _stream(self, asked: Question, deadline: float) -> AsyncGenerator[models.Event, None]:
+        call = self._calls.stream(asked)
+        accepted: bool | None = None
+
+        def tick() -> None:
+            if time.time() > deadline:
+                raise TimeoutError
+
+        try:
+            async with self._http.stream(
+                call.endpoint.method,
+                call.url,
+                params=call.query,
+                json=call.body,
+                headers={"Accept": "text/event-stream"},
+                timeout=calls.stream_timeouts(self.config, deadline),
+            ) as response:
+                if not calls.is_event_stream(response):
+                    reply = replies.Reply(response.status_code, response.headers, await self._read(call, response))
+                    replies.raise_for_status(call, reply, self.config)
+                    raise replies.not_a_stream(call, reply, self.config)
+                accepted = True
+                async with aclosing(aread_events(response.aiter_bytes(), asked.session_id, tick)) as events:
+                    async for event in events:
+                        yield event
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+            raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
+
+    async def _pages(
+        self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
+    ) -> AsyncIterator[Any]:
+        token: str | None = None
+        while True:
+            page = await self._send(self._calls.page(endpoint, page_size, token, project_id, organization_id))
+            for item in page.items:
+                yield item
+            token = calls.next_token(page, token)
+            if token is None:
+                return
+
+    async def _send(self, call: endpoints.Call) -> Any:
+        doubtful = False
+        async for attempt in AsyncRetrying(**replaying.policy(call, self.config)):
+            with attempt:
+                try:
+                    return replies.decode(call, await self._attempt(call), self.config)
+                except exceptions.NotFoundError:
+                    if doubtful and call.endpoint is endpoints.DELETE_SESSION:
+                        return None  # our own earlier attempt deleted it, and its answer was lost
+                    raise
+                except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
+                    doubtful = True
+                    raise
+        raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
+
+    async def _attempt(self, call: endpoints.Call) -> replies.Reply:
+        try:
+            async with (
+                asyncio.timeout(self.config.total_timeout),
+                self._http.stream(call.endpoint.method, call.url, params=call.query, json=call.body) as response,
+            ):
+                return replies.Reply(response.status_code, response.headers, await self._read(call, response))
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+            raise replies.connection_error(call, problem, self.config) from None
+
+    async def _read(self, call: endpoints.Call, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > replies.MAX_BODY:
+                raise replies.too_large(call, self.config)
+        return bytes(body)

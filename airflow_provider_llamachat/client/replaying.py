@@ -1,0 +1,86 @@
+"""What is sent again, how often, and after how long; one policy for both clients."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity.stop import stop_base
+
+from airflow_provider_llamachat.client.config import ClientConfig
+from airflow_provider_llamachat.endpoints import Call
+from airflow_provider_llamachat.exceptions import LlamaCloudConnectionError, LlamaCloudStatusError
+
+log = logging.getLogger(__name__)
+
+REPLAYED_STATUSES = frozenset({429, 502, 503, 504})
+"""Statuses after which a replayable call is sent again. 500 is not one: it is the server's own bug, and stays."""
+
+FIRST_WAIT = 0.5
+MAX_WAIT = 20.0
+MAX_RETRY_AFTER = 60.0
+"""Seconds: the first pause (doubled each time, jittered), the longest one, and the most that ``Retry-After`` is obeyed."""
+
+_pauses: contextvars.ContextVar[bool] = contextvars.ContextVar("llamacloud_pauses", default=True)
+
+
+@contextlib.contextmanager
+def no_backoff() -> Iterator[None]:
+    """Within this block nothing pauses between attempts: for tests, so that they exercise every attempt without waiting."""
+    token = _pauses.set(False)
+    try:
+        yield
+    finally:
+        _pauses.reset(token)
+
+
+def pause(attempt: int, retry_after: float | None = None) -> float:
+    """Seconds to wait after the given failed attempt (1 = the first), with full jitter over the upper half."""
+    if not _pauses.get():
+        return 0.0
+    longest = min(MAX_WAIT, FIRST_WAIT * 2.0 ** min(attempt - 1, 16))
+    seconds = random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, protects nothing
+    if retry_after is not None:
+        seconds = max(seconds, min(retry_after, MAX_RETRY_AFTER))
+    return seconds
+
+
+def may_replay(call: Call, problem: BaseException) -> bool:
+    """Whether this failure of this call may be answered by sending it again, without asking anybody."""
+    if isinstance(problem, LlamaCloudConnectionError):
+        return call.endpoint.replay or problem.accepted is False
+    if isinstance(problem, LlamaCloudStatusError) and problem.status in REPLAYED_STATUSES:
+        return call.endpoint.replay or problem.status == 429
+    return False
+
+
+def policy(call: Call, config: ClientConfig) -> dict[str, Any]:
+    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and a total budget bound it, the last error is raised."""
+    stop: stop_base = stop_after_attempt(config.max_retries + 1) | stop_before_delay(config.total_timeout)
+
+    def wait(state: RetryCallState) -> float:
+        problem = state.outcome.exception() if state.outcome else None
+        return pause(state.attempt_number, getattr(problem, "retry_after", None))
+
+    def announce(state: RetryCallState) -> None:
+        problem = state.outcome.exception() if state.outcome else None
+        log.warning(
+            "Attempt %d of %d failed; trying again in %.1f s. %s",
+            state.attempt_number,
+            config.max_retries + 1,
+            state.upcoming_sleep,
+            problem,
+        )
+
+    return {
+        "retry": retry_if_exception(lambda problem: may_replay(call, problem)),
+        "stop": stop,
+        "wait": wait,
+        "before_sleep": announce,
+        "reraise": True,
+    }

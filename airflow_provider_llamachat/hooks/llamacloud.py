@@ -1,0 +1,222 @@
+"""The hook: an Airflow connection becomes a client; nothing else happens here.
+
+Importing this module imports neither httpx nor pydantic, because Airflow's web server imports it for the connection form.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_llamachat.exceptions import (
+    AuthenticationError,
+    LlamaCloudConfigError,
+    LlamaCloudConnectionError,
+    LlamaCloudError,
+    RequestRefusedError,
+)
+from airflow_provider_llamachat.provider_info import CONNECTION_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
+    from airflow_provider_llamachat.models import ChatTurn, Event, Session, SessionSummary
+
+log = logging.getLogger(__name__)
+
+_warned_hosts: set[str] = set()
+
+
+class LlamaCloudHook(BaseHook):
+    """Talks to LlamaCloud with what an Airflow connection says.
+
+    Connection: password = API key; host = base URL (wins over the region); extra = ``region`` (``us`` or ``eu``), ``project_id``,
+    ``organization_id`` (UUIDs), ``timeout`` (seconds without a byte), ``max_retries``. Environment variables of other
+    LlamaCloud tools are not read: the connection is the truth.
+
+    Each method that takes ``project_id`` and ``organization_id`` uses the connection's values for those that are None.
+
+    :param llamacloud_conn_id: the Airflow connection.
+    """
+
+    conn_name_attr = "llamacloud_conn_id"
+    default_conn_name = "llamacloud_default"
+    conn_type = "llamacloud"
+    hook_name = "LlamaCloud"
+
+    def __init__(self, llamacloud_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.llamacloud_conn_id = llamacloud_conn_id
+        self._client: LlamaCloudClient | None = None
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Form fields for Airflow before 3.2, derived from the declarative ones."""
+        from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
+        from flask_babel import lazy_gettext
+        from wtforms import IntegerField, StringField
+        from wtforms.validators import NumberRange, Optional
+
+        widgets: dict[str, Any] = {}
+        for name, field in CONNECTION_TYPE["conn-fields"].items():
+            common = {
+                "label": lazy_gettext(field["label"]),
+                "description": field["description"],
+                "widget": BS3TextFieldWidget(),
+            }
+            if "integer" in field["schema"]["type"]:
+                validators = [Optional(), NumberRange(min=field["schema"]["minimum"])]
+                widgets[name] = IntegerField(validators=validators, **common)
+            else:
+                widgets[name] = StringField(validators=[Optional()], **common)
+        return widgets
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Labels and placeholders for Airflow before 3.2, derived from the declarative ones."""
+        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
+        return {
+            "hidden_fields": list(behaviour["hidden-fields"]),
+            "relabeling": dict(behaviour["relabeling"]),
+            "placeholders": dict(behaviour["placeholders"]),
+        }
+
+    def get_conn(self) -> LlamaCloudClient:
+        """Return the synchronous client for this connection; the hook keeps it for its later calls.
+
+        :raises LlamaCloudConfigError: the connection can not work; no request was sent.
+        """
+        from airflow_provider_llamachat.client import LlamaCloudClient
+
+        if self._client is None or self._client.is_closed:
+            self._client = LlamaCloudClient(self.get_config())
+        return self._client
+
+    async def get_async_conn(self) -> AsyncLlamaCloudClient:
+        """Return a new asynchronous client (close it, or use ``async with``) without ever blocking the event loop."""
+        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+
+        from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+
+        connection = await get_async_connection(self.llamacloud_conn_id, hook=self)
+        extra = await get_async_extra_dejson(connection)
+        return await AsyncLlamaCloudClient.open(_config(connection, extra))
+
+    def get_config(self) -> ClientConfig:
+        """Return the checked configuration that the connection gives.
+
+        :raises LlamaCloudConfigError: the connection can not work.
+        """
+        connection = self.get_connection(self.llamacloud_conn_id)
+        return _config(connection, connection.extra_dejson)
+
+    def close(self) -> None:
+        """Close the client, if one was made."""
+        if self._client is not None:
+            self._client.close()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Make one free call and say what it reached, or which of key, region, project or network is wrong."""
+        from dataclasses import replace
+
+        from airflow_provider_llamachat.client import LlamaCloudClient
+
+        try:
+            config = replace(self.get_config(), max_retries=0, connect_timeout=10.0, total_timeout=30.0)
+        except LlamaCloudConfigError as problem:
+            return False, str(problem)
+        try:
+            with LlamaCloudClient(config) as client:
+                if config.project_id:
+                    project = client.get_project(config.project_id)
+                    return True, f"Connected to {config.base_url}, project {project.name!r} ({project.id})."
+                projects = client.list_projects()
+        except AuthenticationError as problem:
+            return False, f"API key or region: {problem}"
+        except RequestRefusedError as problem:
+            what = "Project or organization" if config.project_id or config.organization_id else "API key"
+            return False, f"{what}: {problem}"
+        except LlamaCloudConnectionError as problem:
+            return False, f"Network: {problem}"
+        except LlamaCloudError as problem:
+            return False, f"Server or Host: {problem}"
+        default = next((project for project in projects if project.is_default), projects[0] if projects else None)
+        if default is None:
+            return False, f"API key: {config.base_url} accepts it, but it sees no project. Check its organization and role."
+        more = f"; the key sees {len(projects)} projects" if len(projects) > 1 else ""
+        return True, f"Connected to {config.base_url}, default project {default.name!r} ({default.id}){more}."
+
+    def create_session(
+        self,
+        index_ids: list[str] | None = None,
+        *,
+        shared_access: str | None = None,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> SessionSummary:
+        """Create a chat session; see :meth:`~..client.sync.LlamaCloudClient.create_session`."""
+        return self.get_conn().create_session(
+            index_ids, shared_access=shared_access, project_id=project_id, organization_id=organization_id
+        )
+
+    def get_session(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> Session:
+        """Read a session with its whole history."""
+        return self.get_conn().get_session(session_id, project_id=project_id, organization_id=organization_id)
+
+    def get_session_summary(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> SessionSummary:
+        """Read a session without its history."""
+        return self.get_conn().get_session_summary(session_id, project_id=project_id, organization_id=organization_id)
+
+    def list_sessions(
+        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+    ) -> Iterator[SessionSummary]:
+        """Iterate over the project's sessions, fetching pages as they are needed."""
+        return self.get_conn().list_sessions(page_size=page_size, project_id=project_id, organization_id=organization_id)
+
+    def delete_session(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> None:
+        """Delete a session."""
+        self.get_conn().delete_session(session_id, project_id=project_id, organization_id=organization_id)
+
+    def stream_message(self, session_id: str, prompt: str, *, index_ids: list[str], **options: Any) -> Iterator[Event]:
+        """Post a prompt once and iterate over its events; see :meth:`~..client.sync.LlamaCloudClient.stream_message`."""
+        return self.get_conn().stream_message(session_id, prompt, index_ids=index_ids, **options)
+
+    def send_message(
+        self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, **options: Any
+    ) -> ChatTurn:
+        """Ask and return the finished turn, paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`."""
+        return self.get_conn().send_message(session_id, prompt, index_ids=index_ids, **options)
+
+
+def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
+    from airflow_provider_llamachat.client import ClientConfig
+
+    config = ClientConfig.build(
+        api_key=connection.password,
+        host=connection.host,
+        port=connection.port,
+        scheme=connection.schema,
+        region=extra.get("region"),
+        project_id=extra.get("project_id"),
+        organization_id=extra.get("organization_id"),
+        timeout=extra.get("timeout"),
+        max_retries=extra.get("max_retries"),
+    )
+    if config.is_plain_http and config.base_url not in _warned_hosts:
+        _warned_hosts.add(config.base_url)
+        log.warning(
+            "The LlamaCloud connection's Host is plain http (%s): the API key and all documents travel unencrypted. Use https.",
+            config.base_url,
+        )
+    return config

@@ -1,0 +1,1 @@
+"""Operators: one task each for creating, asking, and deleting, and one for whole batches."""

@@ -1,0 +1,103 @@
+"""What the operators share: connection arguments, XComs, and telling a retry from a first try."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+
+class LlamaCloudOperator(BaseOperator):
+    """Base of this provider's operators.
+
+    :param llamacloud_conn_id: the Airflow connection.
+    :param project_id: project (UUID) in place of the connection's.
+    :param organization_id: organization (UUID) in place of the connection's.
+    """
+
+    template_fields: Sequence[str] = ("llamacloud_conn_id", "project_id", "organization_id")
+    ui_color = "#e9e4f7"
+
+    def __init__(
+        self,
+        *,
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: str | None = None,
+        organization_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.llamacloud_conn_id = llamacloud_conn_id
+        self.project_id = project_id
+        self.organization_id = organization_id
+
+    def get_hook(self) -> LlamaCloudHook:
+        """Return a hook for the connection; made when the task runs, because templates are rendered by then."""
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        return LlamaCloudHook(self.llamacloud_conn_id)
+
+    def scope(self) -> dict[str, str | None]:
+        """Project and organization for a client call; None (or what it renders to) leaves it to the connection."""
+        blank = {"", "None", "null"}
+        values = {"project_id": self.project_id, "organization_id": self.organization_id}
+        return {name: None if str(value).strip() in blank else value for name, value in values.items()}
+
+    def push(self, context: Context, key: str, value: Any) -> None:
+        """Push an XCom unless the task was told not to (``do_xcom_push=False``)."""
+        if self.do_xcom_push:
+            context["ti"].xcom_push(key=key, value=value)
+
+
+def is_retry(context: Context) -> bool:
+    """Whether this try is a retry of an earlier one, and not a first try or the first after the task was cleared.
+
+    Clearing a task raises ``max_tries`` by the tries used, so the first try of each round is ``max_tries - retries + 1``.
+    """
+    ti: Any = context["ti"]
+    retries = getattr(context["task"], "retries", 0) or 0
+    return int(ti.try_number) > int(ti.max_tries) - int(retries) + 1
+
+
+class TaskMemory:
+    """A task's own memory across its tries: Airflow 3.3's task state store; without one, nothing is remembered.
+
+    A store that fails is reported and then treated as absent: the memory makes retries more exact, but a task must not fail
+    for it.
+    """
+
+    def __init__(self, context: Context, log: Any) -> None:
+        self._store: Any = dict(context).get("task_state_store")
+        self._log = log
+
+    @property
+    def exists(self) -> bool:
+        """Whether this Airflow has a task state store."""
+        return self._store is not None
+
+    def get(self, key: str) -> Any:
+        """Return what an earlier try kept under ``key``, or None."""
+        if self._store is None:
+            return None
+        try:
+            return self._store.get(key)
+        except Exception as problem:  # the store's backends raise whatever they like
+            self._log.warning("The task state store could not be read (%s): going on without it.", type(problem).__name__)
+            self._store = None
+            return None
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep ``value`` under ``key`` for this task's retries."""
+        if self._store is None:
+            return
+        try:
+            self._store.set(key, value)
+        except Exception as problem:  # the store's backends raise whatever they like
+            self._log.warning("The task state store could not be written (%s): going on without it.", type(problem).__name__)
+            self._store = None

@@ -1,0 +1,97 @@
+"""A turn as readable lines in the task log while it arrives: whole lines of the answer, one line per tool call."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from airflow_provider_llamachat.models import (
+    Event,
+    StopEvent,
+    TextDeltaEvent,
+    TextEvent,
+    ThinkingDeltaEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+)
+from airflow_provider_llamachat.redaction import excerpt
+
+LINE = 160
+"""Characters after which a line of the answer is logged although it has not ended."""
+PATIENCE = 5.0
+"""Seconds after which what there is of a line is logged, so that a slow answer can be watched."""
+
+
+class TurnLog:
+    """Logs the events of a turn. Holds at most one line, however long the answer is.
+
+    :param logger: where to log (an operator's ``self.log``).
+    :param prefix: put before each line, to tell turns apart.
+    """
+
+    def __init__(self, logger: Any, prefix: str = "") -> None:
+        self._log = logger
+        self._prefix = prefix
+        self._line = ""
+        self._since = time.monotonic()
+        self._streamed = False
+        self._thinking = False
+
+    def __call__(self, event: Event) -> None:
+        """Log the event, or keep it until its line is full."""
+        match event:
+            case TextDeltaEvent():
+                self._streamed = True
+                self._add(event.content)
+            case TextEvent():
+                if not self._streamed:
+                    self._add(event.content)
+                self._flush()
+                self._streamed = False
+            case ThinkingDeltaEvent() if not self._thinking:
+                self._thinking = True
+                self._log.info("%sthinking …", self._prefix)
+            case ToolCallEvent():
+                self._flush()
+                self._thinking = False
+                self._log.info("%stool call %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.arguments))
+            case ToolResultEvent():
+                self._log.debug("%stool result %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.result))
+            case StopEvent():
+                self._flush()
+            case _:
+                pass
+
+    def _add(self, text: str) -> None:
+        pending = self._line + text
+        *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
+        for line in whole:
+            self._write(line)
+        while len(rest) > LINE:
+            cut = rest.rfind(" ", 1, LINE) if " " in rest[1:LINE] else LINE
+            self._write(rest[:cut])
+            rest = rest[cut:].lstrip(" ")
+        self._line = rest
+        if rest and time.monotonic() - self._since > PATIENCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._line:
+            self._write(self._line)
+            self._line = ""
+
+    def _write(self, line: str) -> None:
+        self._since = time.monotonic()
+        while line.strip():
+            self._log.info("%s| %s", self._prefix, excerpt(line[:2000], limit=2000))
+            line = line[2000:]
+
+
+def _brief(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        text = type(value).__name__
+    return excerpt(text, limit=200)
+

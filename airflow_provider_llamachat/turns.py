@@ -1,0 +1,263 @@
+"""The pure core: events become a turn, and a history becomes a verdict. No I/O, no clock.
+
+The session's history on the server is the only record of what was asked. :func:`judge` reads it: given how many turns the
+session had before we first asked (the *baseline*) and what we asked, is our turn absent, running or finished?
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.models import (
+    ChatTurn,
+    Event,
+    Session,
+    SessionSummary,
+    StopEvent,
+    TextDeltaEvent,
+    TextEvent,
+    ThinkingDeltaEvent,
+    ThinkingEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+    ToolUse,
+    Usage,
+    UserInputEvent,
+)
+
+
+class TurnFolder:
+    """Folds the events of one turn, in order, into a :class:`~.models.ChatTurn`.
+
+    ``text`` events are the answer. Deltas stand in for it only when no ``text`` event came, so that a turn is whole either way.
+    """
+
+    def __init__(self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, position: int | None = None) -> None:
+        self._session_id = session_id
+        self._prompt = prompt
+        self._index_ids = index_ids
+        self._position = position
+        self._text: list[str] = []
+        self._text_deltas: list[str] = []
+        self._thinking: list[str] = []
+        self._thinking_deltas: list[str] = []
+        self._tools: dict[str, ToolUse] = {}
+        self._stop: StopEvent | None = None
+
+    def add(self, event: Event) -> None:
+        """Take in the next event; types without meaning for the turn are passed over, and nothing counts after ``stop``."""
+        if self._stop is not None:
+            return
+        match event:
+            case TextDeltaEvent():
+                self._text_deltas.append(event.content)
+            case TextEvent():
+                self._text.append(event.content)
+                self._text_deltas.clear()
+            case ThinkingDeltaEvent():
+                self._thinking_deltas.append(event.content)
+            case ThinkingEvent():
+                self._thinking.append(event.content)
+                self._thinking_deltas.clear()
+            case ToolCallEvent():
+                self._tools[event.call_id] = ToolUse(name=event.name, call_id=event.call_id, arguments=event.arguments)
+            case ToolResultEvent():
+                called = self._tools.get(event.call_id)
+                arguments = called.arguments if called else {}
+                self._tools[event.call_id] = ToolUse(
+                    name=event.name, call_id=event.call_id, arguments=arguments, result=event.result, finished=True
+                )
+            case StopEvent():
+                self._stop = event
+            case _:
+                pass
+
+    @property
+    def finished(self) -> bool:
+        """Whether the turn's ``stop`` has been seen."""
+        return self._stop is not None
+
+    def turn(self) -> ChatTurn:
+        """Return what the events so far make."""
+        stop = self._stop
+        return ChatTurn(
+            session_id=self._session_id,
+            prompt=self._prompt,
+            answer="\n\n".join([*self._text, *(["".join(self._text_deltas)] if self._text_deltas else [])]),
+            thinking="\n\n".join([*self._thinking, *(["".join(self._thinking_deltas)] if self._thinking_deltas else [])]),
+            tools=list(self._tools.values()),
+            usage=stop.usage if stop else Usage(),
+            skipped_index_ids=list(stop.skipped_index_ids or []) if stop else [],
+            index_ids=self._index_ids,
+            finished=stop is not None,
+            is_error=stop.is_error if stop else False,
+            error=stop.error if stop else None,
+            position=self._position,
+        )
+
+
+def fold(events: Iterable[Event], session_id: str, prompt: str, **known: Any) -> ChatTurn:
+    """Fold ``events`` at once; see :class:`TurnFolder`."""
+    folder = TurnFolder(session_id, prompt, **known)
+    for event in events:
+        folder.add(event)
+    return folder.turn()
+
+
+class State(Enum):
+    """What a history says of our turn."""
+
+    ABSENT = "absent"
+    """It is not there, and nobody else's turn stands in its place."""
+    RUNNING = "running"
+    """It is there without a ``stop``: it may still be running, or have been cut off for good."""
+    FINISHED = "finished"
+    """It is there with its ``stop``."""
+    FOREIGN = "foreign"
+    """Another prompt stands in its place: somebody else uses the session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The state of our turn, and what is there of it.
+
+    :param turn: the folded turn; None when there is none.
+    :param size: events of our turn so far, to see whether it still grows.
+    :param asked: how often our prompt stands in the history since the baseline.
+    :param overtaken: a later turn began before ours had its ``stop``.
+    """
+
+    state: State
+    turn: ChatTurn | None = None
+    size: int = 0
+    asked: int = 0
+    overtaken: bool = False
+
+
+def count_turns(events: Iterable[Event]) -> int:
+    """How many turns a history has: its ``user_input`` events. Taken before asking, this is the baseline."""
+    return sum(isinstance(event, UserInputEvent) for event in events)
+
+
+def same_prompt(one: str, other: str) -> bool:
+    """Whether two prompts are the same but for white space, which a server may fold when it records them."""
+    return " ".join(one.split()) == " ".join(other.split())
+
+
+def judge(events: Sequence[Event], baseline: int, prompt: str, *, session_id: str = "") -> Verdict:
+    """Say what the history tells about the turn that we asked after ``baseline`` turns.
+
+    Ours is a turn at or after position ``baseline`` with our prompt. When it was asked more than once there (only
+    ``on_interrupted="ask_again"`` does that), the first that finished without an error counts, else the last.
+    """
+    starts = [number for number, event in enumerate(events) if isinstance(event, UserInputEvent)]
+    found: list[Verdict] = []
+    for position, start in list(enumerate(starts))[max(0, baseline) :]:
+        opening = events[start]
+        if not isinstance(opening, UserInputEvent) or not same_prompt(opening.content, prompt):
+            continue
+        end = starts[position + 1] if position + 1 < len(starts) else len(events)
+        turn = fold(events[start + 1 : end], session_id, prompt, position=position)
+        state = State.FINISHED if turn.finished else State.RUNNING
+        found.append(Verdict(state, turn, size=end - start, overtaken=end < len(events)))
+    if not found:
+        return Verdict(State.FOREIGN if len(starts) > max(0, baseline) else State.ABSENT)
+    best = next((item for item in found if item.turn and item.turn.finished and not item.turn.is_error), found[-1])
+    return Verdict(best.state, best.turn, best.size, len(found), best.overtaken and best.state is State.RUNNING)
+
+
+def fingerprint(prompt: str) -> str:
+    """A short, stable digest of a prompt: enough to tell whether a retry asks the same, and safe to store."""
+    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a try of a task leaves for its retries (Airflow 3.3's task state store keeps it)."""
+
+    session_id: str
+    baseline: int
+    prompt: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The memory as JSON values."""
+        return {"session_id": self.session_id, "baseline": self.baseline, "prompt": self.prompt}
+
+    @classmethod
+    def from_value(cls, value: Any) -> Memory | None:
+        """Read what :meth:`as_dict` gave; None for anything else, an older release's form included."""
+        if not isinstance(value, dict):
+            return None
+        session_id, baseline, prompt = value.get("session_id"), value.get("baseline"), value.get("prompt")
+        if isinstance(session_id, str) and isinstance(baseline, int) and isinstance(prompt, str):
+            return cls(session_id, baseline, prompt)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How to begin: which position is ours, and whether something of ours may already stand there."""
+
+    baseline: int
+    resume: bool
+
+
+def opening(
+    session: Session, prompt: str, *, retry: bool = False, memory: Memory | None = None, has_store: bool = False
+) -> Opening:
+    """Decide how a try begins, from the session's history and what is known of earlier tries.
+
+    A first try (or a cleared task) asks after what is there. A retry looks for the earlier try's turn: at the remembered
+    baseline, or, without a store, at the end of the history if the last prompt is ours. A turn that the server itself ended
+    with an error is no answer, so a retry asks again after it.
+
+    :param has_store: a store exists, so that no memory means that no earlier try came as far as asking.
+    """
+    count = count_turns(session.events)
+    fresh = Opening(count, resume=False)
+    if not retry:
+        return fresh
+    if memory is not None and (memory.session_id != session.session_id or memory.prompt != fingerprint(prompt)):
+        return fresh  # the Dag asks something else now
+    if memory is not None:
+        baseline = memory.baseline
+    elif has_store or count == 0:
+        return fresh
+    else:
+        baseline = count - 1
+        if judge(session.events, baseline, prompt).state is State.FOREIGN:
+            return fresh
+    verdict = judge(session.events, baseline, prompt)
+    if verdict.state is State.ABSENT:
+        return Opening(baseline, resume=False)
+    if verdict.turn is not None and verdict.turn.is_error:
+        return fresh
+    return Opening(baseline, resume=True)
+
+
+def indexes_to_ask(session: SessionSummary, index_ids: list[str] | None) -> list[str]:
+    """Return the index ids to send with a turn: those given, else the session's own.
+
+    :raises InvalidArgumentError: there are none, or the session is locked to other ones.
+    """
+    bound = session.index_ids or []
+    if not index_ids:
+        if bound:
+            return list(bound)
+        raise InvalidArgumentError(
+            f"Chat session {session.session_id} is not bound to any index, so index_ids has to say which indexes the turn may use.",
+            session_id=session.session_id,
+        )
+    locked = bound and session.job_metadata is not None
+    if locked and set(index_ids) != set(bound):
+        raise InvalidArgumentError(
+            f"Chat session {session.session_id} was locked to the indexes {sorted(bound)} by its first message; "
+            f"index_ids={sorted(index_ids)} does not match. Leave index_ids out, or create another session.",
+            session_id=session.session_id,
+        )
+    return list(index_ids)

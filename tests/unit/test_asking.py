@@ -1,0 +1,265 @@
+"""The life of a turn against a simulated server and clock: nothing is ever posted while an earlier post may live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.asking import Limits, Outcome, Pause, Post, Question, ReadHistory, ask
+from airflow_provider_llamachat.models import ChatTurn, Session, Usage
+
+QUESTION = Question("ses-1", "q", ["idx"])
+
+
+@dataclass
+class World:
+    """A server with one session, and a clock that only pauses move."""
+
+    script: list[str]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    clock: float = 0.0
+    posts: int = 0
+    ends_at: float | None = None
+    grows: bool = False
+    reads: int = 0
+
+    def post(self) -> Outcome:
+        self.posts += 1
+        what = self.script.pop(0) if self.script else "answer"
+        if what == "answer":
+            self.history += [{"type": "user_input", "content": "q"}, {"type": "text", "content": "a"}, _stop()]
+            return Outcome(ChatTurn(session_id="ses-1", prompt="q", answer="a", finished=True))
+        if what == "error_stop":
+            self.history += [{"type": "user_input", "content": "q"}, _stop(True)]
+            return Outcome(
+                ChatTurn(session_id="ses-1", prompt="q", finished=True, is_error=True, error="model down", usage=Usage(turns=1))
+            )
+        if what == "connect":
+            return Outcome(problem=errors.LlamaCloudConnectionError("no route", accepted=False))
+        if what == "rate":
+            return Outcome(problem=errors.RateLimitError("slow down", retry_after=7.0, status=429))
+        if what == "refused":
+            return Outcome(problem=errors.UnprocessableError("bad", status=422))
+        if what == "redirect":
+            return Outcome(problem=errors.LlamaCloudProtocolError("moved", status=307))
+        if what == "lost":
+            return Outcome(problem=errors.LlamaCloudTimeoutError("silence"))
+        if what == "e500":
+            return Outcome(problem=errors.ServerError("boom", status=500))
+        if what == "vanish":
+            return Outcome(problem=errors.LlamaCloudConnectionError("cut", accepted=True))
+        if what in {"runs_on", "cut"}:
+            self.history.append({"type": "user_input", "content": "q"})
+            self.ends_at = self.clock + 30.0 if what == "runs_on" else None
+            return Outcome(problem=errors.LlamaCloudConnectionError("cut", accepted=True))
+        raise AssertionError(what)
+
+    def read(self) -> Session:
+        self.reads += 1
+        if self.ends_at is not None and self.clock >= self.ends_at:
+            self.history += [{"type": "text", "content": "a"}, _stop()]
+            self.ends_at = None
+        elif self.grows and self.ends_at is not None:
+            self.history.append({"type": "thinking", "content": "…"})
+        return Session.model_validate({"session_id": "ses-1", "events": list(self.history)})
+
+
+def _stop(is_error: bool = False) -> dict[str, Any]:
+    return {"type": "stop", "usage": {"turns": 1}, "is_error": is_error, "error": "model down" if is_error else None}
+
+
+def run(world: World, *, deadline: float = 600.0, stall: float = 60.0, max_posts: int = 3, **kwargs: Any) -> ChatTurn:
+    limits = Limits(deadline=deadline, stall_after=stall, max_posts=max_posts, pause=lambda n, after: after or float(n))
+    steps = ask(QUESTION, limits, baseline=kwargs.pop("baseline", 0), resume=kwargs.pop("resume", False), now=lambda: world.clock, **kwargs)
+    reply: Any = None
+    for _ in range(10_000):
+        try:
+            step = steps.send(reply)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]  # a generator's value is untyped
+        match step:
+            case Post():
+                reply = world.post()
+            case ReadHistory():
+                reply = world.read()
+            case Pause():
+                world.clock += step.seconds
+                reply = None
+    raise AssertionError("the steps do not end")
+
+
+def test_a_first_try_that_works_posts_once_and_reads_nothing() -> None:
+    world = World(["answer"])
+    assert run(world).answer == "a"
+    assert (world.posts, world.reads) == (1, 0)
+
+
+def test_a_resumed_turn_that_is_finished_is_adopted_without_a_post() -> None:
+    world = World([], [{"type": "user_input", "content": "q"}, {"type": "text", "content": "paid for"}, _stop()])
+    assert run(world, resume=True).answer == "paid for"
+    assert world.posts == 0
+
+
+def test_a_resumed_turn_that_is_absent_is_asked() -> None:
+    world = World(["answer"])
+    assert run(world, resume=True).answer == "a"
+    assert (world.posts, world.reads) == (1, 1)
+
+
+def test_a_turn_that_runs_on_is_waited_for() -> None:
+    world = World(["runs_on"])
+    assert run(world).answer == "a"
+    assert world.posts == 1
+    assert world.clock == pytest.approx(30.0, abs=5.1)
+
+
+@pytest.mark.parametrize("script", [["connect", "connect", "answer"], ["rate", "answer"], ["e500", "answer"], ["lost", "answer"]])
+def test_what_was_provably_not_accepted_is_asked_again(script: list[str]) -> None:
+    world = World(list(script))
+    assert run(world).answer == "a"
+    assert world.posts == len(script)
+
+
+def test_retry_after_is_waited_for() -> None:
+    world = World(["rate"])
+    run(world)
+    assert world.clock == 7.0
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (["connect"] * 9, errors.LlamaCloudConnectionError),
+        (["rate"] * 9, errors.RateLimitError),
+        (["e500"] * 9, errors.ServerError),
+        (["lost"] * 9, errors.LlamaCloudTimeoutError),
+    ],
+)
+def test_posts_are_bounded_and_the_last_problem_is_raised(script: list[str], kind: type[Exception]) -> None:
+    world = World(list(script))
+    with pytest.raises(kind):
+        run(world)
+    assert world.posts == 3
+
+
+@pytest.mark.parametrize("what", ["refused", "redirect"])
+def test_a_refusal_is_raised_at_once(what: str) -> None:
+    world = World([what])
+    with pytest.raises(errors.LlamaCloudError):
+        run(world)
+    assert (world.posts, world.reads) == (1, 0)
+
+
+def test_a_turn_that_was_cut_off_interrupts_and_is_not_asked_again() -> None:
+    world = World(["cut"])
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(world)
+    assert caught.value.reason == "stalled"
+    assert "cut" in str(caught.value)
+    assert world.posts == 1
+
+
+def test_growth_keeps_a_turn_alive_beyond_the_stall_limit() -> None:
+    world = World(["runs_on"], grows=True)
+    assert run(world, stall=10.0).answer == "a"
+
+
+def test_a_turn_that_was_accepted_but_is_not_in_the_history_is_not_asked_again() -> None:
+    world = World(["vanish", "answer"])
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(world)
+    assert caught.value.reason == "vanished"
+    assert world.posts == 1
+
+
+def test_the_deadline_ends_the_waiting() -> None:
+    world = World(["runs_on"])
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(world, deadline=12.0)
+    assert caught.value.reason == "deadline"
+    assert world.clock <= 12.0
+
+
+def test_a_deadline_that_has_passed_still_adopts_what_is_there_and_else_asks_nothing() -> None:
+    finished = World([], [{"type": "user_input", "content": "q"}, {"type": "text", "content": "a"}, _stop()], clock=99.0)
+    assert run(finished, deadline=1.0, resume=True).answer == "a"
+    world = World(["answer"], clock=99.0)
+    with pytest.raises(errors.ChatTurnInterruptedError, match="turn_timeout"):
+        run(world, deadline=1.0, resume=True)
+    assert world.posts == 0
+
+
+@pytest.mark.parametrize(("script", "resume"), [(["error_stop"], False), ([], True)])
+def test_a_failed_turn_raises_with_the_servers_reason_and_its_usage(script: list[str], resume: bool) -> None:
+    world = World(script, [] if script else [{"type": "user_input", "content": "q"}, _stop(True)])
+    with pytest.raises(errors.ChatTurnFailedError, match="model down") as caught:
+        run(world, resume=resume)
+    assert caught.value.usage is not None
+    assert caught.value.usage["turns"] == 1
+
+
+def test_somebody_elses_turn_in_our_place_is_not_asked_over() -> None:
+    world = World(["answer"], [{"type": "user_input", "content": "theirs"}, _stop()])
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(world, resume=True)
+    assert caught.value.reason == "foreign"
+    assert world.posts == 0
+
+
+def test_ask_again_asks_once_more_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(["answer"], [{"type": "user_input", "content": "q"}])
+    assert run(world, resume=True, ask_again=True).answer == "a"
+    assert world.posts == 1
+    assert "may already have been billed" in caplog.text
+
+
+def test_ask_again_does_not_ask_a_third_time() -> None:
+    twice = World(["answer"], [{"type": "user_input", "content": "q"}, {"type": "user_input", "content": "q"}])
+    with pytest.raises(errors.ChatTurnInterruptedError):
+        run(twice, resume=True, ask_again=True)
+    own = World(["cut", "answer"])
+    with pytest.raises(errors.ChatTurnInterruptedError):
+        run(own, resume=True, ask_again=True)
+    assert (twice.posts, own.posts) == (0, 1)
+
+
+def test_ask_again_waits_for_a_turn_that_still_runs() -> None:
+    world = World([], [{"type": "user_input", "content": "q"}], ends_at=20.0)
+    assert run(world, resume=True, ask_again=True).answer == "a"
+    assert world.posts == 0
+
+
+ACCEPTED = {"answer", "runs_on", "cut", "error_stop", "vanish"}
+_STEPS = st.lists(
+    st.sampled_from(["answer", "runs_on", "cut", "connect", "rate", "lost", "e500", "error_stop", "vanish", "refused"]), max_size=6
+)
+
+
+@settings(max_examples=300)
+@given(script=_STEPS, resume=st.booleans(), deadline=st.floats(0.5, 300.0), max_posts=st.integers(1, 6))
+def test_no_schedule_of_failures_posts_after_something_was_accepted(
+    script: list[str], resume: bool, deadline: float, max_posts: int
+) -> None:
+    world = World(list(script))
+    accepted_at: list[int] = []
+    post: Callable[[], Outcome] = world.post
+
+    def watched() -> Outcome:
+        assert not accepted_at, "posted although an earlier post had been accepted"
+        if (world.script[0] if world.script else "answer") in ACCEPTED:
+            accepted_at.append(world.posts)
+        return post()
+
+    world.post = watched  # type: ignore[method-assign]  # a spy on the simulated server
+    try:
+        assert run(world, resume=resume, deadline=deadline, max_posts=max_posts).answer == "a"
+    except errors.LlamaCloudError as problem:
+        assert str(problem)
+    assert world.posts <= max_posts
+    assert world.clock <= deadline + 0.001
