@@ -1,0 +1,106 @@
+"""Arguments as Dags really give them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("", None),
+        ("None", None),
+        ("null", None),
+        ("idx-1", ["idx-1"]),
+        (' ["idx-1", "idx-2"] ', ["idx-1", "idx-2"]),
+        ("['idx-1', 'idx-2']", ["idx-1", "idx-2"]),
+        ("('idx-1',)", ["idx-1"]),
+        (["idx-1", " idx-2 ", "idx-1"], ["idx-1", "idx-2"]),
+        (("idx-1",), ["idx-1"]),
+        ((item for item in ["idx-1"]), ["idx-1"]),
+        ([], []),
+    ],
+)
+def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None) -> None:
+    assert arguments.id_list(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (7, "has to be a list of index ids, got int 7"),
+        ({"a": 1}, "got dict"),
+        (b"idx", "got bytes"),
+        (["idx-1", 7], r"index_ids\[1\] has to be an index id .*got int 7"),
+        (["idx-1", ""], r"index_ids\[1\]"),
+        (["idx-1", None], r"index_ids\[1\].*NoneType"),
+        ("[idx-1", "neither a JSON nor a Python list"),
+        ('{"a": 1}', "neither a JSON nor a Python list"),
+        ("[" * 10_000, "neither a JSON nor a Python list"),
+    ],
+)
+def test_what_is_no_list_of_ids_is_refused_and_named(value: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
+        arguments.id_list(value)
+    assert len(str(caught.value)) < 400
+
+
+@given(st.lists(st.text(min_size=1).filter(lambda t: t.strip()), min_size=1))
+def test_a_json_list_gives_what_the_list_gives(ids: list[str]) -> None:
+    import json
+
+    assert arguments.id_list(json.dumps(ids)) == arguments.id_list(ids)
+    assert arguments.id_list(repr(ids)) == arguments.id_list(ids)
+
+
+@pytest.mark.parametrize("value", [None, "", " ", "None", 3, ["ses-1"]])
+def test_a_session_id_that_never_was_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r'create\.output\["session_id"\]'):
+        arguments.session_id(value)
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", 3, "\ud800"])
+def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="^prompt"):
+        arguments.prompt(value)
+
+
+def test_good_text_passes_unchanged() -> None:
+    assert arguments.prompt(" why? \n") == " why? \n"
+    assert arguments.session_id(" ses-1 ") == "ses-1"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), ("True", True), (" yes", True), (1, True), ("false", False), ("0", False), ("", False), (None, False)],
+)
+def test_flags_come_as_rendered_text_too(value: Any, expected: bool) -> None:
+    assert arguments.flag(value, "x") is expected
+
+
+def test_other_wrong_values_are_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="ignore_missing has to be true or false, got 'maybe'"):
+        arguments.flag("maybe", "ignore_missing")
+    with pytest.raises(InvalidArgumentError, match="on_interrupted has to be one of 'fail', 'ask_again', got 'retry'"):
+        arguments.choice("retry", "on_interrupted", ("fail", "ask_again"))
+    assert arguments.optional_choice("None", "shared_access", ("query",)) is None
+    assert arguments.optional_choice("query", "shared_access", ("query",)) == "query"
+
+
+@pytest.mark.parametrize("value", [0, -1, "soon", None, True, float("nan"), float("inf"), timedelta(0)])
+def test_durations_have_to_be_above_zero(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="turn_timeout has to be a number of seconds"):
+        arguments.seconds(value, "turn_timeout")
+
+
+def test_durations_come_in_several_forms() -> None:
+    assert [arguments.seconds(v, "t") for v in (3, "2.5", timedelta(minutes=1))] == [3.0, 2.5, 60.0]

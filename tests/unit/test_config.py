@@ -1,0 +1,132 @@
+"""Connections as people really enter them."""
+
+from __future__ import annotations
+
+import ssl
+import uuid
+
+import pytest
+
+from airflow_provider_llamachat.client.config import ClientConfig, base_url, checked_api_key, checked_uuid, ssl_context
+from airflow_provider_llamachat.exceptions import InvalidApiKeyError, InvalidArgumentError, LlamaCloudConfigError
+
+US, EU = "https://api.cloud.llamaindex.ai", "https://api.cloud.eu.llamaindex.ai"
+
+
+@pytest.mark.parametrize(
+    ("host", "kwargs", "expected"),
+    [
+        (None, {}, US),
+        ("", {"region": " EU "}, EU),
+        ("  ", {"region": ""}, US),
+        ("api.cloud.eu.llamaindex.ai", {"region": "us"}, EU),
+        (US + "/", {}, US),
+        (US + "/api/v1", {}, US),
+        (US + "/api/v1/", {}, US),
+        (US + "/api", {}, US),
+        ("HTTPS://API.cloud.llamaindex.ai", {}, US),
+        ("https://proxy.example/llama/api/v1", {}, "https://proxy.example/llama"),
+        ("127.0.0.1", {"port": 8080, "scheme": "http"}, "http://127.0.0.1:8080"),
+        ("http://127.0.0.1:9", {"port": 8080}, "http://127.0.0.1:9"),
+        ("example.com", {"scheme": "ftp"}, "https://example.com"),
+        ("http://[::1]:80", {}, "http://[::1]:80"),
+    ],
+)
+def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str, object], expected: str) -> None:
+    assert base_url(host, **kwargs) == expected  # type: ignore[arg-type]  # mixed keyword values
+
+
+@pytest.mark.parametrize(
+    ("host", "kwargs", "words"),
+    [
+        (None, {"region": "mars"}, "'mars' is not known. Use one of us, eu"),
+        ("https://user:llx-secret@example.com", {}, "user information"),
+        ("ftp://example.com", {}, "only https"),
+        ("https://", {}, "not a plain base URL"),
+        ("https://example.com/?key=llx-secret", {}, "not a plain base URL"),
+        ("https://exa mple.com", {}, "not a plain base URL"),
+        ("https://example.com:notaport", {}, "not a URL"),
+        ("https://[::1", {}, "not a URL"),
+    ],
+)
+def test_a_host_that_can_not_work_is_refused_without_repeating_it(host: str | None, kwargs: dict[str, str], words: str) -> None:
+    with pytest.raises(LlamaCloudConfigError, match=words.replace("(", r"\(")) as caught:
+        base_url(host, **kwargs)
+    assert "llx-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [None, "", "  \n", "***", "********", "llx-a b", "llx-a\nb", "llx-ü", "llx-\x00", "‘llx-a’"])
+def test_a_key_that_can_not_be_one_is_refused_value_free(key: str | None) -> None:
+    with pytest.raises(InvalidApiKeyError) as caught:
+        checked_api_key(key)
+    assert "llx" not in str(caught.value)
+    assert "password" in str(caught.value)
+
+
+def test_white_space_around_a_key_is_dropped() -> None:
+    assert checked_api_key(" llx-abc\n") == "llx-abc"
+
+
+def test_a_configuration_does_not_show_its_key() -> None:
+    config = ClientConfig.build(api_key="llx-canary")
+    assert "canary" not in repr(config)
+    assert (config.base_url, config.region, config.timeout, config.max_retries) == (US, "us", 60.0, 5)
+
+
+def test_values_may_be_strings_as_forms_store_them() -> None:
+    project = uuid.uuid4()
+    config = ClientConfig.build(
+        api_key="llx-a", timeout=" 2.5", max_retries="0", project_id=str(project).upper(), organization_id=project
+    )
+    assert (config.timeout, config.max_retries, config.project_id, config.organization_id) == (2.5, 0, str(project), str(project))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"timeout": "soon"},
+        {"timeout": 0},
+        {"timeout": float("inf")},
+        {"timeout": True},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"max_retries": [1]},
+        {"project_id": "my project"},
+        {"organization_id": 17},
+    ],
+)
+def test_a_value_that_is_not_usable_is_named(values: dict[str, object]) -> None:
+    with pytest.raises(LlamaCloudConfigError, match=next(iter(values))):
+        ClientConfig.build(api_key="llx-a", **values)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_blank_ids_are_none() -> None:
+    assert checked_uuid("project_id", " ") is None
+    with pytest.raises(InvalidArgumentError, match="has to be a UUID"):
+        checked_uuid("project_id", "x" * 500)
+
+
+@pytest.mark.parametrize(
+    ("host", "plain"),
+    [
+        ("http://example.com", True),
+        ("http://10.0.0.1", True),
+        ("http://127.0.0.1:1", False),
+        ("http://localhost", False),
+        ("http://[::1]", False),
+        ("https://example.com", False),
+    ],
+)
+def test_plain_http_is_told_from_loopback(host: str, plain: bool) -> None:
+    assert ClientConfig.build(api_key="llx-a", host=host).is_plain_http is plain
+
+
+def test_there_is_one_tls_context_for_each_set_of_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    first = ssl_context()
+    assert first is ssl_context()
+    assert first.verify_mode is ssl.CERT_REQUIRED
+    import certifi
+
+    monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
+    monkeypatch.setenv("SSL_CERT_DIR", "")
+    assert ssl_context() is not first
