@@ -1,0 +1,110 @@
+"""Dags that the tests beside this folder run on a real Airflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_llamachat.operators.chat import (
+    CreateChatSessionOperator,
+    DeleteChatSessionOperator,
+    SendChatMessageOperator,
+)
+
+COMMON: dict[str, Any] = {"schedule": None, "catchup": False}
+Q3 = "What was the revenue in Q3?"
+
+with DAG(dag_id="whole_life", **COMMON) as whole_life:
+    create = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings", "idx-handbook"])
+    session_id = create.output["session_id"]
+    ask = SendChatMessageOperator(task_id="ask", session_id=session_id, prompt=Q3)
+    later = SendChatMessageOperator(task_id="later", session_id=session_id, prompt="And in Q2, {{ ds[:2] }}?", deferrable=True)
+
+    @task.llamachat(session_id=session_id, index_ids=create.output["index_ids"])
+    def decorated(topic: str, ds: str | None = None) -> str:
+        """Return a prompt with an XCom, a context variable and a template in it."""
+        return f"What is said of {topic} in {str(ds)[:2]}{{{{ ds[2:4] }}}}?"
+
+    @task
+    def report(session: str, indexes: list[str], answers: list[str], usage: dict[str, Any]) -> dict[str, Any]:
+        """Hand on what a downstream task received."""
+        return {"session": session, "indexes": indexes, "answers": answers, "usage": usage}
+
+    third = decorated("vacation")
+    told = report(session_id, create.output["index_ids"], [ask.output, later.output], ask.output["usage"])
+    delete = DeleteChatSessionOperator(task_id="delete", session_id=session_id)
+    ask >> later >> third >> told >> delete.as_teardown(setups=create)
+
+with DAG(dag_id="mapped", **COMMON) as mapped:
+    sessions = CreateChatSessionOperator.partial(task_id="create").expand(index_ids=[["idx-filings"], ["idx-handbook"]])
+    asked = SendChatMessageOperator.partial(task_id="ask", prompt=Q3).expand(session_id=sessions.output["session_id"])
+
+    @task.llamachat
+    def decorated_mapped(topic: str) -> str:
+        """Ask about one topic."""
+        return f"What about {topic}?"
+
+    more = decorated_mapped.partial(session_id=CreateChatSessionOperator(task_id="one", index_ids="idx-filings").output["session_id"])
+    DeleteChatSessionOperator.partial(task_id="delete").expand(session_id=sessions.output["session_id"]) << asked
+    more.expand(topic=["revenue"])
+
+with DAG(dag_id="retried", **COMMON) as retried:
+    opened = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+    for mode in (False, True):
+        SendChatMessageOperator(
+            task_id="deferred" if mode else "direct",
+            session_id=opened.output["session_id"],
+            prompt=f"{Q3} {'deferred' if mode else 'direct'}",
+            deferrable=mode,
+            retries=1,
+            retry_delay=0.1,
+            turn_timeout="{{ dag_run.conf.get('turn_timeout', 60) }}",
+        )
+    retried.get_task("direct") >> retried.get_task("deferred")
+
+
+class FailsAfterCreating(CreateChatSessionOperator):
+    """Loses its first try after the session exists, as a killed worker would."""
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Create, then fail once."""
+        session = super().execute(context)
+        if context["ti"].try_number == 1:
+            raise RuntimeError("the worker is lost here")
+        return session
+
+
+with DAG(dag_id="create_retried", **COMMON) as create_retried:
+    FailsAfterCreating(task_id="create", index_ids=["idx-filings"], retries=1, retry_delay=0.1)
+
+with DAG(dag_id="any_arguments", render_template_as_native_obj=True, **COMMON) as any_arguments:
+    any_create = CreateChatSessionOperator(
+        task_id="create",
+        index_ids="{{ dag_run.conf.index_ids }}",
+        project_id="{{ dag_run.conf.get('project_id') }}",
+        retries=2,
+    )
+    any_ask = SendChatMessageOperator(
+        task_id="ask",
+        session_id="{{ dag_run.conf.get('session_id') or ti.xcom_pull('create', key='session_id') }}",
+        prompt="{{ dag_run.conf.get('prompt', '') }}",
+        index_ids="{{ dag_run.conf.get('ask_index_ids') }}",
+        on_interrupted="{{ dag_run.conf.get('on_interrupted', 'fail') }}",
+        retries=2,
+    )
+    any_create >> any_ask >> DeleteChatSessionOperator(
+        task_id="delete", session_id=any_create.output["session_id"]
+    ).as_teardown(setups=any_create)
+
+with DAG(dag_id="quiet", **COMMON) as quiet:
+    quiet_create = CreateChatSessionOperator(task_id="create", index_ids="idx-filings", do_xcom_push=False)
+
+    @task
+    def open_session() -> str:
+        """Create a session with the hook."""
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        return LlamaCloudHook().create_session(["idx-filings"]).session_id
+
+    SendChatMessageOperator(task_id="ask", session_id=open_session(), prompt=Q3, do_xcom_push=False)

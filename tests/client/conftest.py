@@ -1,0 +1,32 @@
+"""Clients of the emulator, as the tests here use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.client import ClientConfig, LlamaCloudClient, no_backoff
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses() -> Iterator[None]:
+    with no_backoff():
+        yield
+
+
+@pytest.fixture
+def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfig]:
+    def build(**values: Any) -> ClientConfig:
+        defaults = {"api_key": llamacloud_emulator.api_key, "base_url": llamacloud_emulator.url, "timeout": 0.4, "max_retries": 2}
+        return ClientConfig(**{**defaults, **values})
+
+    return build
+
+
+@pytest.fixture
+def client(config: Callable[..., ClientConfig]) -> Iterator[LlamaCloudClient]:
+    with LlamaCloudClient(config(timeout=5.0)) as made:
+        yield made

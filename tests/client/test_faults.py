@@ -1,0 +1,223 @@
+"""Each fault of a plain call: what the user sees, how often it was sent, and that nothing was lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient, replaying, replies
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+
+Sender = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def send(request: pytest.FixtureRequest, config: Callable[..., ClientConfig]) -> Sender:
+    """Call a method by name on a fresh client of either kind."""
+
+    def sync(method: str, *args: Any, values: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        with LlamaCloudClient(config(**(values or {}))) as client:
+            return getattr(client, method)(*args, **kwargs)
+
+    def asynchronous(method: str, *args: Any, values: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        async def run() -> Any:
+            async with await AsyncLlamaCloudClient.open(config(**(values or {}))) as client:
+                return await getattr(client, method)(*args, **kwargs)
+
+        return asyncio.run(run())
+
+    return sync if request.param == "sync" else asynchronous
+
+
+REPLAYED = ["reset_before", "reset_after", "truncated_body", "hang", "hang_after"]
+
+
+@pytest.mark.parametrize("kind", REPLAYED)
+def test_a_lost_answer_is_asked_for_again(kind: str, send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault(kind, endpoint="projects"))
+    assert send("list_projects")
+    assert len(llamacloud_emulator.requests) == 2
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_busy_statuses_are_replayed(status: int, send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("status", status=status, times=2))
+    assert send("list_projects")
+    assert len(llamacloud_emulator.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, errors.RequestRefusedError),
+        (401, errors.AuthenticationError),
+        (402, errors.PaymentRequiredError),
+        (403, errors.PermissionDeniedError),
+        (404, errors.NotFoundError),
+        (409, errors.ConflictError),
+        (422, errors.UnprocessableError),
+        (500, errors.ServerError),
+        (501, errors.ServerError),
+    ],
+)
+def test_other_statuses_are_raised_at_once(
+    status: int, kind: type[errors.LlamaCloudError], send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", status=status, times=None, detail="because of reasons"))
+    with pytest.raises(kind, match="because of reasons") as caught:
+        send("get_session", "ses-x")
+    assert caught.value.status == status
+    assert caught.value.session_id == "ses-x"
+    assert caught.value.request_id
+    assert llamacloud_emulator.url in str(caught.value)
+    assert "default project" in str(caught.value)
+    assert len(llamacloud_emulator.requests) == 1
+
+
+@pytest.mark.parametrize(("max_retries", "sent"), [(0, 1), (1, 2), (4, 5)])
+def test_the_number_of_replays_is_the_connections(
+    max_retries: int, sent: int, send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", status=503, times=None))
+    with pytest.raises(errors.ServerError):
+        send("list_projects", values={"max_retries": max_retries})
+    assert len(llamacloud_emulator.requests) == sent
+
+
+def test_a_replayed_create_leaves_at_most_empty_sessions(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="create"))
+    session = send("create_session", [INDEX_FILINGS])
+    assert len(llamacloud_emulator.sessions) == 2
+    assert session.session_id in llamacloud_emulator.sessions
+
+
+def test_a_delete_whose_answer_was_lost_is_a_delete(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    session = send("create_session")
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="delete"))
+    assert send("delete_session", session.session_id) is None
+    assert llamacloud_emulator.deleted == [session.session_id]
+    with pytest.raises(errors.NotFoundError):
+        send("delete_session", session.session_id)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("malformed_json"), "not with what the API promises"),
+        (Fault("html", status=200), "not with what the API promises"),
+        (Fault("redirect", location="https://elsewhere.example/login?x=1"), "a redirect to 'https://elsewhere.example/login"),
+    ],
+)
+def test_an_answer_that_is_not_the_apis(
+    fault: Fault, words: str, send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(fault)
+    with pytest.raises(errors.LlamaCloudProtocolError, match=words) as caught:
+        send("get_session", "ses-x")
+    assert "Host" in str(caught.value)
+    assert len(llamacloud_emulator.requests) == 1
+
+
+def test_a_huge_answer_is_not_read_to_its_end(
+    send: Sender, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "MAX_BODY", 2**20)
+    llamacloud_emulator.inject(Fault("huge", endpoint="projects"))
+    with pytest.raises(errors.LlamaCloudProtocolError, match="more than 1 MiB"):
+        send("list_projects", values={"timeout": 5.0})
+
+
+def test_an_answer_that_dribbles_ends_at_the_total_deadline(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("delay", delay=3.0, times=None))
+    begin = time.monotonic()
+    with pytest.raises(errors.LlamaCloudTimeoutError):
+        send("list_projects", values={"timeout": 0.3, "max_retries": 50, "total_timeout": 1.0})
+    assert time.monotonic() - begin < 3.0
+
+
+def test_nobody_listens(send: Sender) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(errors.LlamaCloudConnectionError, match="could not be reached") as caught:
+        send("list_projects", values={"base_url": url, "max_retries": 0})
+    assert caught.value.accepted is False
+
+
+def test_a_wrong_key_is_told_with_the_regions(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with pytest.raises(errors.AuthenticationError) as caught:
+        send("list_projects", values={"api_key": "llx-canary-wrong"})
+    assert "canary" not in str(caught.value)
+    assert "api.cloud.eu.llamaindex.ai" in str(caught.value)
+    assert len(llamacloud_emulator.requests) == 1
+
+
+def test_422_lists_field_and_reason(send: Sender) -> None:
+    session = send("create_session")
+    with pytest.raises(errors.UnprocessableError, match="prompt: .*1000"):
+        send("send_message", session.session_id, "x" * 1001, index_ids=[INDEX_FILINGS])
+
+
+def test_a_body_that_echoes_the_key_does_not_put_it_into_the_message(
+    send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    detail = f"proxy dump: authorization={llamacloud_emulator.api_key} " + "x" * 5000
+    llamacloud_emulator.inject(Fault("status", status=403, detail=detail))
+    with pytest.raises(errors.PermissionDeniedError) as caught:
+        send("list_projects")
+    assert llamacloud_emulator.api_key not in str(caught.value)
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-4", 0.0),
+        (formatdate(time.time() + 3600, usegmt=True), 3600.0),
+        (formatdate(time.time() - 60, usegmt=True), 0.0),
+        ("soon", None),
+        ("", None),
+        ("nan", None),
+    ],
+)
+def test_retry_after_in_both_its_forms(value: str, expected: float | None) -> None:
+    seconds = replies.retry_after({"retry-after": value})
+    assert seconds == (pytest.approx(expected, abs=5) if expected is not None else None)
+
+
+def test_pauses_grow_are_jittered_and_obey_retry_after_up_to_a_cap() -> None:
+    import contextvars
+
+    def measure() -> None:
+        # Outside of the fixture's no_backoff().
+        replaying._pauses.set(True)
+        for attempt in range(1, 12):
+            longest = min(replaying.MAX_WAIT, replaying.FIRST_WAIT * 2 ** (attempt - 1))
+            drawn = {replaying.pause(attempt) for _ in range(50)}
+            assert all(longest / 2 <= seconds <= longest for seconds in drawn)
+            assert len(drawn) > 10
+        assert replaying.pause(1, 30.0) == 30.0
+        assert replaying.pause(1, 10_000.0) == replaying.MAX_RETRY_AFTER
+
+    contextvars.copy_context().run(measure)
+    assert replaying.pause(9, 30.0) == 0.0
+
+
+def test_a_proxy_from_the_environment_is_used(
+    config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A plain proxy gets an absolute URI; the emulator's server answers that by its path, so being asked proves the proxy was.
+    monkeypatch.setenv("HTTP_PROXY", llamacloud_emulator.url)
+    monkeypatch.setenv("NO_PROXY", "")
+    with LlamaCloudClient(config(base_url="http://llamacloud.invalid", timeout=5.0)) as client:
+        assert client.list_projects()
+    assert len(llamacloud_emulator.requests) == 1
