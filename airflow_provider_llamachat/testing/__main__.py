@@ -1,0 +1,108 @@
+"""``python -m airflow_provider_llamachat.testing``: the emulator as a process of its own.
+
+When it listens it prints one line, ``LlamaCloud emulator: url=... key=...``; SIGTERM and SIGINT end it in good order with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
+
+from airflow_provider_llamachat.testing import INSTALL_HINT
+from airflow_provider_llamachat.testing.settings import Settings, setting_types
+
+_NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
+
+
+def _optional(kind: type[Any]) -> Any:
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: address, keys, and every setting."""
+    found = argparse.ArgumentParser(
+        prog="python -m airflow_provider_llamachat.testing", description="A LlamaCloud on this machine, for tests."
+    )
+    found.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    found.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
+    found.add_argument("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
+    group = found.add_argument_group("behaviour, where the API's documents are silent, and pace")
+    hints = setting_types()
+    for item in fields(Settings):
+        hint = hints[item.name]
+        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        options: dict[str, Any] = {"default": item.default, "help": item.metadata["help"] + " (default: %(default)s)"}
+        if item.name == "newline":
+            options.update(choices=sorted(_NEWLINES), default="lf")
+        elif hint is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(hint) is Literal:
+            options["choices"] = list(kinds)
+        else:
+            options["type"] = _optional(kinds[0]) if kinds else hint
+        group.add_argument("--" + item.name.replace("_", "-"), **options)
+    return found
+
+
+async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
+    from airflow_provider_llamachat.testing.server import EmulatorServer
+
+    server = EmulatorServer(settings, host=arguments.host, port=arguments.port, api_keys=arguments.api_keys)
+    await server.start()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    print(f"LlamaCloud emulator: url={server.url} key={server.api_key}", flush=True)
+    await stopping.wait()
+    await server.stop()
+
+
+def _allow_many_sockets() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the emulator until a signal ends it.
+
+    :returns: exit status: 0, or 1 with a plain message when it can not start.
+    """
+    cli = parser()
+    arguments = cli.parse_args(argv)
+    values = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
+    values["newline"] = _NEWLINES[arguments.newline]
+    try:
+        settings = Settings(**values)
+    except ValueError as error:
+        cli.error(str(error))
+    _allow_many_sockets()
+    try:
+        asyncio.run(_serve(arguments, settings))
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        print(INSTALL_HINT, file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"The emulator can not start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The Airflow connection that leads to an emulator, in the two forms of ``AIRFLOW_CONN_...``.
+
+https://airflow.apache.org/docs/apache-airflow/stable/howto/connection.html#storing-connections-in-environment-variables
+"""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+
+class Reachable:
+    """Something with a base URL and a key that is accepted there."""
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+        raise NotImplementedError
+
+    @property
+    def api_key(self) -> str:
+        """A key that is accepted."""
+        raise NotImplementedError
+
+    @property
+    def airflow_connection_json(self) -> str:
+        """The connection as JSON."""
+        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url})
+
+    @property
+    def airflow_connection_uri(self) -> str:
+        """The connection as URI; the host is a whole URL, hence percent-encoded."""
+        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}"

@@ -1,0 +1,162 @@
+"""The one place for everything LlamaCloud does not document: each assumption of the emulator is a switch in :class:`Settings`.
+
+A test that must hold whatever the service does runs under both positions of the switch it depends on.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(repr=True)
+class Settings:
+    """How the emulator behaves where the API's documents are silent, and how fast it is.
+
+    Every attribute can be changed while the emulator runs and counts from the next request or event on. The help texts below
+    (also ``python -m airflow_provider_llamachat.testing --help``) say what each one assumes; the defaults are the reading that
+    seems likeliest, or the stricter one where both seem likely. A value that does not fit its type raises ``ValueError``, a
+    misspelt name ``AttributeError``.
+
+    Documented, hence without a switch: paths, statuses, limits' existence, bearer keys, event types and their fields, the
+    order of a turn's events, ``stop.is_error`` as verdict (https://developers.llamaindex.ai/reference/).
+    """
+
+    # A turn and its client
+    survives_disconnect: bool = _setting(
+        True, "a turn runs on to its end when its client is gone; off: it stops where it is, without a stop event"
+    )
+    records: Literal["start", "end"] = _setting(
+        "start", "when events enter the history: as they come to be, or the whole turn at its end"
+    )
+    concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
+        "queue",
+        "a second turn in a busy session waits (200 and keep-alives meanwhile), is refused with 409, or runs beside the first",
+    )
+    delete_while_running: Literal["finish", "refuse"] = _setting(
+        "finish", "deleting a session whose turn runs: deleted, and the stream goes on to its end; or refused with 409"
+    )
+
+    # A turn's sources
+    mismatch: Literal["refuse", "accept"] = _setting(
+        "refuse",
+        "a turn names other indexes than the locked session has: 422, or answered from what it names (order never matters)",
+    )
+    unlocked_mismatch: Literal["rebind", "refuse"] = _setting(
+        "rebind", "a bound session's first turn names other indexes: the session is bound to these, or 422"
+    )
+    binds_unbound: bool = _setting(
+        False, "the first turn of an unbound session binds it to the turn's indexes; off: index_ids stays null"
+    )
+    unknown_index: Literal["refuse", "skip"] = _setting(
+        "refuse", "a turn names an index that does not exist in the project: 404, or skipped"
+    )
+    unready_required: Literal["refuse", "error_stop"] = _setting(
+        "refuse", "require_all_indexes with an index that is not ready: 422, or a turn that fails (stop with is_error)"
+    )
+    nothing_to_query: Literal["error_stop", "answer"] = _setting(
+        "error_stop", "every index of a turn is skipped: the turn fails, or answers that there is nothing to search"
+    )
+
+    # Shapes
+    omit_shared_access: bool = _setting(
+        False, "leave shared_access out of answers, as the API did before it had the field"
+    )
+    default_shared_access: Literal["read_only", "query"] = _setting(
+        "read_only", "shared_access of a session created without one"
+    )
+    page_end: Literal["null", "omit"] = _setting("null", "next_page_token on the last page")
+    default_page_size: int = _setting(20, "items of a page when page_size is not given")
+    max_page_size: int = _setting(100, "items of a page at the most; a larger page_size gives this many")
+    max_prompt: int = _setting(1000, "characters of a prompt at the most")
+    max_indexes: int = _setting(10, "index ids that a session can be bound to at the most")
+
+    # Indexes
+    sync_seconds: float = _setting(1.0, "seconds that a sync takes; then last_synced_at moves on")
+    sync_status: str | None = _setting(None, "metadata.status while a sync runs; not given: the status stays as it was")
+
+    # Pace and form of the stream
+    turn_latency: float = _setting(0.0, "seconds from a turn's first event to its stop, spread evenly over the events")
+    delta_chars: int = _setting(24, "characters in one delta event")
+    events_per_turn: int | None = _setting(
+        None, "events in a turn's stream (deltas are cut to fit, one character at the least); wins over delta_chars"
+    )
+    answer_chars: int | None = _setting(None, "characters of an answer: the text is cut or repeated to this length")
+    keepalive_interval: float | None = _setting(
+        15.0, "seconds of silence after which a comment line is sent; 'none': never"
+    )
+    newline: Literal["\n", "\r\n", "\r"] = _setting("\n", "line end of the stream")
+
+    # Rate limit
+    requests_per_minute: int | None = _setting(None, "accepted requests of one key in a sliding minute; above it 429")
+    rate_window: float = _setting(60.0, "length in seconds of the 'minute' of requests_per_minute")
+    rate_limits: Literal["all", "turns"] = _setting("all", "what requests_per_minute counts and refuses")
+    retry_after_style: Literal["seconds", "date", "none"] = _setting("seconds", "form of Retry-After on a 429")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        hints = setting_types()
+        if name not in hints:
+            raise AttributeError(f"There is no setting {name!r}. Settings: {', '.join(hints)}")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"Setting {name} can not be {value!r}; it takes {_describe(hints[name])}")
+        object.__setattr__(self, name, value)
+
+    def update(self, **values: Any) -> None:
+        """Set several settings.
+
+        :raises AttributeError: a name that is no setting.
+        :raises ValueError: a value that does not fit.
+        """
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings as JSON values."""
+        return {item.name: getattr(self, item.name) for item in fields(Settings)}
+
+
+@functools.cache
+def setting_types() -> dict[str, Any]:
+    """The type of each setting, by name."""
+    return typing.get_type_hints(Settings)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    for choice in _choices(hint):
+        if get_origin(choice) is Literal:
+            if value in get_args(choice):
+                return True
+        elif choice is bool or isinstance(value, bool):
+            if choice is bool and isinstance(value, bool):
+                return True
+        elif choice is float:
+            if isinstance(value, (int, float)) and value >= 0:
+                return True
+        elif isinstance(value, choice) and (choice is not int or value >= 0):
+            return True
+    return False
+
+
+def _describe(hint: Any) -> str:
+    names: list[str] = []
+    for choice in _choices(hint):
+        if get_origin(choice) is Literal:
+            names.extend(repr(value) for value in get_args(choice))
+        else:
+            names.append(
+                "None"
+                if choice is type(None)
+                else f"{choice.__name__}{' (0 or more)' if choice in (int, float) else ''}"
+            )
+    return ", ".join(names)

@@ -1,0 +1,300 @@
+"""What the emulated service holds in memory: projects, indexes, sessions, and the record of turns."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_llamachat.testing import corpus
+from airflow_provider_llamachat.testing.corpus import Passage, SeededProject
+from airflow_provider_llamachat.testing.errors import ApiError
+from airflow_provider_llamachat.testing.records import TurnRecord
+from airflow_provider_llamachat.testing.settings import Settings
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.testing.turns import Turn
+
+
+def utc_text(epoch: float) -> str:
+    """A date-time with zone, as projects and indexes have it."""
+    return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@dataclass(slots=True)
+class Index:
+    """An index: its build state, its schedule of states to come, and what it knows."""
+
+    id: str
+    project_id: str
+    name: str
+    description: str | None
+    status: str
+    error_message: str | None
+    passages: tuple[Passage, ...]
+    created: float
+    last_synced_at: str | None
+    sync_in_progress: bool = False
+    sync_ends: float | None = None
+    schedule: deque[dict[str, Any]] = field(default_factory=deque)
+
+    def settle(self, now: float) -> None:
+        """Let a sync end whose time is over."""
+        if self.sync_ends is not None and now >= self.sync_ends:
+            self.last_synced_at = utc_text(self.sync_ends)
+            self.sync_ends = None
+
+    @property
+    def syncing(self) -> bool:
+        """Whether a sync runs, by its clock or because a test says so."""
+        return self.sync_in_progress or self.sync_ends is not None
+
+    def change(self, values: dict[str, Any]) -> None:
+        """Set what a test gives: status, error_message, sync_in_progress, last_synced_at.
+
+        :raises ValueError: another name.
+        """
+        for name, value in values.items():
+            if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
+                raise ValueError(f"An index has no {name!r} to set")
+            setattr(self, name, utc_text(value.timestamp()) if isinstance(value, datetime) else value)
+            if name == "sync_in_progress" and not value:
+                self.sync_ends = None
+
+    def step(self) -> None:
+        """Move one step on in the schedule; its last entry stays."""
+        if self.schedule:
+            self.change(self.schedule.popleft())
+
+    def to_json(self, settings: Settings, *, expand: bool = False) -> dict[str, Any]:
+        """The index as the API answers it."""
+        status = settings.sync_status if self.syncing and settings.sync_status is not None else self.status
+        metadata: dict[str, Any] = {"status": status}
+        if self.error_message is not None:
+            metadata["error_message"] = self.error_message
+        suffix = self.id.removeprefix("idx-")
+        return {
+            "id": self.id,
+            "created_at": utc_text(self.created),
+            "updated_at": self.last_synced_at or utc_text(self.created),
+            "name": self.name,
+            "description": self.description,
+            "project_id": self.project_id,
+            "source_directory_id": f"dir-source-{suffix}",
+            "output_directory_id": f"dir-output-{suffix}",
+            "sync_config_id": f"sync-{suffix}",
+            "export_config_id": f"export-{suffix}",
+            "last_synced_at": self.last_synced_at,
+            "last_exported_at": self.last_synced_at,
+            "metadata": metadata,
+            "sync_in_progress": self.syncing if expand else None,
+        }
+
+
+@dataclass(slots=True)
+class Session:
+    """A chat session.
+
+    :ivar number: order of creation.
+    :ivar prompts: prompts in the history, in order.
+    :ivar running: turns under way; more than one only where the settings allow it.
+    :ivar waiting: turns that were accepted and wait for the session to be free.
+    """
+
+    id: str
+    number: int
+    project_id: str
+    index_ids: list[str] | None
+    shared_access: str | None
+    updated: float
+    title: str | None = None
+    job: dict[str, Any] | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    locked: bool = False
+    running: set[Turn] = field(default_factory=set)
+    waiting: deque[Turn] = field(default_factory=deque)
+
+    def record(self, event: dict[str, Any]) -> None:
+        """Put an event into the history."""
+        self.events.append(event)
+        self.updated = time.time()
+        if event["type"] == "user_input":
+            self.prompts.append(event["content"])
+            if self.title is None:
+                content = event["content"]
+                self.title = content if len(content) <= 60 else content[:60] + "..."
+
+    def to_json(self, settings: Settings, *, full: bool = False) -> dict[str, Any]:
+        """The session as the API answers it, with its history if ``full``."""
+        data: dict[str, Any] = {
+            "session_id": self.id,
+            "generated_title": self.title,
+            "last_updated_at": datetime.fromtimestamp(self.updated, UTC)
+            .replace(tzinfo=None)
+            .isoformat(timespec="microseconds"),
+            "job_metadata": self.job,
+            "index_ids": self.index_ids,
+        }
+        if not settings.omit_shared_access:
+            data["shared_access"] = self.shared_access or settings.default_shared_access
+        if full:
+            data["events"] = self.events
+        return data
+
+
+class State:
+    """Everything that one life of the emulator, from start or reset to the next reset, remembers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sessions: dict[str, Session] = {}
+        self.deleted: list[str] = []
+        self.turns: list[TurnRecord] = []
+        self.projects: dict[str, SeededProject] = {project.id: project for project in corpus.PROJECTS}
+        self.indexes: dict[str, Index] = {}
+        self.created = time.time()
+        self._number = 0
+        for seed in corpus.INDEXES:
+            self.indexes[seed.id] = Index(
+                seed.id,
+                seed.project_id,
+                seed.name,
+                seed.description,
+                seed.status,
+                seed.error_message,
+                seed.passages,
+                self.created,
+                utc_text(self.created) if seed.status == "ready" else None,
+            )
+
+    # Projects
+
+    def project(self, project_id: str | None, organization_id: str | None) -> SeededProject:
+        """The project that a request works in.
+
+        :raises ApiError: 404 for one that does not exist (in that organization).
+        """
+        if project_id is None:
+            for project in self.projects.values():
+                if project.is_default and project.organization_id == (
+                    organization_id or corpus.DEFAULT_ORGANIZATION_ID
+                ):
+                    return project
+            raise ApiError(404, f"Organization {organization_id} not found.")
+        found = self.projects.get(project_id)
+        if found is None or organization_id not in (None, found.organization_id):
+            raise ApiError(404, f"Project {project_id} not found.")
+        return found
+
+    def project_json(self, project: SeededProject) -> dict[str, Any]:
+        """A project as the API answers it."""
+        return {
+            "name": project.name,
+            "id": project.id,
+            "created_at": utc_text(self.created),
+            "updated_at": utc_text(self.created),
+            "organization_id": project.organization_id,
+            "is_default": project.is_default,
+        }
+
+    # Indexes
+
+    def index(self, index_id: str, project_id: str) -> Index:
+        """An index of the project, settled.
+
+        :raises ApiError: 404 when it is not there, or in another project.
+        """
+        index = self.indexes.get(index_id)
+        if index is None or index.project_id != project_id:
+            raise ApiError(404, f"Index {index_id} not found.")
+        index.settle(time.time())
+        return index
+
+    def add_index(
+        self,
+        index_id: str,
+        *,
+        project_id: str = corpus.DEFAULT_PROJECT_ID,
+        name: str | None = None,
+        status: str = "ready",
+        error_message: str | None = None,
+        documents: Sequence[Any] = (),
+    ) -> None:
+        """Add an index, or replace the one of that id."""
+        if project_id not in self.projects:
+            raise ValueError(f"There is no project {project_id!r}")
+        now = time.time()
+        passages = corpus.passages_from(documents)
+        synced = utc_text(now) if status == "ready" else None
+        self.indexes[index_id] = Index(
+            index_id, project_id, name or index_id, None, status, error_message, passages, now, synced
+        )
+
+    def known_index(self, index_id: str) -> Index:
+        """An index of any project, for tests.
+
+        :raises ValueError: it does not exist.
+        """
+        if index_id not in self.indexes:
+            raise ValueError(f"There is no index {index_id!r}")
+        return self.indexes[index_id]
+
+    # Sessions
+
+    def create_session(self, project_id: str, index_ids: list[str] | None, shared_access: str | None) -> Session:
+        """Create a session."""
+        self._number += 1
+        session = Session(
+            f"ses-{secrets.token_hex(8)}", self._number, project_id, index_ids, shared_access, time.time()
+        )
+        self.sessions[session.id] = session
+        return session
+
+    def session(self, session_id: str, project_id: str) -> Session:
+        """A session of the project.
+
+        :raises ApiError: 404 when it is not there, or in another project.
+        """
+        session = self.sessions.get(session_id)
+        if session is None or session.project_id != project_id:
+            raise ApiError(404, f"Session {session_id} not found.")
+        return session
+
+    def delete_session(self, session: Session) -> None:
+        """Forget a session and its history."""
+        del self.sessions[session.id]
+        self.deleted.append(session.id)
+
+
+def page_token(place: object) -> str:
+    """An opaque token for the place after which the next page begins."""
+    return base64.urlsafe_b64encode(f"after:{place}".encode()).decode()
+
+
+def page_place(token: str) -> str:
+    """The place in a token.
+
+    :raises ApiError: 400 for text that is no token of ours.
+    """
+    try:
+        kind, _, place = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
+    except (binascii.Error, ValueError):
+        kind = place = ""
+    if kind != "after" or not place:
+        raise ApiError(400, "Invalid page token.")
+    return place
+
+
+def page_of(items: list[dict[str, Any]], token: str | None, settings: Settings) -> dict[str, Any]:
+    """One page of a list."""
+    page: dict[str, Any] = {"items": items}
+    if token is not None or settings.page_end == "null":
+        page["next_page_token"] = token
+    return page
