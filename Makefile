@@ -1,0 +1,93 @@
+# Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := airflow_provider_llamachat dags_examples tests .ci
+LONG := system or browser or matrix or chaos or bench
+
+export PYTHON
+# Whatever a command imports or starts, the user's own ~/airflow stays untouched.
+export AIRFLOW_HOME := $(CURDIR)/$(VENV)/airflow-home
+export AIRFLOW__CORE__LOAD_EXAMPLES := False
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+$(VENV)/.installed: pyproject.toml .ci/constraints.txt .ci/make-venv
+	@echo "Installing Airflow, this provider and the development tools into $(VENV) ..."
+	@.ci/make-venv $(VENV) --editable '.[dev]'
+	@touch $@
+
+# Extras for one suite each, on top of the above.
+$(VENV)/.installed-%: $(VENV)/.installed
+	@.ci/make-venv $(VENV) --editable '.[dev,$*]'
+	@touch $@
+
+.PHONY: help
+help: ## what there is
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(VENV)/.installed ## the environment (.venv) that everything below uses; made when it is needed
+
+.PHONY: demo
+demo: $(VENV)/.installed ## run the example Dag on a real Airflow against the embedded emulator, and print its XComs
+	@$(BIN)/python -m tests.system.demo
+
+.PHONY: test
+test: $(VENV)/.installed ## the test suite without the long suites below
+	$(BIN)/python -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: $(VENV)/.installed ## the same with branch coverage, which has a lower bound
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.PHONY: lint
+lint: $(VENV)/.installed ## ruff and mypy
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+.PHONY: system
+system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
+
+.PHONY: browser
+browser: $(VENV)/.installed-browser ## tests of the connection form in Chromium, which has to be there
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+
+.PHONY: matrix
+matrix: $(VENV)/.installed build ## the built wheel on each supported Airflow and Python
+	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.installed ## seeded random faults, kills and restarts
+	$(BIN)/python -m pytest -m chaos $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.installed-bench ## benchmarks beside the peers
+	$(BIN)/python -m pytest -m bench -s $(PYTEST_ARGS)
+
+.PHONY: build
+build: $(VENV)/.installed ## wheel and sdist in dist/, their content checked
+	@rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python .ci/check_dist.py dist
+	$(BIN)/twine check --strict dist/*
+
+.PHONY: constraints
+constraints: $(VENV)/.installed ## the newest versions of everything into .ci/constraints.txt
+	@head -n 2 .ci/constraints.txt > .ci/constraints.new
+	@$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+		--no-emit-package airflow-provider-llamachat pyproject.toml >> .ci/constraints.new
+	@mv .ci/constraints.new .ci/constraints.txt
+
+.PHONY: clean
+clean: ## remove everything that the commands above made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
