@@ -49,7 +49,9 @@ def _parsed_list(text: str, name: str) -> list[Any]:
             continue
         if isinstance(parsed, list | tuple):
             return list(parsed)
-    raise InvalidArgumentError(f'{name} looks like a list, but is neither a JSON nor a Python list: {_shown(text)}. Write it like ["idx-1", "idx-2"].')
+    raise InvalidArgumentError(
+        f'{name} looks like a list, but is neither a JSON nor a Python list: {_shown(text)}. Write it like ["idx-1", "idx-2"].'
+    )
 
 
 def session_id(value: Any) -> str:
@@ -71,7 +73,9 @@ def prompt(value: Any) -> str:
     :raises InvalidArgumentError: it is not a string, or blank, or contains half a surrogate pair, which can not be sent as UTF-8.
     """
     if not isinstance(value, str) or not value.strip():
-        raise InvalidArgumentError(f"prompt has to be text that is not blank, got {type(value).__name__} {_shown(value)}.")
+        raise InvalidArgumentError(
+            f"prompt has to be text that is not blank, got {type(value).__name__} {_shown(value)}."
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as problem:

@@ -191,7 +191,9 @@ def _settle(
             raise _interrupted(question, reason, problem, verdict)
         if verdict.state is State.RUNNING and not announced:
             announced = True
-            log.info("Session %s is at work on this prompt: waiting for it instead of asking again.", question.session_id)
+            log.info(
+                "Session %s is at work on this prompt: waiting for it instead of asking again.", question.session_id
+            )
         seconds = min(limits.poll * 1.5 ** min(looks - 1, 10), limits.poll_max, limits.stall_after / 4)
         yield Pause(max(0.0, min(seconds, limits.deadline - now())))
 

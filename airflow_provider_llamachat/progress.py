@@ -55,9 +55,13 @@ class TurnLog:
             case ToolCallEvent():
                 self._flush()
                 self._thinking = False
-                self._log.info("%stool call %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.arguments))
+                self._log.info(
+                    "%stool call %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.arguments)
+                )
             case ToolResultEvent():
-                self._log.debug("%stool result %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.result))
+                self._log.debug(
+                    "%stool result %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.result)
+                )
             case StopEvent():
                 self._flush()
             case _:
@@ -94,4 +98,3 @@ def _brief(value: Any) -> str:
     except (ValueError, TypeError, RecursionError):
         text = type(value).__name__
     return excerpt(text, limit=200)
-

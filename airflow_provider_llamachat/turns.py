@@ -37,7 +37,9 @@ class TurnFolder:
     ``text`` events are the answer. Deltas stand in for it only when no ``text`` event came, so that a turn is whole either way.
     """
 
-    def __init__(self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, position: int | None = None) -> None:
+    def __init__(
+        self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, position: int | None = None
+    ) -> None:
         self._session_id = session_id
         self._prompt = prompt
         self._index_ids = index_ids
@@ -89,7 +91,9 @@ class TurnFolder:
             session_id=self._session_id,
             prompt=self._prompt,
             answer="\n\n".join([*self._text, *(["".join(self._text_deltas)] if self._text_deltas else [])]),
-            thinking="\n\n".join([*self._thinking, *(["".join(self._thinking_deltas)] if self._thinking_deltas else [])]),
+            thinking="\n\n".join(
+                [*self._thinking, *(["".join(self._thinking_deltas)] if self._thinking_deltas else [])]
+            ),
             tools=list(self._tools.values()),
             usage=stop.usage if stop else Usage(),
             skipped_index_ids=list(stop.skipped_index_ids or []) if stop else [],

@@ -120,7 +120,12 @@ class AsyncLlamaCloudClient:
             yield item
 
     async def get_index(
-        self, index_id: str, *, expand_sync: bool = False, project_id: str | None = None, organization_id: str | None = None
+        self,
+        index_id: str,
+        *,
+        expand_sync: bool = False,
+        project_id: str | None = None,
+        organization_id: str | None = None,
     ) -> models.Index:
         """Read an index (GET /api/v1/indexes/{index_id})."""
         call = self._calls.index(endpoints.GET_INDEX, index_id, project_id, organization_id, expand=expand_sync)

@@ -41,7 +41,11 @@ class Calls:
         }
 
     def create(
-        self, index_ids: list[str] | None, shared_access: str | None, project_id: str | None, organization_id: str | None
+        self,
+        index_ids: list[str] | None,
+        shared_access: str | None,
+        project_id: str | None,
+        organization_id: str | None,
     ) -> Call:
         """Create a session."""
         ids = id_list(index_ids)
@@ -76,13 +80,18 @@ class Calls:
         if question.require_all_indexes:
             body["require_all_indexes"] = True
         return endpoints.STREAM_MESSAGE.call(
-            {"session_id": question.session_id}, query=self._scope(question.project_id, question.organization_id), body=body
+            {"session_id": question.session_id},
+            query=self._scope(question.project_id, question.organization_id),
+            body=body,
         )
 
     def projects(self, project_name: str | None, organization_id: str | None) -> Call:
         """List projects; the listing is not about one project."""
         return endpoints.LIST_PROJECTS.call(
-            query={"organization_id": self._scope(None, organization_id)["organization_id"], "project_name": project_name}
+            query={
+                "organization_id": self._scope(None, organization_id)["organization_id"],
+                "project_name": project_name,
+            }
         )
 
     def project(self, project_id: str, organization_id: str | None) -> Call:
@@ -93,7 +102,13 @@ class Calls:
         )
 
     def index(
-        self, endpoint: endpoints.Endpoint, index_id: str, project_id: str | None, organization_id: str | None, *, expand: bool
+        self,
+        endpoint: endpoints.Endpoint,
+        index_id: str,
+        project_id: str | None,
+        organization_id: str | None,
+        *,
+        expand: bool,
     ) -> Call:
         """Read or sync one index."""
         query = self._scope(project_id, organization_id)
@@ -172,7 +187,9 @@ def next_token(page: Any, token: str | None) -> str | None:
 def cut_stream(session_id: str) -> LlamaCloudConnectionError:
     """The doubt left by a stream that ended cleanly, but without ``stop``."""
     return LlamaCloudConnectionError(
-        f"The stream of the turn in session {session_id} ended without its stop event.", accepted=True, session_id=session_id
+        f"The stream of the turn in session {session_id} ended without its stop event.",
+        accepted=True,
+        session_id=session_id,
     )
 
 

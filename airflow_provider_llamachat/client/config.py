@@ -131,9 +131,13 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
     except ValueError:
         raise LlamaCloudConfigError(f"The connection's Host is not a URL. {advice}") from None
     if parts.username is not None or parts.password is not None:
-        raise LlamaCloudConfigError(f"The connection's Host contains user information (…@host). {advice} The key goes into the password.")
+        raise LlamaCloudConfigError(
+            f"The connection's Host contains user information (…@host). {advice} The key goes into the password."
+        )
     if parts.scheme.lower() not in {"http", "https"}:
-        raise LlamaCloudConfigError(f"The connection's Host has the scheme {parts.scheme[:20]!r}; only https (or http) works. {advice}")
+        raise LlamaCloudConfigError(
+            f"The connection's Host has the scheme {parts.scheme[:20]!r}; only https (or http) works. {advice}"
+        )
     if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-_:%\[\]]+", parts.netloc):
         raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
     path = re.sub(r"(/api(/v1)?)?/*$", "", parts.path.rstrip("/"))
@@ -169,7 +173,8 @@ def _number(name: str, value: Any, default: float, *, minimum: float, whole: boo
         number = float("nan")
     if not minimum <= number < float("inf") or (whole and number != int(number)):
         raise LlamaCloudConfigError(
-            f"The connection's {name} has to be {kind} of at least {minimum:g}, got {str(value)[:40]!r}. Correct it in the connection's extra fields."
+            f"The connection's {name} has to be {kind} of at least {minimum:g}, got {str(value)[:40]!r}. "
+            "Correct it in the connection's extra fields."
         )
     return number
 

@@ -109,7 +109,9 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
             **known,
         )
     if status >= 500:
-        raise errors.ServerError(f"{message} The server, or a proxy before it, failed; later it may work.{ticket}", retry_after=wait, **known)
+        raise errors.ServerError(
+            f"{message} The server, or a proxy before it, failed; later it may work.{ticket}", retry_after=wait, **known
+        )
     raise errors.RequestRefusedError(f"{message} The request is not one this server takes.{ticket}", **known)
 
 
@@ -143,12 +145,16 @@ def connection_error(
     known: dict[str, Any] = {"session_id": call.session_id}
     if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout):
         return errors.LlamaCloudTimeoutError(
-            f"{begin} could not be reached within {config.connect_timeout:g} s. Check Host, proxy and firewall.", accepted=False, **known
+            f"{begin} could not be reached within {config.connect_timeout:g} s. Check Host, proxy and firewall.",
+            accepted=False,
+            **known,
         )
     if isinstance(problem, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol):
         reason = excerpt(str(problem), secrets=(config.api_key,), limit=200)
         return errors.LlamaCloudConnectionError(
-            f"{begin} could not be reached ({reason}). Check Host, proxy, certificates (SSL_CERT_FILE) and firewall.", accepted=False, **known
+            f"{begin} could not be reached ({reason}). Check Host, proxy, certificates (SSL_CERT_FILE) and firewall.",
+            accepted=False,
+            **known,
         )
     if isinstance(problem, httpx.TimeoutException | TimeoutError):
         return errors.LlamaCloudTimeoutError(
@@ -176,8 +182,8 @@ def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.Llama
 def too_large(call: Call, config: ClientConfig) -> errors.LlamaCloudProtocolError:
     """The error for an answer beyond :data:`MAX_BODY`."""
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} answered with more than {MAX_BODY // 2**20} MiB, which no answer of the API needs. "
-        "Check that the connection's Host is LlamaCloud.",
+        f"Could not {purpose(call)}: {where(call, config)} answered with more than {MAX_BODY // 2**20} MiB, "
+        "which no answer of the API needs. Check that the connection's Host is LlamaCloud.",
         session_id=call.session_id,
     )
 

@@ -46,7 +46,9 @@ class EventReader:
             self._malformed += 1
             # The first few are shown: an answer that was paid for goes on, and a hostile stream does not fill the log.
             if self._malformed <= 3:
-                log.warning("Session %s: passed over a malformed event: %s", self._session_id, excerpt(sse.data, limit=200))
+                log.warning(
+                    "Session %s: passed over a malformed event: %s", self._session_id, excerpt(sse.data, limit=200)
+                )
         elif event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
             self._unknown.add(event.type)
             log.info(
@@ -74,7 +76,8 @@ class _Text:
         self.pending += len(chunk)
         if self.pending > MAX_EVENT:
             raise LlamaCloudProtocolError(
-                f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. Check that the connection's Host is LlamaCloud."
+                f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
+                "Check that the connection's Host is LlamaCloud."
             )
         return self._decode(chunk)
 
@@ -89,7 +92,9 @@ class _Text:
                 yield text
 
 
-def read_events(chunks: Iterable[bytes], session_id: str, tick: Callable[[], None] = lambda: None) -> Generator[Event, None, None]:
+def read_events(
+    chunks: Iterable[bytes], session_id: str, tick: Callable[[], None] = lambda: None
+) -> Generator[Event, None, None]:
     """Yield the events in a stream of bytes, however the bytes are cut.
 
     :param tick: called for each chunk, keep-alives included; it may raise to end the reading (a deadline).

@@ -44,7 +44,9 @@ class LlamaCloudClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -71,7 +73,10 @@ class LlamaCloudClient:
 
         :param shared_access: what the session's share link grants, ``query`` or ``read_only``; None leaves it to the server.
         """
-        return cast("models.SessionSummary", self._send(self._calls.create(index_ids, shared_access, project_id, organization_id)))
+        return cast(
+            "models.SessionSummary",
+            self._send(self._calls.create(index_ids, shared_access, project_id, organization_id)),
+        )
 
     def get_session(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
@@ -93,7 +98,9 @@ class LlamaCloudClient:
         """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat)."""
         yield from self._pages(endpoints.LIST_SESSIONS, page_size, project_id, organization_id)
 
-    def delete_session(self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> None:
+    def delete_session(
+        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> None:
         """Delete a session (DELETE /api/v1/chat/{session_id}).
 
         :raises NotFoundError: there was no such session; not raised when an earlier attempt of this very call deleted it.
@@ -117,7 +124,12 @@ class LlamaCloudClient:
         yield from self._pages(endpoints.LIST_INDEXES, page_size, project_id, organization_id)
 
     def get_index(
-        self, index_id: str, *, expand_sync: bool = False, project_id: str | None = None, organization_id: str | None = None
+        self,
+        index_id: str,
+        *,
+        expand_sync: bool = False,
+        project_id: str | None = None,
+        organization_id: str | None = None,
     ) -> models.Index:
         """Read an index (GET /api/v1/indexes/{index_id}); ``expand_sync`` asks for ``sync_in_progress`` as well."""
         call = self._calls.index(endpoints.GET_INDEX, index_id, project_id, organization_id, expand=expand_sync)

@@ -147,7 +147,10 @@ class LlamaCloudHook(BaseHook):
             return False, f"Server or Host: {problem}"
         default = next((project for project in projects if project.is_default), projects[0] if projects else None)
         if default is None:
-            return False, f"API key: {config.base_url} accepts it, but it sees no project. Check its organization and role."
+            return (
+                False,
+                f"API key: {config.base_url} accepts it, but it sees no project. Check its organization and role.",
+            )
         more = f"; the key sees {len(projects)} projects" if len(projects) > 1 else ""
         return True, f"Connected to {config.base_url}, default project {default.name!r} ({default.id}){more}."
 
@@ -180,7 +183,9 @@ class LlamaCloudHook(BaseHook):
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
     ) -> Iterator[SessionSummary]:
         """Iterate over the project's sessions, fetching pages as they are needed."""
-        return self.get_conn().list_sessions(page_size=page_size, project_id=project_id, organization_id=organization_id)
+        return self.get_conn().list_sessions(
+            page_size=page_size, project_id=project_id, organization_id=organization_id
+        )
 
     def delete_session(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None

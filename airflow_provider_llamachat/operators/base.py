@@ -87,8 +87,10 @@ class TaskMemory:
             return None
         try:
             return self._store.get(key)
-        except Exception as problem:  # the store's backends raise whatever they like
-            self._log.warning("The task state store could not be read (%s): going on without it.", type(problem).__name__)
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+            self._log.warning(
+                "The task state store could not be read (%s): going on without it.", type(problem).__name__
+            )
             self._store = None
             return None
 
@@ -98,6 +100,8 @@ class TaskMemory:
             return
         try:
             self._store.set(key, value)
-        except Exception as problem:  # the store's backends raise whatever they like
-            self._log.warning("The task state store could not be written (%s): going on without it.", type(problem).__name__)
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+            self._log.warning(
+                "The task state store could not be written (%s): going on without it.", type(problem).__name__
+            )
             self._store = None

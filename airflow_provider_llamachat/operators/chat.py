@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -85,7 +86,9 @@ class CreateChatSessionOperator(LlamaCloudOperator):
             return None
         pristine = session.job_metadata is None and set(session.index_ids or []) == set(index_ids or [])
         if not pristine or (shared_access is not None and session.shared_access not in {None, shared_access}):
-            self.log.info("Session %s of an earlier try was used or bound otherwise since: creating another one.", session_id)
+            self.log.info(
+                "Session %s of an earlier try was used or bound otherwise since: creating another one.", session_id
+            )
             return None
         self.log.info("Taking over session %s, which an earlier try created.", session_id)
         return session
@@ -222,11 +225,17 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         memory = TaskMemory(context, self.log)
         begin = opening(
-            session, prompt, retry=is_retry(context), memory=Memory.from_value(memory.get("turn")), has_store=memory.exists
+            session,
+            prompt,
+            retry=is_retry(context),
+            memory=Memory.from_value(memory.get("turn")),
+            has_store=memory.exists,
         )
         memory.set("turn", Memory(session.session_id, begin.baseline, fingerprint(prompt)).as_dict())
         if begin.resume:
-            self.log.info("This is a retry, and session %s already holds this prompt: looking before asking.", session.session_id)
+            self.log.info(
+                "This is a retry, and session %s already holds this prompt: looking before asking.", session.session_id
+            )
         return begin
 
     @staticmethod
@@ -239,9 +248,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 
         self.defer(
-            trigger=ChatTurnTrigger(
-                llamacloud_conn_id=self.llamacloud_conn_id, log_answer=self.log_answer, **question
-            ),
+            trigger=ChatTurnTrigger(llamacloud_conn_id=self.llamacloud_conn_id, log_answer=self.log_answer, **question),
             method_name="execute_complete",
             kwargs={"baseline": question["baseline"], "prompt": question["prompt"]},
         )
@@ -272,23 +279,14 @@ class SendChatMessageOperator(LlamaCloudOperator):
         empty = dict.fromkeys(("total_input_tokens", "total_output_tokens", "turns", "duration_ms"))
         self.push(context, "usage", {**empty, **(usage or {}), "try_number": context["ti"].try_number})
 
-    def _usage_on_failure(self, context: Context) -> Any:
-        return _PushUsageOnFailure(self, context)
-
-
-class _PushUsageOnFailure:
-    """Pushes what is known of a turn's cost when the block ends with a turn's failure."""
-
-    def __init__(self, operator: SendChatMessageOperator, context: Context) -> None:
-        self._operator = operator
-        self._context = context
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, problem: BaseException | None, _trace: object) -> None:
-        if isinstance(problem, ChatTurnError):
-            self._operator._push_usage(self._context, problem.usage)
+    @contextmanager
+    def _usage_on_failure(self, context: Context) -> Iterator[None]:
+        """Push what is known of the turn's cost when the block ends with its failure."""
+        try:
+            yield
+        except ChatTurnError as problem:
+            self._push_usage(context, problem.usage)
+            raise
 
 
 class DeleteChatSessionOperator(LlamaCloudOperator):

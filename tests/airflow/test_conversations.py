@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, OTHER_PROJECT_ID, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import (
+    INDEX_FILINGS,
+    INDEX_HANDBOOK,
+    OTHER_PROJECT_ID,
+    Fault,
+    LlamaCloudEmulator,
+)
+from tests.airflow.runner import DAGS, Result, run
 
-from .runner import DAGS, Result, run
-
-pytestmark = pytest.mark.usefixtures("llamacloud_connection")
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 FILE = DAGS / "conversations.py"
 
 
@@ -24,7 +29,11 @@ def test_the_whole_life_of_a_conversation(llamacloud_emulator: LlamaCloudEmulato
     session_id = result.xcom("create", "session_id")
     assert result.xcom("create", "index_ids") == [INDEX_FILINGS, INDEX_HANDBOOK]
     whole = result.xcom("create")
-    assert (whole["session_id"], whole["index_ids"], whole["job_metadata"]) == (session_id, [INDEX_FILINGS, INDEX_HANDBOOK], None)
+    assert (whole["session_id"], whole["index_ids"], whole["job_metadata"]) == (
+        session_id,
+        [INDEX_FILINGS, INDEX_HANDBOOK],
+        None,
+    )
     told = result.xcom("report")
     assert told["session"] == session_id
     assert told["answers"] == [result.xcom("ask"), result.xcom("later")]
@@ -67,7 +76,9 @@ def test_a_retry_adopts_the_answer_that_the_first_try_did_not_wait_for(llamaclou
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 2
 
 
-def test_a_retry_asks_again_when_the_server_ended_the_turn_with_an_error(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_retry_asks_again_when_the_server_ended_the_turn_with_an_error(
+    llamacloud_emulator: LlamaCloudEmulator,
+) -> None:
     for prompt in ("direct", "deferred"):
         llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt=prompt, detail="model overloaded"))
     result = go("retried")
@@ -79,7 +90,9 @@ def test_a_retry_asks_again_when_the_server_ended_the_turn_with_an_error(llamacl
 
 @pytest.mark.parametrize(("prompt", "kind"), [("direct", "sync"), ("deferred", "async")])
 def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt=prompt, times=None, detail="model overloaded"))
+    llamacloud_emulator.inject(
+        Fault("error_stop", endpoint="stream", prompt=prompt, times=None, detail="model overloaded")
+    )
     result = go("retried")
     assert result.state == "failed"
     usage = result.xcom(prompt, "usage")
@@ -110,14 +123,19 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "a choice that does not exist": ("ask", {"index_ids": [INDEX_FILINGS], "prompt": "q", "on_interrupted": "shrug"}),
     "no index at all": ("ask", {"index_ids": None, "prompt": "q"}),
     "an index that does not exist": ("create", {"index_ids": ["idx-nowhere"]}),
-    "a session that does not exist": ("ask", {"index_ids": [INDEX_FILINGS], "prompt": "q", "session_id": "ses-nowhere"}),
+    "a session that does not exist": (
+        "ask",
+        {"index_ids": [INDEX_FILINGS], "prompt": "q", "session_id": "ses-nowhere"},
+    ),
     "a project of somebody else": ("create", {"index_ids": [INDEX_FILINGS], "project_id": OTHER_PROJECT_ID}),
     "a prompt that is too long": ("ask", {"index_ids": [INDEX_FILINGS], "prompt": "x" * 1001}),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(name: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(
+    name: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     task_id, conf = BAD[name]
     result = go("any_arguments", **conf)
     assert result.state == "failed"
@@ -127,7 +145,7 @@ def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(name: str, llam
     if task_id == "ask" and "session_id" not in conf:
         assert llamacloud_emulator.sessions == {}, "the teardown deletes the session although the task before it failed"
         assert result.tasks["delete"] == ["success"]
-    sent_without_need = [r for r in llamacloud_emulator.requests if r.method == "POST" and r.status_sent == 201]
+    sent_without_need = [r for r in llamacloud_emulator.requests if r.method == "POST" and r.status == 201]
     assert len(sent_without_need) == (1 if task_id == "ask" else 0)
 
 

@@ -20,7 +20,12 @@ def _without_pauses() -> Iterator[None]:
 @pytest.fixture
 def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfig]:
     def build(**values: Any) -> ClientConfig:
-        defaults = {"api_key": llamacloud_emulator.api_key, "base_url": llamacloud_emulator.url, "timeout": 0.4, "max_retries": 2}
+        defaults = {
+            "api_key": llamacloud_emulator.api_key,
+            "base_url": llamacloud_emulator.url,
+            "timeout": 0.4,
+            "max_retries": 2,
+        }
         return ClientConfig(**{**defaults, **values})
 
     return build

@@ -10,7 +10,12 @@ import llama_cloud
 import pytest
 
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-from airflow_provider_llamachat.testing import DEFAULT_ORGANIZATION_ID, DEFAULT_PROJECT_ID, INDEX_FILINGS, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import (
+    DEFAULT_ORGANIZATION_ID,
+    DEFAULT_PROJECT_ID,
+    INDEX_FILINGS,
+    LlamaCloudEmulator,
+)
 
 SCOPE = {"project_id": DEFAULT_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID}
 
@@ -47,7 +52,10 @@ PAIRS: dict[str, tuple[Call, Call]] = {
         lambda c, _s: c.projects.list(organization_id=DEFAULT_ORGANIZATION_ID),
     ),
     "project": (lambda c, _s: c.get_project(DEFAULT_PROJECT_ID), lambda c, _s: c.projects.get(DEFAULT_PROJECT_ID)),
-    "indexes": (lambda c, _s: list(c.list_indexes(page_size=3, **SCOPE)), lambda c, _s: list(c.indexes.list(page_size=3, **SCOPE))),
+    "indexes": (
+        lambda c, _s: list(c.list_indexes(page_size=3, **SCOPE)),
+        lambda c, _s: list(c.indexes.list(page_size=3, **SCOPE)),
+    ),
     "index": (
         lambda c, _s: c.get_index(INDEX_FILINGS, expand_sync=True, **SCOPE),
         lambda c, _s: c.indexes.get(INDEX_FILINGS, expand=["sync_in_progress"], **SCOPE),
@@ -65,7 +73,9 @@ def wire(emulator: LlamaCloudEmulator, since: int, session_id: str) -> list[tupl
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_our_request_is_the_sdks_request(name: str, client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_our_request_is_the_sdks_request(
+    name: str, client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     sent = []
     for ours, one in ((True, client), (False, sdk(llamacloud_emulator))):
         llamacloud_emulator.reset()
@@ -139,7 +149,9 @@ async def _awaited(call: Call, client: AsyncLlamaCloudClient, session_id: str) -
     return await later.made
 
 
-def test_a_session_id_can_not_leave_its_path_segment(client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_session_id_can_not_leave_its_path_segment(
+    client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
 
     for session_id in ("../../x?y", "a/b", "a?b=c", "a#b", "%2e%2e", "ä ö", "a\r\nb"):
@@ -156,7 +168,9 @@ def test_a_session_id_can_not_leave_its_path_segment(client: LlamaCloudClient, l
         assert len(llamacloud_emulator.requests) == before
 
 
-def test_pages_are_fetched_when_the_iteration_comes_to_them(client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_pages_are_fetched_when_the_iteration_comes_to_them(
+    client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     made = [client.create_session().session_id for _ in range(5)]
     before = len(llamacloud_emulator.requests)
     iterator = client.list_sessions(page_size=2)
@@ -182,7 +196,9 @@ def test_project_and_organization_travel_on_every_call(
     }
 
 
-def test_unknown_fields_are_kept_and_missing_ones_are_no_error(client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_unknown_fields_are_kept_and_missing_ones_are_no_error(
+    client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     llamacloud_emulator.settings.omit_shared_access = True
     session = client.create_session([INDEX_FILINGS])
     assert session.shared_access is None

@@ -43,9 +43,9 @@ def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None)
         (["idx-1", 7], r"index_ids\[1\] has to be an index id .*got int 7"),
         (["idx-1", ""], r"index_ids\[1\]"),
         (["idx-1", None], r"index_ids\[1\].*NoneType"),
-        ("[idx-1", "neither a JSON nor a Python list"),
-        ('{"a": 1}', "neither a JSON nor a Python list"),
-        ("[" * 10_000, "neither a JSON nor a Python list"),
+        ("[idx-1", r"neither a JSON nor a Python list"),
+        ('{"a": 1}', r"neither a JSON nor a Python list"),
+        ("[" * 10_000, r"neither a JSON nor a Python list"),
     ],
 )
 def test_what_is_no_list_of_ids_is_refused_and_named(value: Any, words: str) -> None:
@@ -81,7 +81,16 @@ def test_good_text_passes_unchanged() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, True), ("True", True), (" yes", True), (1, True), ("false", False), ("0", False), ("", False), (None, False)],
+    [
+        (True, True),
+        ("True", True),
+        (" yes", True),
+        (1, True),
+        ("false", False),
+        ("0", False),
+        ("", False),
+        (None, False),
+    ],
 )
 def test_flags_come_as_rendered_text_too(value: Any, expected: bool) -> None:
     assert arguments.flag(value, "x") is expected

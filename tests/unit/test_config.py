@@ -49,13 +49,17 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
         ("https://[::1", {}, "not a URL"),
     ],
 )
-def test_a_host_that_can_not_work_is_refused_without_repeating_it(host: str | None, kwargs: dict[str, str], words: str) -> None:
+def test_a_host_that_can_not_work_is_refused_without_repeating_it(
+    host: str | None, kwargs: dict[str, str], words: str
+) -> None:
     with pytest.raises(LlamaCloudConfigError, match=words.replace("(", r"\(")) as caught:
         base_url(host, **kwargs)
     assert "llx-secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", [None, "", "  \n", "***", "********", "llx-a b", "llx-a\nb", "llx-ü", "llx-\x00", "‘llx-a’"])
+@pytest.mark.parametrize(
+    "key", [None, "", "  \n", "***", "********", "llx-a b", "llx-a\nb", "llx-ü", "llx-\x00", "\u2018llx-a\u2019"]
+)
 def test_a_key_that_can_not_be_one_is_refused_value_free(key: str | None) -> None:
     with pytest.raises(InvalidApiKeyError) as caught:
         checked_api_key(key)
@@ -78,7 +82,12 @@ def test_values_may_be_strings_as_forms_store_them() -> None:
     config = ClientConfig.build(
         api_key="llx-a", timeout=" 2.5", max_retries="0", project_id=str(project).upper(), organization_id=project
     )
-    assert (config.timeout, config.max_retries, config.project_id, config.organization_id) == (2.5, 0, str(project), str(project))
+    assert (config.timeout, config.max_retries, config.project_id, config.organization_id) == (
+        2.5,
+        0,
+        str(project),
+        str(project),
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,9 @@ def test_plain_http_is_told_from_loopback(host: str, plain: bool) -> None:
     assert ClientConfig.build(api_key="llx-a", host=host).is_plain_http is plain
 
 
-def test_there_is_one_tls_context_for_each_set_of_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def test_there_is_one_tls_context_for_each_set_of_certificates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
     first = ssl_context()
     assert first is ssl_context()
     assert first.verify_mode is ssl.CERT_REQUIRED

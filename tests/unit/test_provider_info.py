@@ -51,7 +51,11 @@ def test_it_names_every_module_of_its_folders(section: str) -> None:
 
 
 def test_the_entry_point_is_what_airflow_loads() -> None:
-    found = [point for point in metadata.entry_points(group="apache_airflow_provider") if point.name == "provider_info" and "llamachat" in point.value]
+    found = [
+        point
+        for point in metadata.entry_points(group="apache_airflow_provider")
+        if point.name == "provider_info" and "llamachat" in point.value
+    ]
     assert found, "install the package (pip install -e .) before running the tests"
     assert found[0].load()() == get_provider_info()
 
@@ -65,5 +69,7 @@ def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> Non
         "new = {m.partition('.')[0] for m in set(sys.modules) - before};"
         "print(sorted(new & {'httpx', 'pydantic', 'httpx_sse', 'tenacity', 'httpcore'}))"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603  # our own code
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )  # our own code
     assert done.stdout.strip().splitlines()[-1] == "[]"

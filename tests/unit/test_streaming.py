@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -40,7 +41,12 @@ def test_keep_alives_multi_line_data_and_empty_data(newline: str) -> None:
 
 
 def test_a_malformed_event_is_logged_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
-    bad = [block("data: {not json"), block('data: {"type": "text"}'), block("data: [1]"), block("data: " + "[" * 50_000)]
+    bad = [
+        block("data: {not json"),
+        block('data: {"type": "text"}'),
+        block("data: [1]"),
+        block("data: " + "[" * 50_000),
+    ]
     events = list(read_events([*bad, block("data: " + json.dumps(TEXT))], "ses-9"))
     assert [event.type for event in events] == ["text"]
     assert caplog.text.count("passed over a malformed event") == 3
@@ -109,7 +115,7 @@ def test_any_bytes_give_events_or_nothing_and_both_readers_agree(noise: bytes, c
 
     stream = noise + b"\n\n" + block("data: " + json.dumps(TEXT))
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    pieces = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
 
     async def collect() -> list[object]:
         return [event async for event in aread_events(_chunks(pieces), "s")]

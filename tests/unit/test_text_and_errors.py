@@ -31,7 +31,8 @@ def test_an_excerpt_is_bounded_printable_and_never_shows_the_secret(text: str, a
 
 
 @pytest.mark.parametrize(
-    "text", ['{"authorization": "Bearer llx-abc123"}', "key llx-abc123 is wrong", b"x" * 1990 + b" llx-abc123" + b"y" * 100]
+    "text",
+    ['{"authorization": "Bearer llx-abc123"}', "key llx-abc123 is wrong", b"x" * 1990 + b" llx-abc123" + b"y" * 100],
 )
 def test_credentials_are_recognized_by_their_form(text: str | bytes) -> None:
     assert "abc123" not in excerpt(text, limit=500)
@@ -47,7 +48,7 @@ def test_an_excerpt_says_how_much_there_was() -> None:
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
 def test_every_error_keeps_its_attributes_between_processes(kind: type[errors.LlamaCloudError]) -> None:
     problem = kind("what, where, what to do", status=418, request_id="req-1", session_id="ses-1")
-    again = pickle.loads(pickle.dumps(problem))  # noqa: S301  # our own bytes
+    again = pickle.loads(pickle.dumps(problem))  # our own bytes
     assert type(again) is kind
     assert (str(again), again.status, again.request_id, again.session_id) == (str(problem), 418, "req-1", "ses-1")
     assert vars(again) == vars(problem)
@@ -55,7 +56,11 @@ def test_every_error_keeps_its_attributes_between_processes(kind: type[errors.Ll
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    lines = [line for line in (errors.__doc__ or "").splitlines() if "Error" in line and ("─" in line or line.startswith("    Llama"))]
+    lines = [
+        line
+        for line in (errors.__doc__ or "").splitlines()
+        if "Error" in line and ("─" in line or line.startswith("    Llama"))
+    ]
     drawn = {line.replace("│", " ").replace("├──", "").replace("└──", "").split()[0]: "[F]" in line for line in lines}
     assert drawn == {kind.__name__: issubclass(kind, AirflowFailException) for kind in CLASSES}
 
@@ -74,7 +79,14 @@ def test_a_failure_crosses_from_trigger_to_worker_as_the_same_class(kind: type[e
 
 @pytest.mark.parametrize(
     "payload",
-    [None, "x", {}, {"state": "answered"}, {"state": "odd", "session_id": "s", "baseline": 1}, {"state": "failed", "session_id": 1, "baseline": 1}],
+    [
+        None,
+        "x",
+        {},
+        {"state": "answered"},
+        {"state": "odd", "session_id": "s", "baseline": 1},
+        {"state": "failed", "session_id": 1, "baseline": 1},
+    ],
 )
 def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
     with pytest.raises(errors.LlamaCloudError, match="not a chat turn's"):
@@ -117,7 +129,9 @@ def test_a_turn_without_deltas_is_shown_from_its_text(caplog: pytest.LogCaptureF
     assert shown(caplog, {"type": "text", "content": "one\n\ntwo"}, STOP) == ["| one", "| two"]
 
 
-def test_tools_and_thinking_are_one_line_each_and_control_characters_do_not_pass(caplog: pytest.LogCaptureFixture) -> None:
+def test_tools_and_thinking_are_one_line_each_and_control_characters_do_not_pass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     lines = shown(
         caplog,
         {"type": "thinking_delta", "content": "h"},
@@ -134,6 +148,8 @@ def test_tools_and_thinking_are_one_line_each_and_control_characters_do_not_pass
     assert sum(line.count("c") for line in lines[2:]) == 500
 
 
-def test_a_slow_answer_is_shown_before_its_line_is_full(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_answer_is_shown_before_its_line_is_full(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.progress.PATIENCE", -1.0)
     assert shown(caplog, delta("slow")) == ["| slow"]

@@ -57,14 +57,24 @@ def events(*parts: list[dict[str, Any]]) -> list[Event]:
 
 def session(*parts: list[dict[str, Any]], **fields: Any) -> Session:
     return Session.model_validate(
-        {"session_id": "ses-1", "last_updated_at": "2026-01-01T00:00:00", "events": [i for p in parts for i in p], **fields}
+        {
+            "session_id": "ses-1",
+            "last_updated_at": "2026-01-01T00:00:00",
+            "events": [i for p in parts for i in p],
+            **fields,
+        }
     )
 
 
 def test_a_whole_turn_folds_into_answer_tools_and_usage() -> None:
     folded = fold(events(turn("why?", skipped_index_ids=["idx-b"])), "ses-1", "why?")
     assert (folded.answer, folded.thinking, folded.finished, folded.is_error) == ("42", "hm", True, False)
-    assert folded.usage_as_dict() == {"total_input_tokens": 7, "total_output_tokens": 3, "turns": 1, "duration_ms": 12.5}
+    assert folded.usage_as_dict() == {
+        "total_input_tokens": 7,
+        "total_output_tokens": 3,
+        "turns": 1,
+        "duration_ms": 12.5,
+    }
     assert folded.skipped_index_ids == ["idx-b"]
     assert [(tool.name, tool.arguments, tool.result, tool.finished) for tool in folded.tools] == [
         ("retrieve", {"query": "why?"}, ["passage"], True)
@@ -123,7 +133,9 @@ def encoded(items: list[dict[str, Any]], newline: str) -> bytes:
 
 @settings(max_examples=150)
 @given(items=st.lists(_EVENT, max_size=12), data=st.data(), newline=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_folding_does_not_depend_on_how_the_bytes_are_cut(items: list[dict[str, Any]], data: st.DataObject, newline: str) -> None:
+def test_folding_does_not_depend_on_how_the_bytes_are_cut(
+    items: list[dict[str, Any]], data: st.DataObject, newline: str
+) -> None:
     stream = encoded(items, newline)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -151,7 +163,9 @@ def test_a_stream_cut_at_any_byte_gives_a_verdict_on_whole_events_only(
         assert verdict.state is State.FOREIGN
     else:
         stops = [any(getattr(e, "type", "") == "stop" for e in _until_next(arrived, i)) for i in matching]
-        assert verdict.state is (State.FINISHED if any(stops) and (stops[-1] or verdict.turn and verdict.turn.finished) else State.RUNNING)
+        assert verdict.state is (
+            State.FINISHED if any(stops) and (stops[-1] or (verdict.turn and verdict.turn.finished)) else State.RUNNING
+        )
         assert verdict.asked == len(matching)
 
 

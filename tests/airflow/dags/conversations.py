@@ -19,7 +19,9 @@ with DAG(dag_id="whole_life", **COMMON) as whole_life:
     create = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings", "idx-handbook"])
     session_id = create.output["session_id"]
     ask = SendChatMessageOperator(task_id="ask", session_id=session_id, prompt=Q3)
-    later = SendChatMessageOperator(task_id="later", session_id=session_id, prompt="And in Q2, {{ ds[:2] }}?", deferrable=True)
+    later = SendChatMessageOperator(
+        task_id="later", session_id=session_id, prompt="And in Q2, {{ ds[:2] }}?", deferrable=True
+    )
 
     @task.llamachat(session_id=session_id, index_ids=create.output["index_ids"])
     def decorated(topic: str, ds: str | None = None) -> str:
@@ -45,7 +47,9 @@ with DAG(dag_id="mapped", **COMMON) as mapped:
         """Ask about one topic."""
         return f"What about {topic}?"
 
-    more = decorated_mapped.partial(session_id=CreateChatSessionOperator(task_id="one", index_ids="idx-filings").output["session_id"])
+    more = decorated_mapped.partial(
+        session_id=CreateChatSessionOperator(task_id="one", index_ids="idx-filings").output["session_id"]
+    )
     DeleteChatSessionOperator.partial(task_id="delete").expand(session_id=sessions.output["session_id"]) << asked
     more.expand(topic=["revenue"])
 
@@ -93,9 +97,13 @@ with DAG(dag_id="any_arguments", render_template_as_native_obj=True, **COMMON) a
         on_interrupted="{{ dag_run.conf.get('on_interrupted', 'fail') }}",
         retries=2,
     )
-    any_create >> any_ask >> DeleteChatSessionOperator(
-        task_id="delete", session_id=any_create.output["session_id"]
-    ).as_teardown(setups=any_create)
+    (
+        any_create
+        >> any_ask
+        >> DeleteChatSessionOperator(task_id="delete", session_id=any_create.output["session_id"]).as_teardown(
+            setups=any_create
+        )
+    )
 
 with DAG(dag_id="quiet", **COMMON) as quiet:
     quiet_create = CreateChatSessionOperator(task_id="create", index_ids="idx-filings", do_xcom_push=False)

@@ -1,0 +1,155 @@
+"""What a batch asks: prompts as Dags give them become checked items with an identity of their own. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.endpoints import MAX_SESSION_INDEXES
+from airflow_provider_llamachat.redaction import excerpt
+from airflow_provider_llamachat.turns import fingerprint
+
+SESSION_MODES = ("per_prompt", "shared")
+
+_FIELDS = ("id", "prompt", "index_ids", "session_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The task instance that a batch belongs to; the same prompt of another run is another item."""
+
+    dag_id: str
+    task_id: str
+    run_id: str
+    map_index: int = -1
+
+    @property
+    def digest(self) -> str:
+        """Names the batch wherever it leaves something."""
+        return _digest(self.dag_id, self.task_id, self.run_id, str(self.map_index))
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a batch.
+
+    :ivar position: its place in ``prompts``, from 0.
+    :ivar id: the id the Dag gave it, None when it gave none.
+    :ivar index_ids: indexes of its own; None means the batch's, or those its session is bound to.
+    :ivar session_id: an existing session to ask in; None means one that the batch opens.
+    """
+
+    position: int
+    prompt: str
+    id: str | None = None
+    index_ids: list[str] | None = None
+    session_id: str | None = None
+
+    def key(self, scope: Scope) -> str:
+        """The item's identity across tries: batch, id (or position) and what is asked."""
+        name = f"position {self.position}" if self.id is None else f"id {self.id}"
+        return _digest(scope.digest, name, fingerprint(self.prompt))
+
+    def __str__(self) -> str:
+        return f"prompts[{self.position}]" + ("" if self.id is None else f" (id {excerpt(self.id, limit=60)!r})")
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def parse(prompts: Any, *, index_ids: list[str] | None = None, session_mode: str = "per_prompt") -> list[Item]:
+    """Check everything about a batch's prompts, and return them as items.
+
+    :param prompts: a list (or other iterable, or JSON list in a string) of prompts, or of objects with ``prompt`` and, each
+        optional, ``id``, ``index_ids``, ``session_id``.
+    :param index_ids: the batch's own indexes.
+    :raises InvalidArgumentError: naming the position of the first item that can not be asked.
+    """
+    items = [_item(position, value) for position, value in enumerate(_sequence(prompts))]
+    seen: dict[str, int] = {}
+    for item in items:
+        if item.id is not None and seen.setdefault(item.id, item.position) != item.position:
+            raise InvalidArgumentError(
+                f"{item} has the same id as prompts[{seen[item.id]}]. Ids tell items apart on a retry: make them unique, or "
+                "leave them out."
+            )
+        _check_indexes(item, index_ids, session_mode)
+    return items
+
+
+def _sequence(prompts: Any) -> Sequence[Any]:
+    value = prompts
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, list):
+            raise InvalidArgumentError(
+                f"prompts has to be a list of prompts, or a JSON list in a string, got the string {_shown(prompts)}."
+            )
+    if isinstance(value, Mapping | bytes | bytearray) or not isinstance(value, Iterable):
+        raise InvalidArgumentError(
+            f"prompts has to be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
+        )
+    return value if isinstance(value, list | tuple) else list(value)
+
+
+def _item(position: int, value: Any) -> Item:
+    where = f"prompts[{position}]"
+    if isinstance(value, Mapping):
+        unknown = [name for name in value if name not in _FIELDS]
+        if unknown:
+            raise InvalidArgumentError(
+                f"{where} has the field {_shown(unknown[0])}, which is not one of {', '.join(_FIELDS)}."
+            )
+        if "prompt" not in value:
+            raise InvalidArgumentError(f"{where} has no prompt. An object needs the field 'prompt'.")
+    elif not isinstance(value, str):
+        raise InvalidArgumentError(
+            f"{where} has to be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
+        )
+    fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
+    try:
+        given = fields.get("id")
+        if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()):
+            raise InvalidArgumentError(f"id has to be text or a whole number, got {_shown(given)}.")
+        own_session = fields.get("session_id")
+        return Item(
+            position=position,
+            prompt=arguments.prompt(fields["prompt"]),
+            id=None if given is None else str(given),
+            index_ids=arguments.id_list(fields.get("index_ids")) or None,
+            session_id=None if own_session is None else arguments.session_id(own_session),
+        )
+    except InvalidArgumentError as problem:
+        raise InvalidArgumentError(f"{where}: {problem}") from None
+
+
+def _check_indexes(item: Item, index_ids: list[str] | None, session_mode: str) -> None:
+    if item.session_id is not None:
+        return  # its session may be bound; the server's answer says so when it is asked
+    ids = item.index_ids or index_ids
+    if not ids:
+        raise InvalidArgumentError(
+            f"{item} has no indexes to ask: give index_ids to the batch, to the item, or a session_id that is bound to some."
+        )
+    if session_mode == "shared" and item.index_ids and set(item.index_ids) != set(index_ids or []):
+        raise InvalidArgumentError(
+            f"{item} names indexes of its own, but with session_mode='shared' all prompts share one session, which its first "
+            "message locks to the batch's index_ids. Use session_mode='per_prompt', or leave them out."
+        )
+    if len(ids) > MAX_SESSION_INDEXES:
+        raise InvalidArgumentError(
+            f"{item} would be asked of {len(ids)} indexes; a session can be bound to {MAX_SESSION_INDEXES} at the most."
+        )
+
+
+def _shown(value: Any) -> str:
+    return excerpt(repr(value), limit=80)

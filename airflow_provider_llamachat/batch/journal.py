@@ -1,0 +1,247 @@
+"""The batch's durable memory: part files beside the output, or the task's own state store. Blocking: not for an event loop.
+
+Part files are immutable and numbered; a later record of an item wins over an earlier one, and an answer wins over everything.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import logging
+import secrets
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.items import Scope
+from airflow_provider_llamachat.batch.records import Past
+from airflow_provider_llamachat.batch.storage import Folder, replacing, spool
+
+log = logging.getLogger(__name__)
+
+COMPACT_PARTS = 50
+"""Small part files that may lie there before they are written as one: a merge has to open each of them."""
+COMPACT_BYTES = 4 * 1024 * 1024
+"""Bytes of records since the last compaction that are kept in memory for the next one."""
+
+Line = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Results:
+    """The results as they were handed over.
+
+    :ivar counts: items by outcome.
+    :ivar lines: the results themselves, when they were not written to a file.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(records.OUTCOMES, 0))
+    input_tokens: int = 0
+    output_tokens: int = 0
+    lines: list[Line] | None = None
+
+    def add(self, line: Line) -> None:
+        """Count one result."""
+        self.counts[line["outcome"]] += 1
+        usage = line.get("usage") or {}
+        self.input_tokens += usage.get("total_input_tokens") or 0
+        self.output_tokens += usage.get("total_output_tokens") or 0
+
+
+class Journal(abc.ABC):
+    """Where records go, and where a later try finds them."""
+
+    remembers: bool = True
+    """Whether a retry finds what this try writes."""
+
+    @abc.abstractmethod
+    def load(self, positions: dict[str, int]) -> Past:
+        """Read what earlier tries left. Called once, first."""
+
+    @abc.abstractmethod
+    def write(self, batch: list[dict[str, Any]]) -> None:
+        """Make records durable, all of them or (when the process dies) some of them."""
+
+    @abc.abstractmethod
+    def opened_sessions(self) -> Iterator[str]:
+        """Ids of the sessions that this batch opened, in earlier tries too; an id may come more than once."""
+
+    @abc.abstractmethod
+    def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
+        """Put the results where they belong, in the order of the prompts.
+
+        :param missing: makes the line of an item that has no result.
+        """
+
+    @abc.abstractmethod
+    def forget(self) -> None:
+        """Remove everything: the batch is complete, and clearing its task asks anew."""
+
+
+class PartsJournal(Journal):
+    """Part files in ``<output_path>.parts/<batch>/``; at the end they become ``output_path``.
+
+    :param output_path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of the results.
+    :param scope: the task instance; another run with the same ``output_path`` keeps its parts apart.
+    """
+
+    def __init__(self, output_path: Any, scope: Scope) -> None:
+        self._target = output_path
+        self._above = Folder(output_path.parent / f"{output_path.name}.parts")
+        self._folder = Folder(output_path.parent / f"{output_path.name}.parts" / scope.digest)
+        self._nonce = secrets.token_hex(4)
+        self._number = 0
+        self._small: list[str] = []
+        self._recent: list[bytes] = []
+        self._recent_size = 0
+
+    @property
+    def url(self) -> str:
+        """Where the parts are, for messages."""
+        return self._folder.url
+
+    def load(self, positions: dict[str, int]) -> Past:
+        """Read the parts that are there; what is damaged is reported and passed over."""
+        names = self._parts()
+        self._number = max((int(name.split("-")[1]) for name in names), default=0)
+        past = Past.of(self._records(names), positions)
+        if past.damaged:
+            log.warning(
+                "%s: passed over %d damaged line(s); the items concerned are asked as if the line was not there.",
+                self.url,
+                past.damaged,
+            )
+        if past.foreign:
+            log.warning("%s: passed over %d record(s) of prompts that this batch does not have.", self.url, past.foreign)
+        return past
+
+    def _parts(self) -> list[str]:
+        ours = []
+        for name in self._folder.names():
+            pieces = name.removesuffix(".jsonl").split("-")
+            if name.endswith(".jsonl") and len(pieces) == 3 and pieces[0] == "part" and pieces[1].isdecimal():
+                ours.append(name)
+            elif not name.startswith("."):
+                log.warning("%s: passed over the file %s, which is not a part of this batch.", self.url, name)
+        return ours
+
+    def _records(self, names: list[str]) -> Iterator[dict[str, Any] | None]:
+        for name in names:
+            for line in self._folder.lines(name):
+                if line:
+                    yield records.decode(line)
+
+    def write(self, batch: list[dict[str, Any]]) -> None:
+        """Write the records as one more part."""
+        content = b"".join(records.encode(record) for record in batch)
+        self._number += 1
+        name = f"part-{self._number:08d}-{self._nonce}.jsonl"
+        self._folder.write(name, content)
+        self._small.append(name)
+        self._recent.append(content)
+        self._recent_size += len(content)
+        if len(self._small) >= COMPACT_PARTS or self._recent_size >= COMPACT_BYTES:
+            self._compact()
+
+    def _compact(self) -> None:
+        if len(self._small) > 1:
+            # Sorts after the parts that it replaces; a kill in between leaves records twice, and the later one wins.
+            name = f"part-{self._number:08d}-{self._nonce}z.jsonl"
+            self._folder.write(name, b"".join(self._recent))
+            self._folder.remove(self._small)
+        self._small.clear()
+        self._recent.clear()
+        self._recent_size = 0
+
+    def opened_sessions(self) -> Iterator[str]:
+        """See :meth:`Journal.opened_sessions`."""
+        for record in self._records(self._parts()):
+            if record is not None and (record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened"))):
+                yield record["session_id"]
+
+    def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
+        """Write the results to the output path at once, one line per item. Memory does not grow with the answers."""
+        results = Results()
+        offsets, sizes, answered = array("q", [-1]) * len(positions), array("q", [0]) * len(positions), bytearray(len(positions))
+        with spool() as lines, replacing(self._target) as output:
+            end = 0
+            for record in self._records(self._parts()):
+                if record is None or record["kind"] != "result" or (n := positions.get(record["key"])) is None or answered[n]:
+                    continue
+                line = records.encode(record["line"])
+                lines.write(line)
+                offsets[n], sizes[n], answered[n] = end, len(line), record["line"]["outcome"] == records.ANSWERED
+                end += len(line)
+            for n, offset in enumerate(offsets):
+                if offset < 0:
+                    line = records.encode(missing(n))
+                else:
+                    lines.seek(offset)
+                    line = lines.read(sizes[n])
+                results.add(json.loads(line))
+                output.write(line)
+        return results
+
+    def forget(self) -> None:
+        """Remove this batch's parts; those of other runs are left alone."""
+        self._folder.remove_self()
+        self._above.remove_if_empty()
+
+
+class MemoryJournal(Journal):
+    """Records in memory, for a batch that returns its results; with a store, a retry finds them there.
+
+    :param store: ``get(key)``, ``set(key, value)`` and ``exists``: Airflow 3.3's task state store behind
+        :class:`~..operators.base.TaskMemory`, or None.
+    """
+
+    def __init__(self, store: Any = None) -> None:
+        self._store = store
+        self.remembers = store is not None and store.exists
+        self._records: list[dict[str, Any]] = []
+        self._written = 0
+
+    def load(self, positions: dict[str, int]) -> Past:
+        """Read the store, if an earlier try left a batch unfinished there."""
+        head = self._store.get("batch") if self.remembers else None
+        if isinstance(head, dict) and head.get("open") and isinstance(head.get("parts"), int):
+            self._written = head["parts"]
+            for number in range(self._written):
+                values = self._store.get(f"batch.{number}")
+                kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
+                self._records.extend(record for record in kept if record is not None)
+        return Past.of(self._records, positions)
+
+    def write(self, batch: list[dict[str, Any]]) -> None:
+        """Keep the records; a part counts from the moment the head says so."""
+        self._records.extend(batch)
+        if self.remembers:
+            self._store.set(f"batch.{self._written}", batch)
+            self._written += 1
+            self._store.set("batch", {"open": True, "parts": self._written})
+
+    def opened_sessions(self) -> Iterator[str]:
+        """See :meth:`Journal.opened_sessions`."""
+        for record in self._records:
+            if record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened")):
+                yield record["session_id"]
+
+    def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
+        """Return the results as ``lines``."""
+        best: dict[int, Line] = {}
+        for record in self._records:
+            n = positions.get(record["key"]) if record["kind"] == "result" else None
+            if n is not None and best.get(n, {}).get("outcome") != records.ANSWERED:
+                best[n] = record["line"]
+        results = Results(lines=[best[n] if n in best else missing(n) for n in range(len(positions))])
+        for line in results.lines or []:
+            results.add(line)
+        return results
+
+    def forget(self) -> None:
+        """Mark the batch as complete."""
+        if self.remembers:
+            self._store.set("batch", {"open": False, "parts": 0})
+        self._records.clear()

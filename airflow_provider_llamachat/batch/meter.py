@@ -1,0 +1,83 @@
+"""A batch's progress as log lines: done/total, rate, tokens, failures, time left; at a cadence that a log can bear."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+EVERY = 15.0
+"""Seconds between two lines at the most."""
+AT_LEAST = 2.0
+"""Seconds between two lines at the least, however fast tenths of the batch go by."""
+
+
+class Meter:
+    """Counts what is done and says so every quarter of a minute, and at each tenth of the batch.
+
+    :param logger: where to log.
+    :param total: items of the batch.
+    :param kept: items that an earlier try had finished.
+    """
+
+    def __init__(self, logger: Any, total: int, kept: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = logger
+        self._total = total
+        self._kept = kept
+        self._clock = clock
+        self._began = self._said_at = clock()
+        self._said_tenth = self._tenth()
+        self.done = 0
+        self.failed = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    def add(self, *, answered: bool, usage: dict[str, Any] | None) -> None:
+        """Count one more item."""
+        self.done += 1
+        self.failed += not answered
+        self.input_tokens += (usage or {}).get("total_input_tokens") or 0
+        self.output_tokens += (usage or {}).get("total_output_tokens") or 0
+        if self._tenth() > self._said_tenth and self._clock() - self._said_at >= AT_LEAST:
+            self.say()
+
+    def due_in(self) -> float:
+        """Seconds until a line is due although no tenth was completed."""
+        return max(0.0, self._said_at + EVERY - self._clock())
+
+    def say(self) -> None:
+        """Log where the batch is."""
+        self._said_at = self._clock()
+        self._said_tenth = self._tenth()
+        seconds = max(self.seconds, 0.001)
+        done = self._kept + self.done
+        rate = self.done / seconds
+        left = _duration((self._total - done) / rate) if self.done else "unknown"
+        self._log.info(
+            "Batch: %d of %d done (%d %%), %d failed, %.1f a minute, %d input and %d output tokens, time left %s.",
+            done,
+            self._total,
+            100 * done // max(1, self._total),
+            self.failed,
+            60 * rate,
+            self.input_tokens,
+            self.output_tokens,
+            left,
+        )
+
+    def _tenth(self) -> int:
+        return 10 * (self._kept + getattr(self, "done", 0)) // max(1, self._total)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,147 @@
+"""The journal's records, and what an earlier try's records say about each item. No I/O.
+
+An *intent* is durable before its prompt is posted, a *result* after the turn ended; so whatever kills the process, an item
+has no intent (it was never posted), an intent (its session's history tells what became of it), or its result.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+VERSION = 1
+
+ANSWERED = "answered"
+"""The turn finished, and its answer is in the results."""
+FAILED = "failed"
+"""The turn ended with an error, or was refused, or could not be sent."""
+INTERRUPTED = "interrupted"
+"""The prompt may have been accepted, but the turn's end was not seen; it was not sent again."""
+UNASKED = "unasked"
+"""The prompt was not sent, because the batch stopped or an earlier turn of its session was interrupted."""
+OUTCOMES = (ANSWERED, FAILED, INTERRUPTED, UNASKED)
+
+
+def intent(key: str, session_id: str, baseline: int, *, opened: bool) -> dict[str, Any]:
+    """``key`` is about to be asked in a session that had ``baseline`` turns; ``opened``: the batch opened that session."""
+    return _record("intent", key=key, session_id=session_id, baseline=baseline, opened=opened)
+
+
+def result(key: str, line: dict[str, Any], *, baseline: int | None) -> dict[str, Any]:
+    """What came of ``key``: ``line`` is its line of the output."""
+    return _record("result", key=key, line=line, baseline=baseline)
+
+
+def session(session_id: str) -> dict[str, Any]:
+    """The session that all prompts share."""
+    return _record("session", session_id=session_id)
+
+
+def release(key: str) -> dict[str, Any]:
+    """The intent of ``key`` was given up before its prompt was posted."""
+    return _record("release", key=key)
+
+
+def _record(kind: str, **values: Any) -> dict[str, Any]:
+    return {"v": VERSION, "kind": kind, "at": round(time.time(), 3), **values}
+
+
+def encode(value: Any) -> bytes:
+    """One line of JSON. Half surrogates, which a model may well produce, are escaped: they do not exist in UTF-8."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+_NEEDS: dict[str, tuple[tuple[str, type], ...]] = {
+    "intent": (("key", str), ("session_id", str), ("baseline", int)),
+    "result": (("key", str), ("line", dict)),
+    "session": (("session_id", str),),
+    "release": (("key", str),),
+}
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Read a line; None for what is torn, foreign, or of a later release's form."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return checked(record)
+
+
+def checked(record: Any) -> dict[str, Any] | None:
+    """Return ``record`` if it is one of ours and whole, else None."""
+    if not isinstance(record, dict) or record.get("v") != VERSION:
+        return None
+    needs = _NEEDS.get(str(record.get("kind")))
+    if needs is None or not all(isinstance(record.get(name), kind) for name, kind in needs):
+        return None
+    if record["kind"] == "result" and record["line"].get("outcome") not in OUTCOMES:
+        return None
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Where an item was asked, or was about to be."""
+
+    session_id: str
+    baseline: int
+    opened: bool
+
+
+@dataclass(slots=True)
+class Past:
+    """What earlier tries left, by position of the item.
+
+    :ivar answered: items that need nothing any more.
+    :ivar intents: items whose session's history has to be asked before anything else.
+    :ivar shared_session: the session that all prompts share, if it was opened.
+    :ivar foreign: records of items that are not (or no longer) in the batch.
+    :ivar damaged: lines that could not be read.
+    """
+
+    answered: set[int] = field(default_factory=set)
+    intents: dict[int, Intent] = field(default_factory=dict)
+    shared_session: str | None = None
+    foreign: int = 0
+    damaged: int = 0
+
+    @classmethod
+    def of(cls, records: Iterable[dict[str, Any] | None], positions: dict[str, int]) -> Past:
+        """Go through records, oldest first; None stands for a damaged one.
+
+        :param positions: the position of each item, by its key.
+        """
+        past = cls()
+        for record in records:
+            if record is None:
+                past.damaged += 1
+                continue
+            if record["kind"] == "session":
+                past.shared_session = record["session_id"]
+                continue
+            position = positions.get(record["key"])
+            if position is None:
+                past.foreign += 1
+            elif position not in past.answered:
+                past._take(position, record)
+        return past
+
+    def _take(self, position: int, record: dict[str, Any]) -> None:
+        match record["kind"]:
+            case "intent":
+                self.intents[position] = Intent(record["session_id"], record["baseline"], bool(record.get("opened")))
+            case "release":
+                self.intents.pop(position, None)
+            case "result" if record["line"]["outcome"] == ANSWERED:
+                self.answered.add(position)
+                self.intents.pop(position, None)
+            case _:
+                # A turn that failed or was interrupted keeps its intent: the history says whether it has an answer by now.
+                pass

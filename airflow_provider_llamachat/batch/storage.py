@@ -1,0 +1,163 @@
+"""Files that are either whole or absent, on a local disk or in any object store that fsspec reaches. Blocking: not for an event loop.
+
+Locally a file is written beside its place, synced and renamed. Object stores show an object only when its upload is complete,
+so there a single upload does the same. On other remote file systems (SFTP, say) a kill in mid-write can leave a torn
+file: readers count on that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from airflow_provider_llamachat.exceptions import ChatBatchError
+from airflow_provider_llamachat.redaction import excerpt
+
+ATTEMPTS = 3
+"""How often a write or read is tried before the batch gives up."""
+
+T = TypeVar("T")
+
+
+class Folder:
+    """A folder of whole files.
+
+    :param path: an ``ObjectStoragePath``, another universal path, a ``pathlib.Path``, or local path text.
+    """
+
+    def __init__(self, path: Any) -> None:
+        self.url = str(path)
+        fs = getattr(path, "fs", None)
+        if fs is None:
+            import fsspec
+
+            fs, self._root = fsspec.filesystem("file"), str(Path(path).absolute())
+        else:
+            self._root = str(path.path)
+        self._fs: Any = fs
+        protocols = [fs.protocol] if isinstance(fs.protocol, str) else list(fs.protocol)
+        self._is_local = "file" in protocols
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+    def names(self) -> list[str]:
+        """Names of the files there, sorted; none when the folder does not exist."""
+        return sorted(self._trying("list", self._names))
+
+    def _names(self) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            return [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in self._fs.ls(self._root, detail=True)]
+        except FileNotFoundError:
+            return []
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, durably."""
+        self._trying("write to", lambda: self._write(name, content))
+
+    def _write(self, name: str, content: bytes) -> None:
+        if not self._is_local:
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(self._at(name), content)
+            return
+        root = Path(self._root)
+        root.mkdir(parents=True, exist_ok=True)
+        beside = root / f".{name}.{os.getpid()}"
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _rename(beside, root / name)
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a file, one at a time, without their ends."""
+        with self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file:
+            for line in file:
+                yield line.rstrip(b"\n")
+
+    def remove(self, names: list[str]) -> None:
+        """Remove files; those that are gone already are no error."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._at(name))
+
+    def remove_self(self) -> None:
+        """Remove the folder and everything in it."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._root, recursive=True)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder if nothing is in it; object stores have no empty folders anyway."""
+        with contextlib.suppress(OSError, NotImplementedError):
+            if not self._names():
+                self._fs.rmdir(self._root)
+
+    def _trying(self, what: str, action: Callable[[], T]) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except Exception as problem:  # noqa: BLE001  # file systems raise whatever their libraries do
+                if attempt == ATTEMPTS:
+                    reason = excerpt(f"{type(problem).__name__}: {problem}", limit=300)
+                    raise ChatBatchError(f"Could not {what} {self.url}: {reason}") from problem
+                time.sleep(0.3 * 4 ** (attempt - 1))
+        raise AssertionError("the last attempt returns or raises")  # pragma: no cover  # for the type checker only
+
+
+@contextlib.contextmanager
+def replacing(target: Any) -> Iterator[IO[bytes]]:
+    """Give a file to write to, and put it in ``target``'s place when the block has ended well; on an error nothing changes.
+
+    :param target: as for :class:`Folder`, the path of one file.
+    """
+    parent = Folder(target.parent if hasattr(target, "parent") else Path(target).parent)
+    name = str(target).rstrip("/").rpartition("/")[2]
+    if parent._is_local:
+        root = Path(parent._root)
+        root.mkdir(parents=True, exist_ok=True)
+        beside = root / f".{name}.{os.getpid()}"
+        try:
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _rename(beside, root / name)
+        finally:
+            beside.unlink(missing_ok=True)
+        return
+    with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
+        yield file
+        file.flush()
+        parent._trying("write to", lambda: _upload(parent, file.name, name))
+
+
+def _upload(parent: Folder, local: str, name: str) -> None:
+    parent._fs.makedirs(parent._root, exist_ok=True)
+    parent._fs.put_file(local, parent._at(name))
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)
+    # The rename itself is durable only when the directory is.
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def spool() -> IO[bytes]:
+    """A temporary local file, gone when it is closed."""
+    return tempfile.TemporaryFile(prefix="llamachat-batch-")
+
+
+def copy(source: IO[bytes], target: IO[bytes]) -> None:
+    """Copy one open file into another, piece by piece."""
+    shutil.copyfileobj(source, target, 1 << 20)

@@ -1,0 +1,105 @@
+"""The API key is in no log, no exception, no repr, no XCom, no rendered field, no trigger row: a search for a canary."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import traceback
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
+from tests.airflow.runner import DAGS, run
+
+
+def metadata_as_text() -> str:
+    """Everything in Airflow's metadata database."""
+    from airflow.settings import engine
+    from sqlalchemy import MetaData, select
+
+    tables = MetaData()
+    tables.reflect(bind=engine)
+    lines = []
+    with engine.connect() as connection:
+        for table in tables.sorted_tables:
+            lines += [f"{table.name}: {tuple(row)!r}" for row in connection.execute(select(table))]
+    return "\n".join(lines)
+
+
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+def test_the_key_is_nowhere_after_a_run_with_faults(
+    llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    key = llamacloud_emulator.api_key
+    caplog.set_level("DEBUG")
+    llamacloud_emulator.inject(Fault("status", endpoint="create", status=503, detail=f"dump: Bearer {key}"))
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="direct", detail=f"my key is {key}"))
+    llamacloud_emulator.inject(Fault("garbage", endpoint="stream", prompt="deferred", detail=key))
+    result = run(DAGS / "conversations.py", "retried")
+    assert result.state == "success"
+    out, err = capfd.readouterr()
+    database = metadata_as_text()
+    assert "retried" in database
+    for name, text in {
+        "log": caplog.text,
+        "stdout": out,
+        "stderr": err,
+        "database": database,
+        "xcoms": repr(result),
+    }.items():
+        assert key not in text, f"the key is in the {name}: …{text[max(0, text.find(key) - 300) : text.find(key)]}"
+
+
+def _canaries(host: str) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        ("llx-canary-wrong", {"host": host}),
+        ("llx-canary-newline\n", {"host": host}),
+        ("llx-canary blank", {"host": host}),
+        ("llx-canary-ü", {"host": host}),
+        ("llx-canary-ok", {"host": "http://127.0.0.1:9"}),
+        ("llx-canary-url", {"host": "https://llx-canary-url@example.com"}),
+    ]
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_no_failure_shows_the_key(
+    number: int,
+    llamacloud_emulator: LlamaCloudEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import json
+
+    password, values = _canaries(llamacloud_emulator.url)[number]
+    connection = {"conn_type": "llamacloud", "password": password, "extra": {"max_retries": 0, "timeout": 2}, **values}
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
+    caplog.set_level("DEBUG")
+    hook = LlamaCloudHook()
+    shown = [repr(hook), str(hook.test_connection())]
+
+    async def deferred() -> None:
+        trigger = ChatTurnTrigger(
+            llamacloud_conn_id="llamacloud_default",
+            session_id="s",
+            prompt="p",
+            index_ids=[INDEX_FILINGS],
+            baseline=0,
+            deadline=0.0,
+        )
+        shown.append(repr(trigger) + repr(trigger.serialize()))
+        async for event in trigger.run():
+            shown.append(repr(event) + str(event.payload))
+
+    asyncio.run(deferred())
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # whatever it is, it must not show the key
+        hook.create_session([INDEX_FILINGS])
+    shown.append("".join(traceback.format_exception(caught.value)))
+    shown.append(repr(pickle.dumps(caught.value)))
+    if hook._client is not None:
+        shown += [repr(hook._client), repr(hook._client.config)]
+    for text in [*shown, caplog.text]:
+        assert "canary" not in text.replace("example.com", ""), text
+    assert not hook.test_connection()[0]
