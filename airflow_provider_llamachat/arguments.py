@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -55,10 +55,14 @@ def _parsed_list(text: str, name: str) -> list[Any]:
 
 
 def session_id(value: Any) -> str:
-    """Return ``value`` as a session id.
+    """Return ``value`` as a session id; a whole session, as ``CreateChatSessionOperator`` returns it, stands for its id.
+
+    The latter is for mapped tasks: Airflow maps over return values only, not over XComs with another key.
 
     :raises InvalidArgumentError: it is not a string, or empty, or what an XCom that was never pushed renders to.
     """
+    if isinstance(value, Mapping):
+        value = value.get("session_id")
     if not isinstance(value, str) or value.strip() in _NOTHING:
         raise InvalidArgumentError(
             f"session_id has to be the id of a chat session, got {type(value).__name__} {_shown(value)}. "

@@ -105,7 +105,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     API: POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
-    :param session_id: the session to ask in, normally ``create.output["session_id"]``. (templated)
+    :param session_id: the session to ask in, normally ``create.output["session_id"]``; to map over sessions,
+        ``create.output`` (Airflow maps over return values only). (templated)
     :param prompt: what to ask; the API takes at most 1,000 characters today. (templated)
     :param index_ids: indexes to use; None means those the session is bound to. (templated)
     :param require_all_indexes: refuse the turn when an index is not ready, instead of leaving it out and naming it in
@@ -133,7 +134,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def __init__(
         self,
         *,
-        session_id: str,
+        session_id: str | dict[str, Any],
         prompt: str,
         index_ids: list[str] | str | None = None,
         require_all_indexes: bool | str = False,
@@ -294,7 +295,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
 
     API: DELETE /api/v1/chat/{session_id} (https://developers.llamaindex.ai/reference/).
 
-    :param session_id: the session to delete. (templated)
+    :param session_id: the session to delete, or the whole session as its task returned it. (templated)
     :param ignore_missing: a session that does not exist (any more), or that was never created because the task before failed,
         is no error. (templated)
     :raises NotFoundError: there is no such session, and ``ignore_missing`` is false.
@@ -302,7 +303,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
 
     template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "session_id", "ignore_missing")
 
-    def __init__(self, *, session_id: str, ignore_missing: bool | str = True, **kwargs: Any) -> None:
+    def __init__(self, *, session_id: str | dict[str, Any], ignore_missing: bool | str = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.session_id = session_id
         self.ignore_missing = ignore_missing

@@ -62,7 +62,7 @@ def test_a_json_list_gives_what_the_list_gives(ids: list[str]) -> None:
     assert arguments.id_list(repr(ids)) == arguments.id_list(ids)
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "None", 3, ["ses-1"]])
+@pytest.mark.parametrize("value", [None, "", " ", "None", 3, ["ses-1"], {}, {"session_id": None}])
 def test_a_session_id_that_never_was_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r'create\.output\["session_id"\]'):
         arguments.session_id(value)
@@ -77,6 +77,7 @@ def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
 def test_good_text_passes_unchanged() -> None:
     assert arguments.prompt(" why? \n") == " why? \n"
     assert arguments.session_id(" ses-1 ") == "ses-1"
+    assert arguments.session_id({"session_id": "ses-1", "index_ids": None}) == "ses-1"
 
 
 @pytest.mark.parametrize(

@@ -40,18 +40,17 @@ with DAG(dag_id="whole_life", **COMMON) as whole_life:
 
 with DAG(dag_id="mapped", **COMMON) as mapped:
     sessions = CreateChatSessionOperator.partial(task_id="create").expand(index_ids=[["idx-filings"], ["idx-handbook"]])
-    asked = SendChatMessageOperator.partial(task_id="ask", prompt=Q3).expand(session_id=sessions.output["session_id"])
+    asked = SendChatMessageOperator.partial(task_id="ask", prompt=Q3).expand(session_id=sessions.output)
 
-    @task.llamachat
+    one = CreateChatSessionOperator(task_id="one", index_ids="idx-filings")
+
+    @task.llamachat(session_id=one.output["session_id"])
     def decorated_mapped(topic: str) -> str:
         """Ask about one topic."""
         return f"What about {topic}?"
 
-    more = decorated_mapped.partial(
-        session_id=CreateChatSessionOperator(task_id="one", index_ids="idx-filings").output["session_id"]
-    )
-    DeleteChatSessionOperator.partial(task_id="delete").expand(session_id=sessions.output["session_id"]) << asked
-    more.expand(topic=["revenue"])
+    decorated_mapped.expand(topic=["revenue"])
+    asked >> DeleteChatSessionOperator.partial(task_id="delete").expand(session_id=sessions.output)
 
 with DAG(dag_id="retried", **COMMON) as retried:
     opened = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
