@@ -55,9 +55,15 @@ class Committer:
     async def commit(self, *records: dict[str, Any]) -> None:
         """Hand over records and wait until they, and all before them, are durable."""
         self.note(*records)
+        # In the group that is collected now, or, for no records, in the one that is being written: both end in order.
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
+
+    async def durable(self) -> None:
+        """Wait until everything handed over so far is durable; returns at once when it is."""
+        if self._records or self._writing.locked():
+            await self.commit()
 
     async def _run(self) -> None:
         while True:

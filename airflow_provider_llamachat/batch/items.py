@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.endpoints import MAX_SESSION_INDEXES
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 from airflow_provider_llamachat.turns import fingerprint
 
@@ -118,7 +118,9 @@ def _item(position: int, value: Any) -> Item:
     fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
     try:
         given = fields.get("id")
-        if given is not None and (isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()):
+        if given is not None and (
+            isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()
+        ):
             raise InvalidArgumentError(f"id has to be text or a whole number, got {_shown(given)}.")
         own_session = fields.get("session_id")
         return Item(

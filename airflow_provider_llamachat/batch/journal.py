@@ -17,7 +17,7 @@ from typing import Any
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.records import Past
-from airflow_provider_llamachat.batch.storage import Folder, replacing, spool
+from airflow_provider_llamachat.batch.storage import Folder, spool
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,20 @@ class Journal(abc.ABC):
         """Make records durable, all of them or (when the process dies) some of them."""
 
     @abc.abstractmethod
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        """All records, oldest first; None stands for a damaged one."""
+
+    def past(self, positions: dict[str, int]) -> Past:
+        """What the records say at present."""
+        return Past.of(self.records(), positions)
+
     def opened_sessions(self) -> Iterator[str]:
         """Ids of the sessions that this batch opened, in earlier tries too; an id may come more than once."""
+        for record in self.records():
+            if record is not None and (
+                record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened"))
+            ):
+                yield record["session_id"]
 
     @abc.abstractmethod
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
@@ -88,7 +100,8 @@ class PartsJournal(Journal):
     """
 
     def __init__(self, output_path: Any, scope: Scope) -> None:
-        self._target = output_path
+        self._name = output_path.name
+        self._beside = Folder(output_path.parent)
         self._above = Folder(output_path.parent / f"{output_path.name}.parts")
         self._folder = Folder(output_path.parent / f"{output_path.name}.parts" / scope.digest)
         self._nonce = secrets.token_hex(4)
@@ -104,9 +117,8 @@ class PartsJournal(Journal):
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the parts that are there; what is damaged is reported and passed over."""
-        names = self._parts()
-        self._number = max((int(name.split("-")[1]) for name in names), default=0)
-        past = Past.of(self._records(names), positions)
+        self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
+        past = self.past(positions)
         if past.damaged:
             log.warning(
                 "%s: passed over %d damaged line(s); the items concerned are asked as if the line was not there.",
@@ -114,7 +126,9 @@ class PartsJournal(Journal):
                 past.damaged,
             )
         if past.foreign:
-            log.warning("%s: passed over %d record(s) of prompts that this batch does not have.", self.url, past.foreign)
+            log.warning(
+                "%s: passed over %d record(s) of prompts that this batch does not have.", self.url, past.foreign
+            )
         return past
 
     def _parts(self) -> list[str]:
@@ -127,8 +141,9 @@ class PartsJournal(Journal):
                 log.warning("%s: passed over the file %s, which is not a part of this batch.", self.url, name)
         return ours
 
-    def _records(self, names: list[str]) -> Iterator[dict[str, Any] | None]:
-        for name in names:
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        """See :meth:`Journal.records`."""
+        for name in self._parts():
             for line in self._folder.lines(name):
                 if line:
                     yield records.decode(line)
@@ -155,20 +170,23 @@ class PartsJournal(Journal):
         self._recent.clear()
         self._recent_size = 0
 
-    def opened_sessions(self) -> Iterator[str]:
-        """See :meth:`Journal.opened_sessions`."""
-        for record in self._records(self._parts()):
-            if record is not None and (record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened"))):
-                yield record["session_id"]
-
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Write the results to the output path at once, one line per item. Memory does not grow with the answers."""
         results = Results()
-        offsets, sizes, answered = array("q", [-1]) * len(positions), array("q", [0]) * len(positions), bytearray(len(positions))
-        with spool() as lines, replacing(self._target) as output:
+        offsets, sizes, answered = (
+            array("q", [-1]) * len(positions),
+            array("q", [0]) * len(positions),
+            bytearray(len(positions)),
+        )
+        with spool() as lines, self._beside.replacing(self._name) as output:
             end = 0
-            for record in self._records(self._parts()):
-                if record is None or record["kind"] != "result" or (n := positions.get(record["key"])) is None or answered[n]:
+            for record in self.records():
+                if (
+                    record is None
+                    or record["kind"] != "result"
+                    or (n := positions.get(record["key"])) is None
+                    or answered[n]
+                ):
                     continue
                 line = records.encode(record["line"])
                 lines.write(line)
@@ -212,7 +230,7 @@ class MemoryJournal(Journal):
                 values = self._store.get(f"batch.{number}")
                 kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
                 self._records.extend(record for record in kept if record is not None)
-        return Past.of(self._records, positions)
+        return self.past(positions)
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Keep the records; a part counts from the moment the head says so."""
@@ -222,11 +240,9 @@ class MemoryJournal(Journal):
             self._written += 1
             self._store.set("batch", {"open": True, "parts": self._written})
 
-    def opened_sessions(self) -> Iterator[str]:
-        """See :meth:`Journal.opened_sessions`."""
-        for record in self._records:
-            if record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened")):
-                yield record["session_id"]
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        """See :meth:`Journal.records`."""
+        yield from self._records
 
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Return the results as ``lines``."""

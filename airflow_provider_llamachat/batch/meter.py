@@ -25,12 +25,12 @@ class Meter:
         self._total = total
         self._kept = kept
         self._clock = clock
-        self._began = self._said_at = clock()
-        self._said_tenth = self._tenth()
         self.done = 0
         self.failed = 0
         self.input_tokens = 0
         self.output_tokens = 0
+        self._began = self._said_at = clock()
+        self._said_tenth = self._tenth()
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class Meter:
         )
 
     def _tenth(self) -> int:
-        return 10 * (self._kept + getattr(self, "done", 0)) // max(1, self._total)
+        return 10 * (self._kept + self.done) // max(1, self._total)
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ class Folder:
         self.url = str(path)
         fs = getattr(path, "fs", None)
         if fs is None:
-            import fsspec
+            import fsspec  # type: ignore[import-untyped]  # it ships no types
 
             fs, self._root = fsspec.filesystem("file"), str(Path(path).absolute())
         else:
@@ -76,6 +75,31 @@ class Folder:
             os.fsync(file.fileno())
         _rename(beside, root / name)
 
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[IO[bytes]]:
+        """Give a file to write to, and put it in place when the block has ended well; on an error nothing changes."""
+        if self._is_local:
+            root = Path(self._root)
+            root.mkdir(parents=True, exist_ok=True)
+            beside = root / f".{name}.{os.getpid()}"
+            try:
+                with beside.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                _rename(beside, root / name)
+            finally:
+                beside.unlink(missing_ok=True)
+            return
+        with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
+            yield file
+            file.flush()
+            self._trying("write to", lambda: self._upload(file.name, name))
+
+    def _upload(self, local: str, name: str) -> None:
+        self._fs.makedirs(self._root, exist_ok=True)
+        self._fs.put_file(local, self._at(name))
+
     def lines(self, name: str) -> Iterator[bytes]:
         """The lines of a file, one at a time, without their ends."""
         with self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file:
@@ -103,44 +127,12 @@ class Folder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except Exception as problem:  # noqa: BLE001  # file systems raise whatever their libraries do
+            except Exception as problem:  # file systems raise whatever their libraries do
                 if attempt == ATTEMPTS:
                     reason = excerpt(f"{type(problem).__name__}: {problem}", limit=300)
                     raise ChatBatchError(f"Could not {what} {self.url}: {reason}") from problem
                 time.sleep(0.3 * 4 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover  # for the type checker only
-
-
-@contextlib.contextmanager
-def replacing(target: Any) -> Iterator[IO[bytes]]:
-    """Give a file to write to, and put it in ``target``'s place when the block has ended well; on an error nothing changes.
-
-    :param target: as for :class:`Folder`, the path of one file.
-    """
-    parent = Folder(target.parent if hasattr(target, "parent") else Path(target).parent)
-    name = str(target).rstrip("/").rpartition("/")[2]
-    if parent._is_local:
-        root = Path(parent._root)
-        root.mkdir(parents=True, exist_ok=True)
-        beside = root / f".{name}.{os.getpid()}"
-        try:
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _rename(beside, root / name)
-        finally:
-            beside.unlink(missing_ok=True)
-        return
-    with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
-        yield file
-        file.flush()
-        parent._trying("write to", lambda: _upload(parent, file.name, name))
-
-
-def _upload(parent: Folder, local: str, name: str) -> None:
-    parent._fs.makedirs(parent._root, exist_ok=True)
-    parent._fs.put_file(local, parent._at(name))
 
 
 def _rename(source: Path, target: Path) -> None:
@@ -156,8 +148,3 @@ def _rename(source: Path, target: Path) -> None:
 def spool() -> IO[bytes]:
     """A temporary local file, gone when it is closed."""
     return tempfile.TemporaryFile(prefix="llamachat-batch-")
-
-
-def copy(source: IO[bytes], target: IO[bytes]) -> None:
-    """Copy one open file into another, piece by piece."""
-    shutil.copyfileobj(source, target, 1 << 20)

@@ -18,6 +18,7 @@ from airflow_provider_llamachat.client import calls, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
 from airflow_provider_llamachat.client.streaming import aread_events
 from airflow_provider_llamachat.client.sync import Observer
+from airflow_provider_llamachat.client.throttle import Throttle, passing
 from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask
 
 
@@ -28,8 +29,9 @@ class AsyncLlamaCloudClient:
     which takes tens of milliseconds.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
+    def __init__(self, config: ClientConfig, *, throttle: Throttle | None = None) -> None:
         self.config = config
+        self.throttle = throttle
         self._calls = calls.Calls(config)
         self._http = httpx.AsyncClient(
             base_url=config.base_url,
@@ -42,11 +44,14 @@ class AsyncLlamaCloudClient:
         )
 
     @classmethod
-    async def open(cls, config: ClientConfig) -> Self:
-        """Make a client without blocking the event loop."""
+    async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
+        """Make a client without blocking the event loop.
+
+        :param throttle: a gate that every request of this client passes; None lets them pass freely.
+        """
         if not ssl_context_is_ready():
             await asyncio.to_thread(ssl_context)
-        return cls(config)
+        return cls(config, throttle=throttle)
 
     async def __aenter__(self) -> Self:
         return self
@@ -239,25 +244,27 @@ class AsyncLlamaCloudClient:
             if time.time() > deadline:
                 raise TimeoutError
 
-        try:
-            async with self._http.stream(
-                call.endpoint.method,
-                call.url,
-                params=call.query,
-                json=call.body,
-                headers={"Accept": "text/event-stream"},
-                timeout=calls.stream_timeouts(self.config, deadline),
-            ) as response:
-                if not calls.is_event_stream(response):
-                    reply = replies.Reply(response.status_code, response.headers, await self._read(call, response))
-                    replies.raise_for_status(call, reply, self.config)
-                    raise replies.not_a_stream(call, reply, self.config)
-                accepted = True
-                async with aclosing(aread_events(response.aiter_bytes(), asked.session_id, tick)) as events:
-                    async for event in events:
-                        yield event
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
-            raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
+        async with passing(self.throttle) as passage:
+            try:
+                async with self._http.stream(
+                    call.endpoint.method,
+                    call.url,
+                    params=call.query,
+                    json=call.body,
+                    headers={"Accept": "text/event-stream"},
+                    timeout=calls.stream_timeouts(self.config, deadline),
+                ) as response:
+                    passage.answered(response.status_code, replies.retry_after(response.headers))
+                    if not calls.is_event_stream(response):
+                        reply = replies.Reply(response.status_code, response.headers, await self._read(call, response))
+                        replies.raise_for_status(call, reply, self.config)
+                        raise replies.not_a_stream(call, reply, self.config)
+                    accepted = True
+                    async with aclosing(aread_events(response.aiter_bytes(), asked.session_id, tick)) as events:
+                        async for event in events:
+                            yield event
+            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+                raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
     async def _pages(
         self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
@@ -287,14 +294,17 @@ class AsyncLlamaCloudClient:
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
     async def _attempt(self, call: endpoints.Call) -> replies.Reply:
-        try:
-            async with (
-                asyncio.timeout(self.config.total_timeout),
-                self._http.stream(call.endpoint.method, call.url, params=call.query, json=call.body) as response,
-            ):
-                return replies.Reply(response.status_code, response.headers, await self._read(call, response))
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
-            raise replies.connection_error(call, problem, self.config) from None
+        # The gate comes before the clock: waiting for it is not the server's silence.
+        async with passing(self.throttle) as passage:
+            try:
+                async with (
+                    asyncio.timeout(self.config.total_timeout),
+                    self._http.stream(call.endpoint.method, call.url, params=call.query, json=call.body) as response,
+                ):
+                    passage.answered(response.status_code, replies.retry_after(response.headers))
+                    return replies.Reply(response.status_code, response.headers, await self._read(call, response))
+            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+                raise replies.connection_error(call, problem, self.config) from None
 
     async def _read(self, call: endpoints.Call, response: httpx.Response) -> bytes:
         body = bytearray()

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 log = logging.getLogger(__name__)
 
@@ -27,23 +28,24 @@ _RECOVERY = 0.99
 
 
 class Passage:
-    """One request's way through the gate. :meth:`answered` has to be called once, whatever came of the request."""
+    """One request's way through the gate (or, without a throttle, past it)."""
 
-    __slots__ = ("_throttle", "arrived_by", "started")
+    __slots__ = ("_leave", "arrived_by", "started")
 
-    def __init__(self, throttle: Throttle, started: float) -> None:
-        self._throttle = throttle
+    def __init__(self, leave: Callable[[Passage, int | None, float | None], None] | None, started: float = 0.0) -> None:
+        self._leave = leave
         self.started = started
         self.arrived_by: float | None = None
 
     def answered(self, status: int | None, retry_after: float | None = None) -> None:
-        """Tell what came of the request.
+        """Tell what came of the request; only the first telling counts.
 
         :param status: the HTTP status; None when there was no answer.
         :param retry_after: seconds that a 429 asked to wait, None when it did not say.
         """
-        if self.arrived_by is None:
-            self._throttle._leave(self, status, retry_after)
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave(self, status, retry_after)
 
 
 class Throttle:
@@ -102,7 +104,7 @@ class Throttle:
                 while (delay := self._delay(self._clock())) > 0:
                     await self._sleep(delay)
                 now = self._clock()
-                passage = Passage(self, now)
+                passage = Passage(self._leave, now)
                 self._next = now + self._spacing
                 self._recent.append(passage)
                 return passage
@@ -150,3 +152,13 @@ class Throttle:
             self._paused_until - now,
             60.0 / self._spacing,
         )
+
+
+@asynccontextmanager
+async def passing(throttle: Throttle | None) -> AsyncIterator[Passage]:
+    """Wait at the gate, if there is one, and let the request be counted whatever comes of it."""
+    passage = Passage(None) if throttle is None else await throttle.enter()
+    try:
+        yield passage
+    finally:
+        passage.answered(None)

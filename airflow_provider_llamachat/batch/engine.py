@@ -1,0 +1,421 @@
+"""What a batch asks when: one event loop, bounded concurrency, and an intent that is durable before each prompt is posted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
+from airflow_provider_llamachat.batch.meter import Meter
+from airflow_provider_llamachat.batch.preparing import Options, Prepared, Preparer, SharedSessionError
+from airflow_provider_llamachat.exceptions import (
+    AuthenticationError,
+    ChatBatchError,
+    ChatTurnInterruptedError,
+    LlamaCloudError,
+    NotFoundError,
+    PaymentRequiredError,
+)
+from airflow_provider_llamachat.redaction import excerpt
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.batch.items import Item, Scope
+    from airflow_provider_llamachat.batch.journal import Journal, Results
+    from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.models import ChatTurn
+
+FATAL = (AuthenticationError, PaymentRequiredError)
+"""Refusals that every other item would meet as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a batch.
+
+    :ivar kept: items that an earlier try had answered.
+    :ivar settled: items whose answer, asked by an earlier try, was found in the history.
+    :ivar refused: requests that the server answered with 429.
+    """
+
+    results: Results
+    opened: int
+    deleted: int
+    kept: int
+    settled: int
+    refused: int
+    seconds: float
+
+
+class Batch:
+    """One try of a batch. Make one per event loop, and :meth:`run` it once.
+
+    :param items: what is asked; their positions are their places in the list.
+    :param scope: the task instance; part of each item's identity.
+    :param journal: where earlier tries left their records, and this one leaves its own.
+    :param commit_interval: seconds within which intents become durable together.
+    """
+
+    def __init__(
+        self,
+        client: AsyncLlamaCloudClient,
+        items: list[Item],
+        scope: Scope,
+        options: Options,
+        journal: Journal,
+        logger: Any,
+        *,
+        commit_interval: float = INTERVAL,
+    ) -> None:
+        self._client = client
+        self._items = items
+        self._scope = scope
+        self._options = options
+        self._journal = journal
+        self._log = logger
+        self._interval = commit_interval
+        self._problem: LlamaCloudError | None = None
+        self._first_failure = ""
+        self._killed = False
+        self._working: asyncio.Task[None] | None = None
+        self._unposted: list[Prepared] = []
+        self._settled = self._answered = 0
+
+    def kill(self) -> None:
+        """Stop at once: nothing more is asked, and turns in flight are left to the server. To be called on the loop."""
+        self._killed = True
+        self._stop(ChatBatchError(f"The batch was stopped from outside. {self._later()}"))
+        if self._working is not None:
+            self._working.cancel()
+
+    async def run(self) -> Report:
+        """Ask what no earlier try has answered, hand over the results, and tidy up.
+
+        :raises ChatBatchError: an item failed with ``fail_fast``, or none was answered, or the journal can not be kept.
+        :raises LlamaCloudError: a refusal that concerns all items, an API key that is not valid for instance.
+        """
+        positions = {item.key(self._scope): item.position for item in self._items}
+        past = await asyncio.to_thread(self._journal.load, positions)
+        kept = len(past.answered)
+        if kept or past.intents:
+            self._log.info(
+                "Going on where an earlier try stopped: %d of %d prompts are answered, %d were in flight.",
+                kept,
+                len(self._items),
+                len(past.intents),
+            )
+        self._answered = kept
+        self._done = past.answered
+        self._meter = Meter(self._log, len(self._items), kept)
+        self._preparer = Preparer(self._client, self._options, past)
+        async with Committer(self._journal.write, self._interval) as self._committer:
+            if not self._killed:
+                self._working = asyncio.create_task(self._work())
+                try:
+                    await self._working
+                except asyncio.CancelledError:
+                    if not self._killed:
+                        raise
+            self._release()
+        if self._items and not self._answered:
+            self._stop(
+                ChatBatchError(f"None of {len(self._items)} prompts was answered. {self._first_failure}{self._later()}")
+            )
+        self._meter.say()
+        if self._problem is not None:
+            await self._tidy_failure(positions)
+            raise self._problem
+        deleted = await self._delete(set()) if self._options.delete_sessions else 0
+        results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
+        await asyncio.to_thread(self._journal.forget)
+        throttle = self._client.throttle
+        return Report(
+            results,
+            opened=self._preparer.opened,
+            deleted=deleted,
+            kept=kept,
+            settled=self._settled,
+            refused=throttle.refused if throttle else 0,
+            seconds=self._meter.seconds,
+        )
+
+    # Work -------------------------------------------------------------------------------------------------------------
+
+    def _lanes(self) -> Iterator[deque[Item]]:
+        """What may be asked at the same time; within a lane one follows the other, because a session is serial."""
+        shared = self._options.session_mode == "shared"
+        lanes: dict[str | None, deque[Item]] = {}
+        for item in self._items:
+            if item.position not in self._done and (shared or item.session_id is not None):
+                lanes.setdefault(item.session_id, deque()).append(item)
+        for item in self._items:
+            if item.position in self._done:
+                continue
+            if not shared and item.session_id is None:
+                yield deque((item,))
+            elif (lane := lanes.pop(item.session_id, None)) is not None:
+                yield lane
+
+    async def _work(self) -> None:
+        count = min(self._options.max_concurrency, max(1, len(self._items)))
+        ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None] = asyncio.Queue()
+        ahead = asyncio.Semaphore(count)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ticker = group.create_task(self._tick())
+                group.create_task(self._prepare_all(ready, ahead, count))
+                await asyncio.wait([group.create_task(self._ask_all(ready, ahead)) for _ in range(count)])
+                ticker.cancel()
+        except BaseExceptionGroup as several:
+            # Nothing is lost: what the others met was met because of the first.
+            raise _first(several) from None
+
+    async def _prepare_all(
+        self, ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None], ahead: asyncio.Semaphore, count: int
+    ) -> None:
+        lanes = self._lanes()
+
+        async def prepare_some() -> None:
+            for lane in lanes:
+                await ahead.acquire()
+                prepared = await self._prepare_next(lane)
+                if prepared is not None:
+                    ready.put_nowait((prepared, lane))
+                else:
+                    ahead.release()
+                if self._problem is not None:
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(prepare_some())
+        for _ in range(count):
+            ready.put_nowait(None)
+
+    async def _prepare_next(self, lane: deque[Item]) -> Prepared | None:
+        """Prepare the first item of the lane for which that works; its intent is durable then."""
+        while lane and self._problem is None:
+            item = lane.popleft()
+            try:
+                prepared = await self._preparer.prepare(item)
+            except FATAL as problem:
+                self._stop(problem)
+            except SharedSessionError as problem:
+                self._stop(problem.problem)
+            except LlamaCloudError as problem:
+                self._record(item, None, problem)
+            else:
+                if prepared.session_id == self._preparer.shared_session and prepared.baseline == 0:
+                    self._committer.note(records.session(prepared.session_id))
+                if not prepared.recorded:
+                    await self._committer.commit(self._intent(prepared))
+                return prepared
+        return None
+
+    async def _ask_all(
+        self, ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None], ahead: asyncio.Semaphore
+    ) -> None:
+        while (entry := await ready.get()) is not None:
+            ahead.release()
+            prepared, lane = entry
+            following: Prepared | None = prepared
+            while following is not None:
+                following = await self._ask_in_lane(following, lane)
+
+    async def _ask_in_lane(self, prepared: Prepared, lane: deque[Item]) -> Prepared | None:
+        """Ask, and return what comes next in the same session."""
+        if self._problem is not None:
+            self._unposted.append(prepared)
+            return None
+        expected: Prepared | None = None
+        if lane and not prepared.resume and not self._preparer.was_intended(lane[0]):
+            # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should.
+            index_ids = lane[0].index_ids or prepared.index_ids
+            expected = Prepared(lane[0], prepared.session_id, index_ids, prepared.baseline + 1)
+            self._committer.note(self._intent(expected))
+        outcome, turn = await self._ask(prepared)
+        if not lane or self._problem is not None:
+            return None
+        if outcome == records.INTERRUPTED:
+            self._log.warning(
+                "The turn in session %s was interrupted, and a session answers one turn at a time: %d more prompt(s) of it are not "
+                "asked.",
+                prepared.session_id,
+                len(lane),
+            )
+            for _ in lane:
+                self._meter.add(answered=False, usage=None)
+            lane.clear()
+            return None
+        if expected is not None and turn is not None and turn.position == prepared.baseline:
+            lane.popleft()
+            await self._committer.durable()
+            return expected
+        return await self._prepare_next(lane)
+
+    async def _ask(self, prepared: Prepared) -> tuple[str | None, ChatTurn | None]:
+        item, events = prepared.item, 0
+
+        def seen(_event: object) -> None:
+            nonlocal events
+            events += 1
+
+        throttle = self._client.throttle
+        try:
+            turn = await self._client.send_message(
+                prepared.session_id,
+                item.prompt,
+                index_ids=prepared.index_ids,
+                require_all_indexes=self._options.require_all_indexes,
+                baseline=prepared.baseline,
+                resume=prepared.resume,
+                ask_again=prepared.resume and self._options.ask_again,
+                # Waiting for the rate limit is no part of the turn.
+                deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
+                on_event=seen,
+                project_id=self._options.project_id,
+                organization_id=self._options.organization_id,
+            )
+        except FATAL as problem:
+            self._stop(problem)
+            return None, None
+        except LlamaCloudError as problem:
+            return self._record(item, prepared, problem), None
+        self._settled += prepared.resume and not events
+        return self._record(item, prepared, turn), turn
+
+    # Records ----------------------------------------------------------------------------------------------------------
+
+    def _intent(self, prepared: Prepared) -> dict[str, Any]:
+        key = prepared.item.key(self._scope)
+        return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened)
+
+    def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> str:
+        line = _line(item, prepared, result)
+        self._committer.note(
+            records.result(item.key(self._scope), line, baseline=prepared.baseline if prepared else None)
+        )
+        outcome: str = line["outcome"]
+        answered = outcome == records.ANSWERED
+        self._answered += answered
+        self._meter.add(answered=answered, usage=line["usage"])
+        if not answered:
+            reason = f"{item}: {line['error']['message']} "
+            self._first_failure = self._first_failure or f"The first problem was with {reason}"
+            self._log.warning("No answer to %s", reason)
+            if self._options.fail_fast:
+                self._stop(
+                    ChatBatchError(
+                        f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}",
+                        session_id=line["session_id"],
+                    )
+                )
+        return outcome
+
+    def _missing(self, position: int) -> dict[str, Any]:
+        reason = "Not asked: an earlier turn of its session was interrupted, and a session answers one turn at a time."
+        return _line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
+
+    def _later(self) -> str:
+        if self._journal.remembers:
+            return "What was answered is kept; a retry asks only what is missing."
+        return "Nothing of it is kept: a retry asks everything again. Give the batch an output_path to change that."
+
+    def _stop(self, problem: LlamaCloudError) -> None:
+        # The first reason counts; the others follow from it.
+        self._problem = self._problem or problem
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.1, self._meter.due_in()))
+            if self._meter.due_in() <= 0:
+                self._meter.say()
+
+    # Sessions ---------------------------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        """Give up the intents of sessions that are about to be deleted without having been asked in."""
+        if self._options.delete_sessions and not self._killed:
+            for prepared in self._unposted:
+                if prepared.opened and not prepared.resume:
+                    self._committer.note(records.release(prepared.item.key(self._scope)))
+
+    async def _tidy_failure(self, positions: dict[str, int]) -> None:
+        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed."""
+        if self._killed or not self._options.delete_sessions:
+            return
+        try:
+            past = await asyncio.to_thread(self._journal.past, positions)
+            wanted = {intent.session_id for intent in past.intents.values()}
+            if past.shared_session is not None:
+                wanted.add(past.shared_session)
+            await self._delete(wanted)
+        except LlamaCloudError as problem:
+            self._log.warning("Sessions were left over: %s", problem)
+
+    async def _delete(self, wanted: set[str]) -> int:
+        """Delete the sessions that the batch opened, but for ``wanted``; return how many."""
+        ids = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()) - wanted)
+        pending, left = iter(sorted(ids)), []
+        deleted = 0
+
+        async def delete_some() -> None:
+            nonlocal deleted
+            for session_id in pending:
+                try:
+                    await self._client.delete_session(session_id, **self._options.scope)
+                except NotFoundError:
+                    continue  # an earlier try, or somebody else, deleted it
+                except LlamaCloudError as problem:
+                    left.append(session_id)
+                    if len(left) == 1:
+                        self._log.warning("A session could not be deleted: %s", problem)
+                else:
+                    deleted += 1
+
+        await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, max(1, len(ids))))))
+        if left or wanted:
+            kept = sorted({*left, *wanted})
+            self._log.warning(
+                "%d session(s) were not deleted: %s%s", len(kept), ", ".join(kept[:20]), " …" if len(kept) > 20 else ""
+            )
+        return deleted
+
+
+def _line(
+    item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
+) -> dict[str, Any]:
+    """An item's line of the output."""
+    line: dict[str, Any] = {
+        "position": item.position,
+        "id": item.id,
+        "outcome": outcome,
+        "prompt": item.prompt,
+        "answer": None,
+        "session_id": prepared.session_id if prepared else item.session_id,
+        "index_ids": prepared.index_ids if prepared else item.index_ids,
+        "skipped_index_ids": [],
+        "usage": None,
+        "error": None,
+    }
+    if isinstance(result, LlamaCloudError):
+        interrupted = isinstance(result, ChatTurnInterruptedError)
+        line["outcome"] = outcome or (records.INTERRUPTED if interrupted else records.FAILED)
+        line["usage"] = getattr(result, "usage", None)
+        line["error"] = {"type": type(result).__name__, "message": excerpt(str(result), limit=1000)}
+    else:
+        line |= {"outcome": records.ANSWERED, "answer": result.answer}
+        line |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
+    return line
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    for problem in group.exceptions:
+        found = _first(problem) if isinstance(problem, BaseExceptionGroup) else problem
+        if not isinstance(found, asyncio.CancelledError):
+            return found
+    return group.exceptions[0]

@@ -1,0 +1,154 @@
+"""Where an item is asked: in a session of an earlier try, one that exists, one that all share, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
+from airflow_provider_llamachat.turns import Memory, Opening, count_turns, fingerprint, indexes_to_ask, opening
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.batch.items import Item
+    from airflow_provider_llamachat.batch.records import Intent, Past
+    from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a batch asks; see :class:`~..operators.batch.ChatBatchOperator` for what each one means."""
+
+    index_ids: list[str] | None = None
+    max_concurrency: int = 8
+    session_mode: str = "per_prompt"
+    fail_fast: bool = False
+    ask_again: bool = False
+    delete_sessions: bool = False
+    require_all_indexes: bool = False
+    turn_timeout: float = 600.0
+    project_id: str | None = None
+    organization_id: str | None = None
+
+    @property
+    def scope(self) -> dict[str, str | None]:
+        """Project and organization of every call."""
+        return {"project_id": self.project_id, "organization_id": self.organization_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An item that can be asked.
+
+    :ivar baseline: turns the session has before it.
+    :ivar resume: an earlier try's turn of it stands in the history.
+    :ivar opened: the batch opened the session, for this item alone.
+    :ivar recorded: its intent is durable already.
+    """
+
+    item: Item
+    session_id: str
+    index_ids: list[str]
+    baseline: int
+    resume: bool = False
+    opened: bool = False
+    recorded: bool = False
+
+
+class SharedSessionError(Exception):
+    """The session that all prompts share could not be opened or read, so nothing can be asked."""
+
+    def __init__(self, problem: LlamaCloudError) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+class Preparer:
+    """Finds or opens the session of each item.
+
+    :ivar opened: sessions opened so far in this try.
+    :ivar shared_session: the session that all prompts share, once it is known.
+    """
+
+    def __init__(self, client: AsyncLlamaCloudClient, options: Options, past: Past) -> None:
+        self._client = client
+        self._options = options
+        self._intents = past.intents
+        self.opened = 0
+        self.shared_session = past.shared_session
+
+    def was_intended(self, item: Item) -> bool:
+        """Whether an earlier try was about to ask the item."""
+        return item.position in self._intents
+
+    async def prepare(self, item: Item) -> Prepared:
+        """Return where and after how many turns the item is asked.
+
+        :raises SharedSessionError: the session that all prompts share is not to be had.
+        :raises LlamaCloudError: the item's own session is not to be had.
+        """
+        intent = self._intents.pop(item.position, None)
+        if intent is not None and (prepared := await self._take_up(item, intent)) is not None:
+            return prepared
+        if item.session_id is not None:
+            return await self._existing(item, item.session_id)
+        if self._options.session_mode == "shared":
+            try:
+                return await self._shared(item)
+            except LlamaCloudError as problem:
+                raise SharedSessionError(problem) from problem
+        index_ids = item.index_ids or self._options.index_ids or []
+        created = await self._client.create_session(index_ids, **self._options.scope)
+        self.opened += 1
+        return Prepared(item, created.session_id, index_ids, 0, opened=True)
+
+    async def _take_up(self, item: Item, intent: Intent) -> Prepared | None:
+        try:
+            session = await self._client.get_session(intent.session_id, **self._options.scope)
+        except NotFoundError:
+            if item.session_id is not None:
+                raise
+            log.warning(
+                "%s: the session %s, in which an earlier try asked, does not exist any more, nor does its answer: asking again.",
+                item,
+                intent.session_id,
+            )
+            return None
+        memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt))
+        begin = opening(session, item.prompt, retry=True, memory=memory, has_store=True)
+        turns = count_turns(session.events)
+        if begin.baseline > turns:
+            # The turn before it, which the earlier try counted on, never came about.
+            begin = Opening(turns, resume=False)
+        return Prepared(
+            item,
+            session.session_id,
+            indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids)),
+            begin.baseline,
+            resume=begin.resume,
+            opened=intent.opened,
+            recorded=begin.baseline == intent.baseline,
+        )
+
+    async def _existing(self, item: Item, session_id: str) -> Prepared:
+        session = await self._client.get_session(session_id, **self._options.scope)
+        index_ids = indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids))
+        return Prepared(item, session_id, index_ids, count_turns(session.events))
+
+    async def _shared(self, item: Item) -> Prepared:
+        if self.shared_session is not None:
+            try:
+                return await self._existing(item, self.shared_session)
+            except NotFoundError:
+                log.warning(
+                    "The shared session %s does not exist any more: going on in a new one, which knows nothing of the earlier "
+                    "turns.",
+                    self.shared_session,
+                )
+        index_ids = self._options.index_ids or []
+        created = await self._client.create_session(index_ids, **self._options.scope)
+        self.opened += 1
+        self.shared_session = created.session_id
+        return Prepared(item, created.session_id, index_ids, 0)
