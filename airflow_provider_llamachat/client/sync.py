@@ -52,6 +52,11 @@ class LlamaCloudClient:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.base_url}>"
 
+    def __del__(self) -> None:
+        # A hook made for one call (`LlamaCloudHook().create_session()`) has nobody who closes it.
+        if hasattr(self, "_http"):
+            self._http.close()
+
     def close(self) -> None:
         """Close the connections."""
         self._http.close()

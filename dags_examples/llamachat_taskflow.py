@@ -1,0 +1,35 @@
+"""The TaskFlow way: a function returns the prompt, ``@task.llamachat`` asks it."""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import dag, task
+
+from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, DeleteChatSessionOperator
+
+
+@dag(dag_id="llamachat_taskflow", schedule=None, catchup=False, tags=["llamachat", "example"], doc_md=__doc__)
+def llamachat_taskflow() -> None:
+    """Pick a topic, ask about it, and use the answer."""
+    create = CreateChatSessionOperator(task_id="create_session", index_ids=["idx-handbook"])
+
+    @task
+    def pick_topic() -> str:
+        """Stand in for whatever decides what to ask: a query, a file, a message."""
+        return "vacation"
+
+    @task.llamachat(session_id=create.output["session_id"], retries=2, retry_delay=10)
+    def ask_about(topic: str) -> str:
+        """Return the prompt; the task's return value is the answer."""
+        return f"As of {{{{ ds }}}}, what does the handbook say about {topic}?"
+
+    @task
+    def publish(answer: str) -> int:
+        """Use the answer."""
+        print(answer)
+        return len(answer)
+
+    delete = DeleteChatSessionOperator(task_id="delete_session", session_id=create.output["session_id"])
+    publish(ask_about(pick_topic())) >> delete.as_teardown(setups=create)
+
+
+llamachat_taskflow()

@@ -1,0 +1,46 @@
+"""Every example Dag runs to its end on a real Airflow, answers what it asks, and leaves no session over."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
+from tests.airflow.runner import EXAMPLES, load, run
+
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+
+CHATS = {
+    "llamachat_create_and_use": 1,
+    "llamachat_question_and_answer": 2,
+    "llamachat_mapped": 2,
+    "llamachat_deferrable": 1,
+    "llamachat_taskflow": 1,
+}
+"""Dag id (and file name) of each example about sessions and turns: how many turns it asks."""
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_an_example_works_as_it_stands(name: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = run(EXAMPLES / f"{name}.py", name)
+    assert result.state == "success", result.tasks
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == CHATS[name]
+    assert llamacloud_emulator.sessions == {}
+    assert llamacloud_emulator.deleted
+
+
+def test_a_downstream_task_receives_session_id_and_index_ids(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = run(EXAMPLES / "llamachat_create_and_use.py", "llamachat_create_and_use")
+    received = result.xcom("report")
+    assert received["session_id"] == llamacloud_emulator.deleted[0]
+    assert received["index_ids"] == ["idx-filings"]
+    assert received["answer"] == result.xcom("ask")
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+def test_an_example_says_what_it_shows(file: object) -> None:
+    from pathlib import Path
+
+    assert isinstance(file, Path)
+    for dag in load(file).values():
+        assert dag.doc_md
+        assert "llamachat" in dag.tags

@@ -1,0 +1,110 @@
+"""Every code block of the README and the docs: Dags are parsed by Airflow, tests are run, commands are carried out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
+from tests.airflow.runner import load
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = re.compile(r"^(pip install|make |python -m airflow_provider_llamachat\.testing)")
+"""Installing is what set this environment up, `make` is what runs this test, and the server has tests of its own."""
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for number, (indent, text) in enumerate(found):
+            yield f"{page.name}-{number}", "".join(line.removeprefix(indent) for line in text.splitlines(keepends=True))
+
+
+PYTHON = dict(blocks("python"))
+SHELL = dict(blocks("sh"))
+
+
+@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+def test_python_blocks_work(name: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    file = tmp_path / (re.sub(r"\W", "_", name) + ".py")
+    file.write_text("from __future__ import annotations\n" + PYTHON[name])
+    if "DAG(" in PYTHON[name] or "@dag" in PYTHON[name]:
+        assert load(file)
+        return
+    space: dict[str, object] = {"__name__": "documented"}
+    exec(compile(PYTHON[name], str(file), "exec"), space)  # the block is ours
+    tests = [value for key, value in space.items() if key.startswith("test_") and inspect.isfunction(value)]
+    for test in tests:
+        llamacloud_emulator.reset()
+        test(llamacloud_emulator, None)
+    assert tests or any(callable(value) for value in space.values())
+
+
+@pytest.mark.parametrize("name", SHELL)
+def test_shell_blocks_work_as_pasted(
+    name: str, airflow_database: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = SHELL[name].replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if line.strip() and not NOT_RUN.match(line)]
+    if any(line.startswith("export AIRFLOW_CONN_") for line in commands):
+        (line,) = commands
+        variable, _, value = line.removeprefix("export ").partition("=")
+        monkeypatch.setenv(variable, value.strip("'"))
+        config = LlamaCloudHook().get_config()
+        assert config.api_key in {"llx-your-key", llamacloud_emulator.api_key}
+        return
+    if not commands:
+        assert all(NOT_RUN.match(line) for line in lines if line.strip())
+        return
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "PYTHONWARNINGS": "ignore",
+    }
+    script = "\n".join(commands)
+    if "connections test" in script:
+        # What is tested has to be reachable: the environment's connection wins over the one that the block adds.
+        environment["AIRFLOW_CONN_LLAMACLOUD_DEFAULT"] = llamacloud_emulator.airflow_connection_json
+    subprocess.run([_airflow(), "connections", "delete", "llamacloud_default"], env=environment, capture_output=True, check=False)
+    done = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "connections test" in script:
+        assert "success" in done.stdout.lower(), done.stdout
+
+
+def _airflow() -> str:
+    return str(Path(sys.executable).parent / "airflow")
+
+
+def test_links_and_images_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
+    def cli(*words: str) -> str:
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        return subprocess.run([_airflow(), *words], env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    listed = json.loads(cli("providers", "list", "-o", "json"))
+    (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]
+    assert ours["version"] == "1.0.0"
+    assert "LlamaCloud" in cli("providers", "get", "airflow-provider-llamachat", "--full")
+    hooks = json.loads(cli("providers", "hooks", "-o", "json"))
+    (hook,) = [hook for hook in hooks if hook["connection_type"] == "llamacloud"]
+    assert hook["class"] == "airflow_provider_llamachat.hooks.llamacloud.LlamaCloudHook"
+    assert hook["hook_name"] == "LlamaCloud"
