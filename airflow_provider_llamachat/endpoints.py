@@ -65,7 +65,7 @@ class Call:
     session_id: str | None = None
 
 
-def path_segment(name: str, value: str) -> str:
+def path_segment(name: str, value: Any) -> str:
     """Percent-encode ``value`` as one path segment.
 
     :raises InvalidArgumentError: for an empty value and for ``.`` and ``..``, which no encoding protects from URL normalisation.

@@ -16,10 +16,10 @@ from airflow_provider_llamachat.operators.chat import (
 
 QUESTIONS = {"idx-filings": "What was the revenue in Q3?", "idx-handbook": "How many vacation days are there?"}
 
-with DAG(
-    dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamachat", "example"], doc_md=__doc__
-) as dag:
-    create = CreateChatSessionOperator.partial(task_id="create_session").expand(index_ids=[[name] for name in QUESTIONS])
+with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamachat", "example"], doc_md=__doc__) as dag:
+    create = CreateChatSessionOperator.partial(task_id="create_session").expand(
+        index_ids=[[name] for name in QUESTIONS]
+    )
 
     @task
     def pair(sessions: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -52,7 +52,7 @@ def load(file: Path) -> dict[str, Any]:
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:
-        from airflow.models.dagbag import DagBag
+        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]  # where Airflow 2 and 3.0 have it
     # Airflow 3.3 runs only Dags of a bundle that it knows: the Dags folder of this test run.
     link = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]) / file.name
     if not link.exists():
@@ -83,7 +83,7 @@ def _xcoms(run_id: str, dag_id: str) -> Iterator[tuple[tuple[str, str, int], Any
     try:
         from airflow.models.xcom import XComModel as XCom
     except ImportError:
-        from airflow.models.xcom import XCom
+        from airflow.models.xcom import XCom  # type: ignore[no-redef]  # where Airflow 2 has it
     with create_session() as session:
         for row in session.query(XCom).filter(XCom.run_id == run_id, XCom.dag_id == dag_id):
             value = row.value

@@ -20,6 +20,7 @@ def metadata_as_text() -> str:
     from airflow.settings import engine
     from sqlalchemy import MetaData, select
 
+    assert engine is not None
     tables = MetaData()
     tables.reflect(bind=engine)
     lines = []

@@ -225,6 +225,8 @@ def test_a_proxy_from_the_environment_is_used(
     # that the proxy was asked.
     monkeypatch.setenv("HTTP_PROXY", llamacloud_emulator.url)
     monkeypatch.setenv("NO_PROXY", "")
-    with LlamaCloudClient(config(base_url="http://llamacloud.invalid", timeout=5.0)) as client:
-        with pytest.raises(errors.NotFoundError, match=r"llamacloud\.invalid.*answered 404"):
-            client.list_projects()
+    with (
+        LlamaCloudClient(config(base_url="http://llamacloud.invalid", timeout=5.0)) as client,
+        pytest.raises(errors.NotFoundError, match=r"llamacloud\.invalid.*answered 404"),
+    ):
+        client.list_projects()

@@ -233,7 +233,8 @@ def test_a_stream_without_stop_is_an_interrupted_turn_for_stream_message_too(
 ) -> None:
     llamacloud_emulator.inject(Fault("cut", endpoint="stream", after_events=2))
     stream = client.stream_message(asker.session_id, PROMPT, index_ids=[INDEX_FILINGS])
-    assert [next(stream).type for _ in range(2)][0] == "user_input"
+    assert next(stream).type == "user_input"
+    next(stream)
     with pytest.raises(errors.ChatTurnInterruptedError, match="without its stop event"):
         next(stream)
 

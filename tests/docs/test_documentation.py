@@ -77,8 +77,12 @@ def test_shell_blocks_work_as_pasted(
     if "connections test" in script:
         # What is tested has to be reachable: the environment's connection wins over the one that the block adds.
         environment["AIRFLOW_CONN_LLAMACLOUD_DEFAULT"] = llamacloud_emulator.airflow_connection_json
-    subprocess.run([_airflow(), "connections", "delete", "llamacloud_default"], env=environment, capture_output=True, check=False)
-    done = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=180, check=False)
+    subprocess.run(
+        [_airflow(), "connections", "delete", "llamacloud_default"], env=environment, capture_output=True, check=False
+    )
+    done = subprocess.run(
+        ["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     if "connections test" in script:
         assert "success" in done.stdout.lower(), done.stdout
@@ -98,7 +102,9 @@ def test_links_and_images_lead_somewhere() -> None:
 def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
     def cli(*words: str) -> str:
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        return subprocess.run([_airflow(), *words], env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(
+            [_airflow(), *words], env=environment, capture_output=True, text=True, timeout=120, check=True
+        ).stdout
 
     listed = json.loads(cli("providers", "list", "-o", "json"))
     (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]

@@ -70,7 +70,7 @@ def test_a_session_id_that_never_was_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, "", " \n", 3, "\ud800"])
 def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="^prompt"):
+    with pytest.raises(InvalidArgumentError, match=r"^prompt"):
         arguments.prompt(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import uuid
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
     ],
 )
 def test_a_host_that_can_not_work_is_refused_without_repeating_it(
-    host: str | None, kwargs: dict[str, str], words: str
+    host: str | None, kwargs: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(LlamaCloudConfigError, match=words.replace("(", r"\(")) as caught:
         base_url(host, **kwargs)
