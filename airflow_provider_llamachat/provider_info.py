@@ -78,8 +78,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "connection-types": [CONNECTION_TYPE],
         "hooks": _modules("hooks.llamacloud"),
-        "operators": _modules("operators.chat"),
-        "triggers": _modules("triggers.chat"),
+        "operators": _modules("operators.chat", "operators.batch", "operators.index"),
+        "sensors": _modules("sensors.index"),
+        "triggers": _modules("triggers.chat", "triggers.index"),
         "task-decorators": [
             {"name": "llamachat", "class-name": f"{_PACKAGE}.decorators.chat.llamachat_task"},
         ],

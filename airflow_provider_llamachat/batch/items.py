@@ -14,8 +14,6 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 from airflow_provider_llamachat.turns import fingerprint
 
-SESSION_MODES = ("per_prompt", "shared")
-
 _FIELDS = ("id", "prompt", "index_ids", "session_id")
 
 

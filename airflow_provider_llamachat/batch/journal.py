@@ -101,6 +101,7 @@ class PartsJournal(Journal):
 
     def __init__(self, output_path: Any, scope: Scope) -> None:
         self._name = output_path.name
+        self._digest = scope.digest
         self._beside = Folder(output_path.parent)
         self._above = Folder(output_path.parent / f"{output_path.name}.parts")
         self._folder = Folder(output_path.parent / f"{output_path.name}.parts" / scope.digest)
@@ -117,6 +118,13 @@ class PartsJournal(Journal):
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the parts that are there; what is damaged is reported and passed over."""
+        if others := [name for name in self._above.names() if name != self._digest]:
+            log.warning(
+                "%d other batch(es) are unfinished at the same output path, or are writing to it now (%s): the later one to end "
+                "replaces the results. Give each run, and each mapped task, a path of its own.",
+                len(others),
+                self._above.url,
+            )
         self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
         past = self.past(positions)
         if past.damaged:

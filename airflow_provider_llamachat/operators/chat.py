@@ -39,24 +39,47 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     :param index_ids: indexes the session is bound to, at most ten: a list, an XComArg, a JSON list in a string, or one id.
         None makes an unbound session. The first message locks them. (templated)
     :param shared_access: what the session's share link grants: ``query`` or ``read_only``; None leaves it to the server. (templated)
+    :param wait_for_indexes: wait, on the worker, until all ``index_ids`` are ready. For long waits put an
+        :class:`~..sensors.index.IndexReadySensor` before: it can defer. (templated)
+    :param index_timeout: seconds (or a timedelta) to wait for them at the most. (templated)
     :raises InvalidArgumentError: an argument is not usable; nothing was sent.
+    :raises IndexFailedError: ``wait_for_indexes``, and the build of one has failed.
+    :raises IndexNotReadyError: ``wait_for_indexes``, and ``index_timeout`` passed.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
-    template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "index_ids", "shared_access")
+    template_fields: Sequence[str] = (
+        *LlamaCloudOperator.template_fields,
+        "index_ids",
+        "shared_access",
+        "wait_for_indexes",
+        "index_timeout",
+    )
 
     def __init__(
-        self, *, index_ids: list[str] | str | None = None, shared_access: str | None = None, **kwargs: Any
+        self,
+        *,
+        index_ids: list[str] | str | None = None,
+        shared_access: str | None = None,
+        wait_for_indexes: bool | str = False,
+        index_timeout: float | str | timedelta = 3600,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.index_ids = index_ids
         self.shared_access = shared_access
+        self.wait_for_indexes = wait_for_indexes
+        self.index_timeout = index_timeout
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create (or, on a retry, take over) the session and push its ids."""
         index_ids = arguments.id_list(self.index_ids)
         shared_access = arguments.optional_choice(self.shared_access, "shared_access", ("query", "read_only"))
+        patience = arguments.seconds(self.index_timeout, "index_timeout")
+        wait = arguments.flag(self.wait_for_indexes, "wait_for_indexes")
         with self.get_hook().get_conn() as client:
+            if wait:
+                self._wait(client, index_ids or [], time.time() + patience)
             session = self._earlier_session(context, client, index_ids, shared_access)
             if session is None:
                 session = client.create_session(index_ids, shared_access=shared_access, **self.scope())
@@ -65,6 +88,11 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         self.push(context, "session_id", session.session_id)
         self.push(context, "index_ids", session.index_ids)
         return session.model_dump(mode="json")
+
+    def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
+        from airflow_provider_llamachat.readiness import wait_until_ready
+
+        wait_until_ready(lambda: (client.get_index(index_id, **self.scope()) for index_id in index_ids), deadline)
 
     def _earlier_session(
         self, context: Context, client: LlamaCloudClient, index_ids: list[str] | None, shared_access: str | None

@@ -1,0 +1,200 @@
+"""Are these indexes ready to be asked, and has one become newer? One answer for sensor, triggers and operators."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_provider_llamachat import exceptions
+from airflow_provider_llamachat.exceptions import IndexFailedError, IndexNotReadyError, LlamaCloudError
+from airflow_provider_llamachat.models import Index
+from airflow_provider_llamachat.redaction import excerpt
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Judges indexes, look after look.
+
+    Only ``ready`` and ``failed`` are states the API promises; every other one means waiting, and is logged once for each index.
+
+    :param wait_for_sync: an index counts as pending while a sync of it runs, too.
+    """
+
+    def __init__(self, *, wait_for_sync: bool = False) -> None:
+        self._wait_for_sync = wait_for_sync
+        self._said: set[tuple[str, str]] = set()
+
+    def pending(self, indexes: Iterable[Index]) -> dict[str, str]:
+        """Return the state of each index that is not ready, by id; empty when all are.
+
+        :raises IndexFailedError: an index's build failed; with the index's own error message.
+        """
+        states = pending(indexes, wait_for_sync=self._wait_for_sync)
+        for index_id, state in states.items():
+            if (index_id, state) not in self._said:
+                self._said.add((index_id, state))
+                log.info("Index %s is not ready yet: %s.", index_id, state)
+        return states
+
+
+def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[str, str]:
+    """Return the state of each index that is not ready, by id; see :class:`Readiness`.
+
+    :raises IndexFailedError: an index's build failed.
+    """
+    states: dict[str, str] = {}
+    for index in indexes:
+        status = index.metadata.status
+        if status == Index.FAILED:
+            reason = index.metadata.error_message
+            name = f" ({excerpt(index.name, limit=100)})" if index.name else ""
+            raise IndexFailedError(
+                f"Index {index.id}{name} failed: {excerpt(reason) if reason else 'it gave no reason'}. "
+                "Correct its documents or configuration in LlamaCloud and sync it.",
+                index_id=index.id,
+            )
+        if status != Index.READY:
+            states[index.id] = "it has no status" if status is None else f"status {excerpt(status, limit=60)}"
+        elif wait_for_sync and index.sync_in_progress:
+            states[index.id] = "a sync is running"
+    return states
+
+
+FIRST_LOOK = 1.0
+LAST_LOOK = 15.0
+"""Seconds between the first two looks of :func:`wait_until_ready`, growing up to the second."""
+
+
+def wait_until_ready(
+    look: Callable[[], Iterable[Index]],
+    deadline: float,
+    *,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Look until all indexes are ready, on this thread.
+
+    :param look: reads the indexes.
+    :param deadline: epoch seconds.
+    :raises IndexFailedError: an index's build failed.
+    :raises IndexNotReadyError: the deadline passed.
+    """
+    readiness, pause = Readiness(), FIRST_LOOK
+    while states := readiness.pending(look()):
+        left = deadline - now()
+        if left <= 0:
+            raise IndexNotReadyError(not_ready(states), index_id=next(iter(states)))
+        sleep(min(pause, left))
+        pause = min(1.5 * pause, LAST_LOOK)
+
+
+def describe(states: dict[str, str]) -> str:
+    """The states as part of a sentence, bounded."""
+    shown = [f"{index_id} ({state})" for index_id, state in list(states.items())[:10]]
+    return ", ".join(shown) + (f" and {len(states) - 10} more" if len(states) > 10 else "")
+
+
+def is_newer(moment: str | None, than: str | None) -> bool:
+    """Whether one ``last_synced_at`` is later than another; a missing one is earlier than any.
+
+    ISO times are compared as times, because zone and precision may be written in several ways; what is no ISO time counts as newer
+    when it differs.
+    """
+    if not moment or not than:
+        return bool(moment)
+    one, other = _time(moment), _time(than)
+    return moment != than if one is None or other is None else one > other
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+READY = "ready"
+FAILED = "failed"
+TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEvent:
+    """What :class:`~.triggers.index.IndexReadyTrigger` tells the worker: a state and a reason; nothing secret.
+
+    :param state: ``ready``, ``failed`` or ``timed_out``.
+    :param error: for ``failed``, the name of the exception class, so that both modes of the sensor raise the same.
+    """
+
+    state: str
+    index_ids: list[str]
+    error: str | None = None
+    message: str | None = None
+    details: dict[str, Any] | None = None
+
+    @classmethod
+    def ready(cls, index_ids: list[str]) -> IndexEvent:
+        """All are ready."""
+        return cls(READY, index_ids)
+
+    @classmethod
+    def timed_out(cls, index_ids: list[str], states: dict[str, str]) -> IndexEvent:
+        """The deadline passed before all were ready."""
+        return cls(TIMED_OUT, index_ids, IndexNotReadyError.__name__, not_ready(states))
+
+    @classmethod
+    def of_failure(cls, problem: LlamaCloudError, index_ids: list[str]) -> IndexEvent:
+        """An index failed, or could not be read."""
+        known = ("status", "request_id", "index_id", "retry_after", "accepted")
+        details = {name: value for name in known if (value := getattr(problem, name, None)) is not None}
+        return cls(FAILED, index_ids, type(problem).__name__, str(problem), details)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event's payload."""
+        payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
+        if self.state != READY:
+            payload |= {"error": self.error, "message": self.message, "details": self.details}
+        return payload
+
+    @classmethod
+    def parse(cls, payload: Any) -> IndexEvent:
+        """Read a payload.
+
+        :raises LlamaCloudError: it is not one of ours.
+        """
+        if (
+            not isinstance(payload, dict)
+            or payload.get("state") not in {READY, FAILED, TIMED_OUT}
+            or not isinstance(payload.get("index_ids"), list)
+        ):
+            raise LlamaCloudError(
+                "The trigger resumed this task with an event that is not about indexes. Check that workers and triggerers run the "
+                "same release of airflow-provider-llamachat."
+            )
+        return cls(
+            payload["state"], payload["index_ids"], payload.get("error"), payload.get("message"), payload.get("details")
+        )
+
+    def failure(self) -> LlamaCloudError:
+        """What the trigger met, as the class it met."""
+        kind = getattr(exceptions, self.error or "", None)
+        if not (isinstance(kind, type) and issubclass(kind, LlamaCloudError)):
+            kind = LlamaCloudError
+        problem = kind(self.message or "The trigger gave no reason.")
+        for name, value in (self.details or {}).items():
+            if hasattr(problem, name):
+                setattr(problem, name, value)
+        return problem
+
+
+def not_ready(states: dict[str, str]) -> str:
+    """The message for indexes that were not ready in time."""
+    return (
+        f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'nothing known'}."
+    )

@@ -1,0 +1,123 @@
+"""The sensor that waits until indexes can be asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator, conf
+
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_llamachat.readiness import Readiness
+
+
+class IndexReadySensor(BaseSensorOperator):
+    """Wait until all indexes are ``ready``; fail at once when one has ``failed``, with the index's own error message.
+
+    A session locks its indexes at its first message, ready or not: wait before that. States other than ``ready`` and ``failed``
+    mean waiting, whatever they are called.
+
+    API: GET /api/v1/indexes/{index_id} (https://developers.llamaindex.ai/reference/). The usual arguments of sensors
+    (``poke_interval``, ``timeout``, ``mode``, ``soft_fail``, ``exponential_backoff``) apply; see
+    https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/sensors.html.
+
+    :param index_ids: the indexes: a list, an XComArg, a JSON list in a string, or one id. (templated)
+    :param wait_for_sync: wait for running syncs as well. (templated)
+    :param deferrable: wait in the triggerer instead of on a worker. Default: Airflow's ``[operators] default_deferrable``.
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) in place of the connection's. (templated)
+    :param organization_id: organization (UUID) in place of the connection's. (templated)
+    :raises IndexFailedError: an index's build failed.
+    :raises AirflowSensorTimeout: ``timeout`` passed before all were ready.
+    :raises InvalidArgumentError: there are no index ids, or they are not usable.
+    """
+
+    template_fields: Sequence[str] = (
+        "llamacloud_conn_id",
+        "project_id",
+        "organization_id",
+        "index_ids",
+        "wait_for_sync",
+    )
+    ui_color = "#e9e4f7"
+
+    def __init__(
+        self,
+        *,
+        index_ids: list[str] | str,
+        wait_for_sync: bool | str = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: str | None = None,
+        organization_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.index_ids = index_ids
+        self.wait_for_sync = wait_for_sync
+        self.deferrable = deferrable
+        self.llamacloud_conn_id = llamacloud_conn_id
+        self.project_id = project_id
+        self.organization_id = organization_id
+        self._readiness: Readiness | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Wait on this worker, or look once and defer."""
+        if not self.deferrable:
+            return super().execute(context)
+        if self.poke(context):
+            return None
+        from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
+
+        self.defer(
+            trigger=IndexReadyTrigger(
+                llamacloud_conn_id=self.llamacloud_conn_id,
+                index_ids=self._ids(),
+                deadline=time.time() + float(self.timeout),
+                poke_interval=float(self.poke_interval),
+                wait_for_sync=arguments.flag(self.wait_for_sync, "wait_for_sync"),
+                **self._scope(),
+            ),
+            method_name="execute_complete",
+        )
+
+    def poke(self, context: Context) -> bool:
+        """Look at all indexes once."""
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+        from airflow_provider_llamachat.readiness import Readiness
+
+        ids = self._ids()
+        wait_for_sync = arguments.flag(self.wait_for_sync, "wait_for_sync")
+        if self._readiness is None:
+            self._readiness = Readiness(wait_for_sync=wait_for_sync)
+        with LlamaCloudHook(self.llamacloud_conn_id).get_conn() as client:
+            indexes = (client.get_index(index_id, expand_sync=wait_for_sync, **self._scope()) for index_id in ids)
+            return not self._readiness.pending(indexes)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> None:
+        """Resume after the trigger: end, or raise what it met."""
+        from airflow_provider_llamachat.readiness import READY, TIMED_OUT, IndexEvent
+
+        outcome = IndexEvent.parse(event)
+        if outcome.state == TIMED_OUT:
+            raise AirflowSensorTimeout(outcome.message or "The deadline passed before all indexes were ready.")
+        if outcome.state != READY:
+            raise outcome.failure()
+        self.log.info("All indexes are ready: %s.", ", ".join(outcome.index_ids))
+
+    def _ids(self) -> list[str]:
+        ids = arguments.id_list(self.index_ids)
+        if not ids:
+            raise InvalidArgumentError("index_ids has to name at least one index to wait for.")
+        return ids
+
+    def _scope(self) -> dict[str, Any]:
+        blank = {"", "None", "null"}
+        values = {"project_id": self.project_id, "organization_id": self.organization_id}
+        return {name: None if str(value).strip() in blank else value for name, value in values.items()}

@@ -1,0 +1,212 @@
+"""Triggers that watch indexes: until they are ready, or until one was synced again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+try:
+    from airflow.triggers.base import BaseEventTrigger
+except ImportError:  # Airflow 2 has no asset watchers; the class then serves as a plain trigger
+    BaseEventTrigger = BaseTrigger  # type: ignore[assignment,misc]  # stands in where the name does not exist
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.models import Index
+    from airflow_provider_llamachat.readiness import IndexEvent
+
+
+class IndexReadyTrigger(BaseTrigger):
+    """Fires when all indexes are ready, when one has failed, or at the deadline.
+
+    It carries ids and an epoch deadline; never a key. Unknown arguments are ignored, so that tasks which are deferred while the
+    provider is upgraded (or downgraded) come through.
+
+    :param deadline: epoch seconds at which waiting ends.
+    :param poke_interval: seconds between two looks.
+    :param wait_for_sync: wait for running syncs as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        llamacloud_conn_id: str,
+        index_ids: list[str],
+        deadline: float,
+        poke_interval: float = 60.0,
+        wait_for_sync: bool = False,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+        **_from_other_releases: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
+        self.llamacloud_conn_id = llamacloud_conn_id
+        self.index_ids = index_ids
+        self.deadline = deadline
+        self.poke_interval = poke_interval
+        self.wait_for_sync = wait_for_sync
+        self.project_id = project_id
+        self.organization_id = organization_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments that make this trigger again."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "llamacloud_conn_id": self.llamacloud_conn_id,
+                "index_ids": self.index_ids,
+                "deadline": self.deadline,
+                "poke_interval": self.poke_interval,
+                "wait_for_sync": self.wait_for_sync,
+                "project_id": self.project_id,
+                "organization_id": self.organization_id,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at all indexes at once, again and again, and fire once."""
+        from airflow_provider_llamachat.exceptions import LlamaCloudError
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+        from airflow_provider_llamachat.readiness import IndexEvent
+
+        try:
+            async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
+                event = await self._watch(client)
+        except LlamaCloudError as problem:
+            event = IndexEvent.of_failure(problem, self.index_ids)
+        yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
+
+    async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
+        from airflow_provider_llamachat.readiness import IndexEvent, Readiness
+
+        readiness = Readiness(wait_for_sync=self.wait_for_sync)
+        while True:
+            states = readiness.pending(
+                await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
+            )
+            if not states:
+                return IndexEvent.ready(self.index_ids)
+            left = self.deadline - time.time()
+            if left <= 0:
+                return IndexEvent.timed_out(self.index_ids, states)
+            await asyncio.sleep(min(self.poke_interval, left))
+
+    async def _look(self, client: AsyncLlamaCloudClient, index_id: str) -> Index:
+        return await client.get_index(
+            index_id,
+            expand_sync=self.wait_for_sync,
+            project_id=self.project_id,
+            organization_id=self.organization_id,
+        )
+
+
+class IndexUpdatedTrigger(BaseEventTrigger):
+    """Fires each time an index has become newer: its ``last_synced_at`` moved on, and it is ready.
+
+    For Airflow's asset watchers (3.0 and later)::
+
+        Asset("llamacloud-filings", watchers=[AssetWatcher(name="synced", trigger=IndexUpdatedTrigger(index_id="idx-filings"))])
+
+    The event's payload is ``index_id``, ``name``, ``last_synced_at`` and ``previous``. Airflow 3.3 and later keeps what was seen in the
+    asset's state store, so that a restarted triggerer does not miss a sync. Before, a restarted trigger begins with the state it
+    finds, and a sync that ended in between is missed. Problems are logged and waited out: an asset watcher has no task that could
+    fail.
+
+    :param index_id: the index to watch.
+    :param poke_interval: seconds between two looks.
+    :param since: ISO time that counts as seen already; None: what the first look finds.
+    """
+
+    def __init__(
+        self,
+        *,
+        index_id: str,
+        llamacloud_conn_id: str = "llamacloud_default",
+        poke_interval: float = 60.0,
+        since: str | None = None,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+        **_from_other_releases: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
+        self.index_id = index_id
+        self.llamacloud_conn_id = llamacloud_conn_id
+        self.poke_interval = poke_interval
+        self.since = since
+        self.project_id = project_id
+        self.organization_id = organization_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments that make this trigger again."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "index_id": self.index_id,
+                "llamacloud_conn_id": self.llamacloud_conn_id,
+                "poke_interval": self.poke_interval,
+                "since": self.since,
+                "project_id": self.project_id,
+                "organization_id": self.organization_id,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look again and again; fire whenever the index has become newer."""
+        from airflow_provider_llamachat.exceptions import LlamaCloudError
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+        from airflow_provider_llamachat.readiness import is_newer
+
+        seen = await self._remembered() or self.since
+        while True:
+            try:
+                async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
+                    while True:
+                        index = await client.get_index(
+                            self.index_id, project_id=self.project_id, organization_id=self.organization_id
+                        )
+                        if seen is None:
+                            seen = index.last_synced_at or ""
+                            await self._remember(seen)
+                        elif index.metadata.status == index.READY and is_newer(index.last_synced_at, seen):
+                            previous, seen = seen, index.last_synced_at or ""
+                            payload = {
+                                "index_id": self.index_id,
+                                "name": index.name,
+                                "last_synced_at": seen,
+                                "previous": previous or None,
+                            }
+                            yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow does not type it
+                            # Only now: rather tell of a sync twice than not at all.
+                            await self._remember(seen)
+                        await asyncio.sleep(self.poke_interval)
+            except LlamaCloudError as problem:
+                self.log.warning("Index %s could not be watched; looking again later. %s", self.index_id, problem)
+                await asyncio.sleep(self.poke_interval)
+
+    @property
+    def _key(self) -> str:
+        return f"llamacloud_{self.index_id}_last_synced_at"
+
+    async def _remembered(self) -> str | None:
+        store: Any = getattr(self, "asset_state_store", None)
+        if store is None:
+            return None
+        try:
+            value = await store.aget(self._key)
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+            self.log.warning("The asset state store could not be read (%s).", type(problem).__name__)
+            return None
+        return value if isinstance(value, str) else None
+
+    async def _remember(self, seen: str) -> None:
+        store: Any = getattr(self, "asset_state_store", None)
+        if store is None:
+            return
+        try:
+            await store.aset(self._key, seen)
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+            self.log.warning("The asset state store could not be written (%s).", type(problem).__name__)
