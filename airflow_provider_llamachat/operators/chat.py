@@ -92,7 +92,8 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
         from airflow_provider_llamachat.readiness import wait_until_ready
 
-        wait_until_ready(lambda: (client.get_index(index_id, **self.scope()) for index_id in index_ids), deadline)
+        scope: dict[str, Any] = self.scope()
+        wait_until_ready(lambda: (client.get_index(index_id, **scope) for index_id in index_ids), deadline)
 
     def _earlier_session(
         self, context: Context, client: LlamaCloudClient, index_ids: list[str] | None, shared_access: str | None

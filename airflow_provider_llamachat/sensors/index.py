@@ -67,12 +67,13 @@ class IndexReadySensor(BaseSensorOperator):
         self.organization_id = organization_id
         self._readiness: Readiness | None = None
 
-    def execute(self, context: Context) -> Any:
+    def execute(self, context: Context) -> None:
         """Wait on this worker, or look once and defer."""
         if not self.deferrable:
-            return super().execute(context)
+            super().execute(context)
+            return
         if self.poke(context):
-            return None
+            return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
 
         self.defer(
