@@ -55,6 +55,13 @@ CONNECTION_TYPE: dict[str, Any] = {
     },
 }
 
+_ASSET_URIS: dict[str, Any] = {
+    "schemes": ["llamacloud"],
+    "handler": f"{_PACKAGE}.lineage.sanitize_uri",
+    "factory": f"{_PACKAGE}.lineage.create_asset",
+    "to_openlineage_converter": f"{_PACKAGE}.lineage.convert_to_openlineage",
+}
+
 
 def _modules(*names: str) -> list[dict[str, Any]]:
     return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}]
@@ -81,6 +88,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": _modules("operators.chat", "operators.batch", "operators.index"),
         "sensors": _modules("sensors.index"),
         "triggers": _modules("triggers.chat", "triggers.index"),
+        "asset-uris": [_ASSET_URIS],
+        # The same under its name of Airflow 2.
+        "dataset-uris": [_ASSET_URIS],
         "task-decorators": [
             {"name": "llamachat", "class-name": f"{_PACKAGE}.decorators.chat.llamachat_task"},
         ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import ChatTurnError, NotFoundError
+from airflow_provider_llamachat.exceptions import ChatTurnError, ChatTurnFailedError, NotFoundError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry
 
 if TYPE_CHECKING:
@@ -185,6 +185,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> str:
         """Ask, or take up what an earlier try asked; defer if told to."""
+        from airflow_provider_llamachat.lineage import record_inputs
         from airflow_provider_llamachat.progress import TurnLog
         from airflow_provider_llamachat.turns import indexes_to_ask
 
@@ -194,7 +195,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         require_all = arguments.flag(self.require_all_indexes, "require_all_indexes")
         on_interrupted = arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED)
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
-        with self.get_hook().get_conn() as client, self._usage_on_failure(context):
+        hook = self.get_hook()
+        with hook.get_conn() as client, self._usage_on_failure(context):
             session = client.get_session(session_id, **self.scope())
             index_ids = indexes_to_ask(session, given)
             begin = self._opening(context, session, prompt)
@@ -213,14 +215,16 @@ class SendChatMessageOperator(LlamaCloudOperator):
             turn = client.send_message(
                 **question, resume=begin.resume, on_event=TurnLog(self.log) if self.log_answer else None
             )
+        record_inputs(hook, index_ids, client.config.base_url)
         return self._finish(context, turn)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
         """Resume after the trigger: read the answer from the session's history, or raise what the trigger met.
 
-        :param known: ``baseline`` and ``prompt`` as they were when the task was deferred; a Dag that changed meanwhile, or a
+        :param known: ``baseline``, ``prompt`` and ``index_ids`` as they were when the task was deferred; a Dag that changed meanwhile, or a
             template that renders differently now, does not make the task look for another question's answer.
         """
+        from airflow_provider_llamachat.lineage import record_inputs
         from airflow_provider_llamachat.triggers.events import TurnEvent
         from airflow_provider_llamachat.turns import State, judge
 
@@ -229,7 +233,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
             outcome.raise_for_failure()
             baseline = known.get("baseline", outcome.baseline)
             prompt = known.get("prompt") or arguments.prompt(self.prompt)
-            with self.get_hook().get_conn() as client:
+            hook = self.get_hook()
+            with hook.get_conn() as client:
                 session = client.get_session(outcome.session_id, **self.scope())
             verdict = judge(session.events, baseline, prompt, session_id=outcome.session_id)
             if verdict.state is not State.FINISHED or verdict.turn is None:
@@ -238,6 +243,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                     "(any more). A retry asks the history again.",
                     session_id=outcome.session_id,
                 )
+        record_inputs(hook, known.get("index_ids") or session.index_ids or [], client.config.base_url)
         if self.log_answer:
             self._log_whole(verdict.turn)
         return self._finish(context, verdict.turn)
@@ -280,7 +286,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.defer(
             trigger=ChatTurnTrigger(llamacloud_conn_id=self.llamacloud_conn_id, log_answer=self.log_answer, **question),
             method_name="execute_complete",
-            kwargs={"baseline": question["baseline"], "prompt": question["prompt"]},
+            kwargs={name: question[name] for name in ("baseline", "prompt", "index_ids")},
         )
 
     def _log_whole(self, turn: ChatTurn) -> None:
@@ -290,7 +296,10 @@ class SendChatMessageOperator(LlamaCloudOperator):
         TurnLog(self.log)(TextEvent(type="text", content=turn.answer))
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
+        from airflow_provider_llamachat.lineage import count_turn
+
         self._push_usage(context, turn.usage_as_dict())
+        count_turn("answered", turn.usage_as_dict())
         self.push(context, "skipped_index_ids", turn.skipped_index_ids)
         if turn.skipped_index_ids:
             self.log.warning("The turn left out indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
@@ -315,7 +324,10 @@ class SendChatMessageOperator(LlamaCloudOperator):
         try:
             yield
         except ChatTurnError as problem:
+            from airflow_provider_llamachat.lineage import count_turn
+
             self._push_usage(context, problem.usage)
+            count_turn("failed" if isinstance(problem, ChatTurnFailedError) else "interrupted", problem.usage)
             raise
 
 
