@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     found.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     found.add_argument("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
+    found.add_argument(
+        "--settings",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="settings as one JSON object; win over single ones",
+    )
     group = found.add_argument_group("behaviour, where the API's documents are silent, and pace")
     hints = setting_types()
     for item in fields(Settings):
@@ -88,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     values["newline"] = _NEWLINES[arguments.newline]
     try:
         settings = Settings(**values)
-    except ValueError as error:
+        settings.update(**arguments.settings)
+    except (ValueError, TypeError, AttributeError) as error:
         cli.error(str(error))
     _allow_many_sockets()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from airflow_provider_llamachat.testing.settings import Settings
 class EmulatorProcess(EmulatorControl):
     """Context manager: starts ``python -m airflow_provider_llamachat.testing``, is its control, and ends it.
 
-    :param settings: behaviour.
+    :param settings: behaviour; :meth:`reset` goes back to these.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted.
     :raises RuntimeError: on entering, when the process does not come up; with what it said.
@@ -25,8 +26,9 @@ class EmulatorProcess(EmulatorControl):
         self, settings: Settings | None = None, *, port: int = 0, api_keys: Sequence[str] | None = None
     ) -> None:
         super().__init__("")
-        self._wanted = settings
         self._command = [sys.executable, "-m", "airflow_provider_llamachat.testing", "--port", str(port)]
+        if settings is not None:
+            self._command += ["--settings", json.dumps(settings.to_json())]
         for key in api_keys or ():
             self._command += ["--api-key", key]
         self._process: subprocess.Popen[str] | None = None
@@ -51,8 +53,6 @@ class EmulatorProcess(EmulatorControl):
             raise RuntimeError(f"The emulator's process did not start: {said.strip()}")
         self._process = process
         self._url = line.split("url=")[1].split()[0]
-        if self._wanted is not None:
-            self.settings = self._wanted
         return self
 
     def __exit__(

@@ -16,7 +16,7 @@ def _setting(default: Any, meaning: str) -> Any:
     return field(default=default, metadata={"help": meaning})
 
 
-@dataclass(repr=True)
+@dataclass(eq=False)
 class Settings:
     """How the emulator behaves where the API's documents are silent, and how fast it is.
 
@@ -107,6 +107,12 @@ class Settings:
         if not _fits(value, hints[name]):
             raise ValueError(f"Setting {name} can not be {value!r}; it takes {_describe(hints[name])}")
         object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        # By value: the settings that a remote control reads are of a class of their own.
+        return isinstance(other, Settings) and self.to_json() == other.to_json()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable; said aloud because the dataclass decorator leaves it alone here
 
     def update(self, **values: Any) -> None:
         """Set several settings.

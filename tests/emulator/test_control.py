@@ -1,0 +1,326 @@
+"""The emulator in its thread, in a process of its own, and on the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from airflow_provider_llamachat import testing
+from airflow_provider_llamachat.testing import (
+    INDEX_BUILDING,
+    INDEX_FILINGS,
+    EmulatorControl,
+    EmulatorProcess,
+    Fault,
+    LlamaCloudEmulator,
+    Settings,
+)
+from airflow_provider_llamachat.testing.__main__ import main
+from tests.emulator.conftest import Api, eventually
+
+
+def test_a_remote_control_sees_and_does_the_same(api: Api, emulator: LlamaCloudEmulator) -> None:
+    control = EmulatorControl(emulator.url + "/")
+    assert (control.url, control.api_key) == (emulator.url, emulator.api_key)
+    assert control.airflow_connection_json == emulator.airflow_connection_json
+    session_id = api.bound()
+    control.inject(Fault("cut", after_events=2, prompt="cut"), Fault("status", skip=5))
+    assert control.faults == emulator.faults == [Fault("cut", after_events=2, prompt="cut"), Fault("status", skip=5)]
+    api.ask(session_id, "to be cut")
+    api.ask(session_id, "whole & sound?")
+    control.clear_faults()
+    gone = api.create()
+    api.http.delete(f"/api/v1/chat/{gone}")
+    assert control.requests == emulator.requests
+    assert control.requests[0].headers["CONTENT-TYPE"] == "application/json"
+    assert control.turns == emulator.turns
+    assert control.sessions == emulator.sessions
+    assert control.sessions[session_id]["events"][0]["content"] == "to be cut"
+    assert control.deleted == emulator.deleted == [gone]
+    assert control.projects == emulator.projects
+    assert (control.posts(), control.posts(session_id, "whole & sound?"), control.posts(gone)) == (2, 1, 0)
+    assert (control.completed(), control.completed(prompt="whole & sound?")) == (2, 1)
+    control.add_index("idx-far", name="Far", status="building", documents=["One.", {"text": "Two."}])
+    control.index_schedule("idx-far", ["parsing", {"status": "failed", "error_message": "torn"}])
+    api.http.get("/api/v1/indexes/idx-far")
+    api.http.get("/api/v1/indexes/idx-far")
+    control.set_index(INDEX_BUILDING, status="ready", last_synced_at=datetime(2026, 5, 6, tzinfo=UTC))
+    assert control.indexes == emulator.indexes
+    assert control.indexes["idx-far"]["metadata"] == {"status": "failed", "error_message": "torn"}
+    assert control.indexes[INDEX_BUILDING]["last_synced_at"].startswith("2026-05-06T00:00:00")
+    # None of this is a request that a client made.
+    assert len(emulator.requests) == 7
+    control.reset()
+    assert (emulator.requests, emulator.turns, emulator.sessions, emulator.faults) == ([], [], {}, [])
+    assert "idx-far" not in emulator.indexes
+
+
+def test_settings_at_a_distance(emulator: LlamaCloudEmulator) -> None:
+    control = EmulatorControl(emulator.url)
+    control.settings.survives_disconnect = False
+    control.settings.newline = "\r\n"
+    assert (emulator.settings.survives_disconnect, emulator.settings.newline) == (False, "\r\n")
+    assert control.settings.to_json() == emulator.settings.to_json()
+    control.settings = Settings(turn_latency=0.5)
+    assert emulator.settings == Settings(turn_latency=0.5)
+    emulator.settings = Settings(delta_chars=7)
+    assert control.settings.delta_chars == 7
+    held = emulator.settings
+    control.reset()
+    assert held == emulator.settings == Settings()
+    with pytest.raises(ValueError, match="can not be"):
+        control.settings.records = "never"  # type: ignore[assignment]  # refused before it is sent
+    with pytest.raises(ValueError, match="can not be"):
+        control.update_settings(records="never")
+    with pytest.raises(ValueError, match="no setting"):
+        control.update_settings(record="start")
+
+
+def test_what_a_remote_control_is_told_when_it_is_wrong(emulator: LlamaCloudEmulator) -> None:
+    control = EmulatorControl(emulator.url)
+    with pytest.raises(ValueError, match="no index 'idx-nowhere'"):
+        control.set_index("idx-nowhere", status="ready")
+    with pytest.raises(ValueError, match="no project"):
+        control.add_index("idx-mine", project_id="x")
+    answer = httpx.post(f"{emulator.url}/_emulator/faults", json=[{"kind": "explode"}])
+    assert (answer.status_code, "no fault 'explode'" in answer.json()["detail"]) == (400, True)
+    assert httpx.get(f"{emulator.url}/_emulator/nothing").status_code == 404
+    assert emulator.requests == []
+    with pytest.raises(urllib.error.HTTPError):
+        EmulatorControl(emulator.url + "/api").reset()
+
+
+def test_the_connection_is_what_airflow_reads(emulator: LlamaCloudEmulator) -> None:
+    from airflow.models.connection import Connection
+
+    for made in (
+        Connection(uri=emulator.airflow_connection_uri),
+        Connection.from_json(emulator.airflow_connection_json),
+    ):
+        assert (made.conn_type, made.password, made.host) == ("llamacloud", emulator.api_key, emulator.url)
+        assert not made.port
+
+
+def test_start_stop_and_start_again() -> None:
+    emulator = LlamaCloudEmulator()
+    with emulator as entered:
+        assert entered is emulator
+        assert emulator.start() is emulator
+        api = Api(emulator)
+        session_id = api.bound()
+        address = emulator.url
+    with pytest.raises(httpx.ConnectError):
+        api.http.get("/api/v1/chat")
+    # Down, it can still be read and prepared.
+    assert list(emulator.sessions) == [session_id]
+    emulator.inject(Fault("status", status=503))
+    with emulator:
+        assert emulator.url == address
+        assert [api.http.get(f"/api/v1/chat/{session_id}").status_code for _ in range(2)] == [503, 200]
+    emulator.stop()
+    api.http.close()
+
+
+def test_two_emulators_know_nothing_of_each_other(emulator: LlamaCloudEmulator) -> None:
+    with LlamaCloudEmulator(api_keys=["llx-second"]) as second:
+        assert second.url != emulator.url
+        api = Api(second)
+        with api.http:
+            api.create()
+        assert (len(second.sessions), len(emulator.sessions)) == (1, 0)
+        assert (
+            httpx.get(f"{emulator.url}/api/v1/chat", headers={"Authorization": "Bearer llx-second"}).status_code == 401
+        )
+
+
+def test_a_port_that_is_taken_and_keys_that_are_none(emulator: LlamaCloudEmulator) -> None:
+    port = int(emulator.url.rpartition(":")[2])
+    with pytest.raises(OSError, match=str(port)):
+        LlamaCloudEmulator(port=port).start()
+    for keys in ([], [""], ["llx-\n"], ["schlüssel"], [" llx"]):
+        with pytest.raises(ValueError, match="printable ASCII"):
+            LlamaCloudEmulator(api_keys=keys)
+
+
+def test_ipv6_loopback() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+    with LlamaCloudEmulator(host="::1") as emulator:
+        assert emulator.url.startswith("http://[::1]:")
+        assert EmulatorControl(emulator.url).settings == Settings()
+
+
+def test_stopping_and_resetting_break_off_what_hangs() -> None:
+    emulator = LlamaCloudEmulator(Settings(turn_latency=30.0)).start()
+    api = Api(emulator)
+    failures: list[Exception] = []
+
+    def run(work: Any) -> None:
+        try:
+            work()
+        except httpx.HTTPError as error:
+            failures.append(error)
+
+    for finish in (emulator.reset, emulator.stop):
+        session_id = api.bound()
+        emulator.inject(Fault("hang", endpoint="list"))
+        threads = [
+            threading.Thread(target=run, args=(lambda: api.http.get("/api/v1/chat"),)),
+            threading.Thread(target=run, args=(lambda: api.ask(session_id),)),  # noqa: B023 - joined below
+            threading.Thread(target=run, args=(lambda: api.ask(session_id, "queued"),)),  # noqa: B023 - joined below
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(emulator.requests) == 4)
+        turns = emulator.turns
+        started = time.monotonic()
+        finish()
+        for thread in threads:
+            thread.join(5)
+        assert time.monotonic() - started < 2
+        assert [turn.state for turn in turns] == ["abandoned"]
+    assert len(failures) == 6
+    api.http.close()
+
+
+def _exited(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    said, complained = process.communicate(timeout=10)
+    return process.returncode, said, complained
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "airflow_provider_llamachat.testing"]
+    options = ["--port", "0", "--api-key", "llx-mine", "--api-key", "llx-yours", "--turn-latency", "0.25"]
+    options += [
+        "--requests-per-minute",
+        "500",
+        "--newline",
+        "crlf",
+        "--no-survives-disconnect",
+        "--keepalive-interval",
+        "none",
+    ]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("LlamaCloud emulator: url=http://127.0.0.1:")
+        assert line.endswith(" key=llx-mine\n")
+        url = line.split("url=")[1].split()[0]
+        settings = EmulatorControl(url).settings
+        assert settings.to_json() == {
+            **Settings().to_json(),
+            "turn_latency": 0.25,
+            "requests_per_minute": 500,
+            "newline": "\r\n",
+            "survives_disconnect": False,
+            "keepalive_interval": None,
+        }
+        assert httpx.get(f"{url}/api/v1/projects", headers={"Authorization": "Bearer llx-yours"}).status_code == 200
+        with httpx.stream("GET", f"{url}/_emulator/requests"):
+            process.send_signal(number)
+            assert _exited(process) == (0, "", "")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+    port = emulator.url.rpartition(":")[2]
+    assert main(["--port", port]) == 1
+    assert "The emulator can not start:" in capsys.readouterr().err
+    assert main(["--api-key", ""]) == 1
+    assert "printable ASCII" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--settings", '{"speed": 3}'])
+    assert caught.value.code == 2
+    assert "no setting 'speed'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--turn-latency", "-1"])
+    assert caught.value.code == 2
+    assert "Setting turn_latency can not be -1.0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--survives-disconnect" in shown
+    assert "a turn runs on to its end when its client is gone" in shown
+
+
+def test_an_emulator_in_a_process_of_its_own() -> None:
+    with EmulatorProcess(Settings(delta_chars=5), api_keys=["llx-child"]) as emulator:
+        pid = emulator.pid
+        assert (emulator.api_key, emulator.settings.delta_chars) == ("llx-child", 5)
+        headers = {"Authorization": "Bearer llx-child"}
+        assert (
+            httpx.post(f"{emulator.url}/api/v1/chat", json={"index_ids": [INDEX_FILINGS]}, headers=headers).status_code
+            == 201
+        )
+        assert len(emulator.sessions) == 1
+        emulator.reset()
+        assert (emulator.sessions, emulator.settings.delta_chars) == ({}, 5)
+    assert not Path(f"/proc/{pid}").exists() or os.name != "posix"
+    with pytest.raises(RuntimeError, match="does not run"):
+        emulator.pid  # noqa: B018 - reading it is what raises
+    with pytest.raises(OSError, match="refused"):
+        emulator.reset()
+
+
+def test_a_process_that_does_not_come_up(emulator: LlamaCloudEmulator) -> None:
+    port = int(emulator.url.rpartition(":")[2])
+    with pytest.raises(RuntimeError, match="did not start: The emulator can not start"):
+        EmulatorProcess(port=port).__enter__()
+
+
+def test_names_are_found_and_listed() -> None:
+    assert {"Fault", "LlamaCloudEmulator", "INDEX_FILINGS"} <= set(dir(testing))
+    for name in testing.__all__:
+        assert getattr(testing, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        testing.Nothing  # noqa: B018 - reading it is what raises
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_only_the_server_needs_aiohttp() -> None:
+    said = _python(
+        "import sys; sys.modules['aiohttp'] = None\n"
+        "from airflow_provider_llamachat import testing\n"
+        "from airflow_provider_llamachat.testing import EmulatorControl, EmulatorProcess, Fault, Settings, TurnRecord\n"
+        "try:\n    testing.LlamaCloudEmulator\nexcept ImportError as error:\n    print(error)\n"
+        "from airflow_provider_llamachat.testing.__main__ import main\n"
+        "sys.stderr = sys.stdout\nprint(main([]))"
+    )
+    hint = "The LlamaCloud emulator needs aiohttp. Install the extra: pip install 'airflow-provider-llamachat[testing]'"
+    assert said.splitlines() == [hint, hint, "1"]
+
+
+def test_the_emulator_shares_nothing_with_the_provider_or_airflow() -> None:
+    said = _python(
+        "import sys\nfrom airflow_provider_llamachat.testing import LlamaCloudEmulator\n"
+        "with LlamaCloudEmulator(): pass\n"
+        "print(*sorted(n for n in sys.modules if n.split('.')[0] in ('airflow', 'httpx', 'pydantic')\n"
+        "  or n.startswith('airflow_provider_llamachat.') and not n.startswith('airflow_provider_llamachat.testing')))"
+    )
+    assert said == ""
