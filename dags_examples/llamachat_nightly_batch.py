@@ -1,0 +1,88 @@
+"""The same questions of every filing, each night: wait for the index, ask all of them in one task, check, write a report.
+
+The answers lie in one JSON Lines file per run; only a manifest travels through XCom. A retry of ``ask_all`` asks what is missing
+and nothing twice. Give ``output`` as any path that Airflow's object storage knows, ``s3://my_aws_connection@bucket/llamachat`` say.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, ObjectStoragePath, Param, task
+
+from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.sensors.index import IndexReadySensor
+
+QUESTIONS = [
+    {"id": "revenue-q2", "prompt": "What was the revenue in Q2?"},
+    {"id": "revenue-q3", "prompt": "What was the revenue in Q3?"},
+    {"id": "risks", "prompt": "Which risk factors does the Q3 report name?"},
+    {"id": "capex", "prompt": "What was spent on capital expenditure in Q2?"},
+]
+
+with DAG(
+    dag_id="llamachat_nightly_batch",
+    schedule="0 3 * * *",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    tags=["llamachat", "example"],
+    doc_md=__doc__,
+    render_template_as_native_obj=True,
+    params={
+        "index_ids": Param(["idx-filings"], type="array", items={"type": "string"}, title="Index ids"),
+        "questions": Param(QUESTIONS, type="array", title="Questions"),
+        "output": Param(f"file://{tempfile.gettempdir()}/llamachat", type="string", title="Folder of the results"),
+        "answered_at_least": Param(0.9, type="number", minimum=0, maximum=1, title="Share that has to be answered"),
+    },
+) as dag:
+    ready = IndexReadySensor(
+        task_id="index_ready",
+        index_ids="{{ params.index_ids }}",
+        wait_for_sync=True,
+        deferrable=True,
+        poke_interval=30,
+        timeout=timedelta(hours=2).total_seconds(),
+    )
+
+    ask_all = ChatBatchOperator(
+        task_id="ask_all",
+        prompts="{{ params.questions }}",
+        index_ids="{{ params.index_ids }}",
+        max_concurrency=8,
+        # Each run has a file of its own: colons do not belong into every store's names.
+        output_path="{{ params.output }}/{{ run_id | replace(':', '') }}.jsonl",
+        delete_sessions=True,
+        retries=2,
+        retry_delay=timedelta(minutes=5),
+    )
+
+    @task
+    def check(manifest: dict[str, Any], **context: Any) -> dict[str, Any]:
+        """Fail the run when too many questions have no answer; one or two may."""
+        share = manifest["answered"] / max(1, manifest["total"])
+        print(
+            f"{manifest['answered']} of {manifest['total']} answered for {manifest['total_output_tokens']} output tokens."
+        )
+        if share < context["params"]["answered_at_least"]:
+            raise AirflowFailException(
+                f"Only {share:.0%} of the questions were answered: see {manifest['output_path']}"
+            )
+        return manifest
+
+    @task
+    def report(manifest: dict[str, Any]) -> str:
+        """Turn the results into a Markdown file beside them."""
+        results = ObjectStoragePath(manifest["output_path"])
+        lines = ["# Answers", ""]
+        for line in results.read_text().strip().split("\n"):
+            item = json.loads(line)
+            lines += [f"## {item['prompt']}", "", item["answer"] or f"No answer: {item['error']['message']}", ""]
+        page = results.parent / f"{results.name.removesuffix('.jsonl')}.md"
+        page.write_text("\n".join(lines))
+        return str(page)
+
+    ready >> ask_all
+    report(check(ask_all.output))
