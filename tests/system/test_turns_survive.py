@@ -1,0 +1,111 @@
+"""A real Airflow (scheduler, API server, Dag processor, triggerer) whose worker and triggerer are killed in the middle of a turn.
+
+The emulator is a process of its own, and its log is the judge: one turn for one question, whatever was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_llamachat.testing import EmulatorProcess
+from tests.system.stack import AirflowStack
+
+pytestmark = pytest.mark.system
+LATENCY = 12.0
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[EmulatorProcess]:
+    with EmulatorProcess() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
+    connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": emulator.airflow_connection_json}
+    dags = [Path(__file__).parent / "dags" / "survival.py"]
+    with AirflowStack(dags=dags, environment=connection) as running:
+        yield running
+
+
+@pytest.fixture
+def server(emulator: EmulatorProcess) -> EmulatorProcess:
+    emulator.reset()
+    emulator.settings.turn_latency = LATENCY
+    return emulator
+
+
+def until(check: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
+    begin = time.monotonic()
+    while not check():
+        assert time.monotonic() - begin < timeout, f"waited {timeout:.0f} s for {what}"
+        time.sleep(0.2)
+
+
+def one_turn_right_answer(stack: AirflowStack, run: str, server: EmulatorProcess) -> None:
+    answer = stack.xcom(run, "ask")
+    assert "Q3" in answer
+    (turn,) = server.turns
+    assert (turn.state, server.posts(), server.completed()) == ("completed", 1, 1)
+    usage = stack.xcom(run, "ask", "usage")
+    assert usage["total_output_tokens"] == turn.output_tokens
+
+
+def test_a_worker_killed_in_the_middle_of_a_turn(stack: AirflowStack, server: EmulatorProcess) -> None:
+    run = stack.trigger("survival_direct")
+    until(lambda: server.posts() == 1, "the prompt")
+    time.sleep(1.0)
+    assert stack.kill_worker(run, "ask")
+    assert stack.wait(run, timeout=120) == "success"
+    one_turn_right_answer(stack, run, server)
+    assert stack.task(run, "ask")["try_number"] == 2
+    assert stack.xcom(run, "ask", "usage")["try_number"] == 2
+    print(f"| worker killed mid-turn | tries 2 | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+def test_a_triggerer_killed_in_the_middle_of_a_turn(stack: AirflowStack, server: EmulatorProcess) -> None:
+    run = stack.trigger("survival_deferred")
+    until(lambda: server.posts() == 1, "the prompt")
+    time.sleep(1.0)
+    stack.kill("triggerer")
+    stack.restart("triggerer")
+    assert stack.wait(run, timeout=120) == "success"
+    one_turn_right_answer(stack, run, server)
+    assert stack.task(run, "ask")["try_number"] == 1
+    print(f"| triggerer killed mid-turn | tries 1 | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+def test_clearing_a_finished_task_asks_anew(stack: AirflowStack, server: EmulatorProcess) -> None:
+    server.settings.turn_latency = 0.2
+    run = stack.trigger("survival_direct")
+    assert stack.wait(run, timeout=120) == "success"
+    assert server.completed() == 1
+    stack.clear(run, "ask")
+    stack.wait_for_task(run, "ask", "success", try_number=2)
+    assert stack.wait(run, timeout=120) == "success"
+    assert (server.posts(), server.completed()) == (2, 2)
+    print(f"| finished task cleared | tries 2 | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+def test_the_answer_grows_in_the_task_log_in_lines(stack: AirflowStack, server: EmulatorProcess) -> None:
+    server.settings.turn_latency = 0.2
+    run = stack.trigger("survival_direct")
+    assert stack.wait(run, timeout=120) == "success"
+    log = stack.task_log(run, "ask")
+    shown = [line for line in log.splitlines() if "| " in line and "revenue" in line.lower()]
+    assert shown, log
+    assert "tool call retrieve" in log
+    assert "output tokens" in log
+
+
+def test_the_key_is_in_no_table_and_no_log(stack: AirflowStack, emulator: EmulatorProcess) -> None:
+    database, logs = stack.metadata_dump(), stack.logs()
+    assert "survival_deferred" in database
+    assert "survival_direct" in logs
+    for name, text in (("database", database), ("logs", logs)):
+        at = text.find(emulator.api_key)
+        assert at < 0, f"the key is in the {name}: {text[max(0, at - 300) : at]}"
