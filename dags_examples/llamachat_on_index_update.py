@@ -23,7 +23,13 @@ except ImportError:
     schedule = "@hourly"
 else:
     watcher = AssetWatcher(name="index_synced", trigger=IndexUpdatedTrigger(index_id=INDEX_ID, poke_interval=60))
-    schedule = [Asset(name=f"llamacloud_{INDEX_ID}", uri=f"llamacloud://index/{INDEX_ID}", watchers=[watcher])]
+    schedule = [
+        Asset(
+            name=f"llamacloud_{INDEX_ID}",
+            uri=f"llamacloud://api.cloud.llamaindex.ai/indexes/{INDEX_ID}",
+            watchers=[watcher],
+        )
+    ]
 
 with DAG(
     dag_id="llamachat_on_index_update",

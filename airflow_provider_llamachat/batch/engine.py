@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Report:
     :ivar kept: items that an earlier try had answered.
     :ivar settled: items whose answer, asked by an earlier try, was found in the history.
     :ivar refused: requests that the server answered with 429.
+    :ivar index_ids: indexes that this try asked.
     """
 
     results: Results
@@ -49,6 +50,7 @@ class Report:
     settled: int
     refused: int
     seconds: float
+    index_ids: list[str]
 
 
 class Batch:
@@ -57,6 +59,7 @@ class Batch:
     :param items: what is asked; their positions are their places in the list.
     :param scope: the task instance; part of each item's identity.
     :param journal: where earlier tries left their records, and this one leaves its own.
+    :param on_result: is told the outcome and the usage of each item as it ends.
     :param commit_interval: seconds within which intents become durable together.
     """
 
@@ -69,6 +72,7 @@ class Batch:
         journal: Journal,
         logger: Any,
         *,
+        on_result: Callable[[str, dict[str, Any] | None], None] | None = None,
         commit_interval: float = INTERVAL,
     ) -> None:
         self._client = client
@@ -78,6 +82,8 @@ class Batch:
         self._journal = journal
         self._log = logger
         self._interval = commit_interval
+        self._on_result = on_result
+        self._asked: set[str] = set()
         self._problem: LlamaCloudError | None = None
         self._first_failure = ""
         self._killed = False
@@ -141,6 +147,7 @@ class Batch:
             settled=self._settled,
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
+            index_ids=sorted(self._asked),
         )
 
     # Work -------------------------------------------------------------------------------------------------------------
@@ -236,8 +243,11 @@ class Batch:
             # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should.
             index_ids = lane[0].index_ids or prepared.index_ids
             expected = Prepared(lane[0], prepared.session_id, index_ids, prepared.baseline + 1)
-            self._committer.note(self._intent(expected))
+            self._committer.note(self._intent(expected, ahead=True))
         outcome, turn = await self._ask(prepared)
+        if expected is not None and (turn is None or turn.position != prepared.baseline or self._problem is not None):
+            self._committer.note(records.release(expected.item.key(self._scope)))
+            expected = None
         if not lane or self._problem is not None:
             return None
         if outcome == records.INTERRUPTED:
@@ -251,7 +261,7 @@ class Batch:
                 self._meter.add(answered=False, usage=None)
             lane.clear()
             return None
-        if expected is not None and turn is not None and turn.position == prepared.baseline:
+        if expected is not None:
             lane.popleft()
             await self._committer.durable()
             return expected
@@ -290,9 +300,9 @@ class Batch:
 
     # Records ----------------------------------------------------------------------------------------------------------
 
-    def _intent(self, prepared: Prepared) -> dict[str, Any]:
+    def _intent(self, prepared: Prepared, *, ahead: bool = False) -> dict[str, Any]:
         key = prepared.item.key(self._scope)
-        return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened)
+        return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened, ahead=ahead)
 
     def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> str:
         line = _line(item, prepared, result)
@@ -303,6 +313,10 @@ class Batch:
         answered = outcome == records.ANSWERED
         self._answered += answered
         self._meter.add(answered=answered, usage=line["usage"])
+        if prepared is not None:
+            self._asked.update(prepared.index_ids)
+        if self._on_result is not None:
+            self._on_result(outcome, line["usage"])
         if not answered:
             reason = f"{item}: {line['error']['message']} "
             self._first_failure = self._first_failure or f"The first problem was with {reason}"

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
-from airflow_provider_llamachat.turns import Memory, Opening, count_turns, fingerprint, indexes_to_ask, opening
+from airflow_provider_llamachat.turns import (
+    Memory,
+    Opening,
+    State,
+    count_turns,
+    fingerprint,
+    indexes_to_ask,
+    judge,
+    opening,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
     from airflow_provider_llamachat.batch.records import Intent, Past
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.models import Session
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +129,8 @@ class Preparer:
         memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt))
         begin = opening(session, item.prompt, retry=True, memory=memory, has_store=True)
         turns = count_turns(session.events)
-        if begin.baseline > turns:
-            # The turn before it, which the earlier try counted on, never came about.
+        if begin.baseline > turns or (intent.ahead and self._overrun(session, item, intent)):
+            # The turn before it, which the earlier try counted on, never came about, or was asked again in its place.
             begin = Opening(turns, resume=False)
         return Prepared(
             item,
@@ -131,6 +141,10 @@ class Preparer:
             opened=intent.opened,
             recorded=begin.baseline == intent.baseline,
         )
+
+    @staticmethod
+    def _overrun(session: Session, item: Item, intent: Intent) -> bool:
+        return judge(session.events, intent.baseline, item.prompt).state is State.FOREIGN
 
     async def _existing(self, item: Item, session_id: str) -> Prepared:
         session = await self._client.get_session(session_id, **self._options.scope)

@@ -25,9 +25,13 @@ UNASKED = "unasked"
 OUTCOMES = (ANSWERED, FAILED, INTERRUPTED, UNASKED)
 
 
-def intent(key: str, session_id: str, baseline: int, *, opened: bool) -> dict[str, Any]:
-    """``key`` is about to be asked in a session that had ``baseline`` turns; ``opened``: the batch opened that session."""
-    return _record("intent", key=key, session_id=session_id, baseline=baseline, opened=opened)
+def intent(key: str, session_id: str, baseline: int, *, opened: bool, ahead: bool = False) -> dict[str, Any]:
+    """``key`` is about to be asked in a session that had ``baseline`` turns.
+
+    :param opened: the batch opened that session.
+    :param ahead: written while the turn before it still ran; if that one has to be asked again, ``baseline`` is its place.
+    """
+    return _record("intent", key=key, session_id=session_id, baseline=baseline, opened=opened, ahead=ahead)
 
 
 def result(key: str, line: dict[str, Any], *, baseline: int | None) -> dict[str, Any]:
@@ -93,6 +97,7 @@ class Intent:
     session_id: str
     baseline: int
     opened: bool
+    ahead: bool = False
 
 
 @dataclass(slots=True)
@@ -136,7 +141,9 @@ class Past:
     def _take(self, position: int, record: dict[str, Any]) -> None:
         match record["kind"]:
             case "intent":
-                self.intents[position] = Intent(record["session_id"], record["baseline"], bool(record.get("opened")))
+                self.intents[position] = Intent(
+                    record["session_id"], record["baseline"], bool(record.get("opened")), bool(record.get("ahead"))
+                )
             case "release":
                 self.intents.pop(position, None)
             case "result" if record["line"]["outcome"] == ANSWERED:

@@ -23,8 +23,10 @@ _TRAVEL = 2.0
 # Seconds after its start by which a request has surely reached the server, although the answer's first byte is not there yet.
 _REMEMBERED = 4096
 # Accepted requests that are looked back at when the server's limit has to be guessed.
-_RECOVERY = 0.99
-# Factor on the spacing with each accepted request: half the spacing is won back in about 70 requests.
+_RECOVERY = 0.98
+# Factor on the spacing with each accepted request: half of it is won back in about 35 requests.
+_FIRST_SPACING = 0.25
+# Seconds between two requests after a refusal that nothing is known about: others may have used the limit up.
 
 
 class Passage:
@@ -142,8 +144,9 @@ class Throttle:
         if not fresh:
             return  # sent before the pace was lowered: it says nothing about the new pace
         # The server accepted so many in the span that it now wants us to wait for: that is its pace.
-        accepted = sum(1 for moment in self._accepted if moment > now - max(pause, 0.1))
-        pace = max(pause, 0.1) / max(1, accepted)
+        span = max(pause, 0.1)
+        accepted = sum(1 for moment in self._accepted if moment > now - span)
+        pace = span / accepted if accepted else max(_FIRST_SPACING, 2 * self._spacing)
         self._spacing = min(MAX_SPACING, max(pace, 1.3 * self._spacing))
         self._slowed_at = now
         log.warning(

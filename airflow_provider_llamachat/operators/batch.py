@@ -142,6 +142,7 @@ class ChatBatchOperator(LlamaCloudOperator):
                     "Without output_path, and without Airflow 3.3's task state store, a retry of this task asks everything again."
                 )
         report = asyncio.run(self._run(items, scope, options, journal, rate))
+        self._record_lineage(report, path)
         if report.results.lines is not None:
             self.push(context, "results", report.results.lines)
         return {
@@ -175,10 +176,11 @@ class ChatBatchOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
         from airflow_provider_llamachat.client.throttle import Throttle
+        from airflow_provider_llamachat.lineage import count_turn
 
         config = self.get_hook().get_config()
         async with await AsyncLlamaCloudClient.open(config, throttle=Throttle(rate)) as client:
-            batch = Batch(client, items, scope, options, journal, self.log)
+            batch = Batch(client, items, scope, options, journal, self.log, on_result=count_turn)
             loop = asyncio.get_running_loop()
             # Signals come to the main thread at any moment; the loop takes the order up where it can.
             self._kill = lambda: loop.call_soon_threadsafe(batch.kill)
@@ -186,6 +188,17 @@ class ChatBatchOperator(LlamaCloudOperator):
                 return await batch.run()
             finally:
                 self._kill = None
+
+    def _record_lineage(self, report: Report, path: Any) -> None:
+        from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
+
+        from airflow_provider_llamachat.lineage import record_inputs
+
+        hook = self.get_hook()
+        record_inputs(hook, report.index_ids, hook.get_config().base_url)
+        if path is not None:
+            collector: Any = get_hook_lineage_collector()  # type: ignore[no-untyped-call]  # Airflow does not type it
+            collector.add_output_asset(context=hook, uri=str(path))
 
     def _options(self) -> Options:
         from airflow_provider_llamachat.batch.preparing import Options

@@ -22,7 +22,9 @@ def test_the_nightly_batch_waits_asks_checks_and_reports(
     assert result.state == "success", result.tasks
     manifest = result.xcom("ask_all")
     assert (manifest["total"], manifest["answered"], manifest["sessions_deleted"]) == (4, 4, 4)
-    lines = [json.loads(line) for line in Path(manifest["output_path"].removeprefix("file://")).read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in Path(manifest["output_path"].removeprefix("file://")).read_text().splitlines()
+    ]
     assert [line["id"] for line in lines] == ["revenue-q2", "revenue-q3", "risks", "capex"]
     assert "43.9 million" in lines[0]["answer"]
     page = Path(result.xcom("report").removeprefix("file://")).read_text()

@@ -1,0 +1,87 @@
+"""A batch as the tests here run it: against the emulator, with results and journal in a temporary folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.batch.engine import Batch, Report
+from airflow_provider_llamachat.batch.items import Scope, parse
+from airflow_provider_llamachat.batch.journal import Journal, PartsJournal
+from airflow_provider_llamachat.batch.preparing import Options
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, no_backoff
+from airflow_provider_llamachat.client.throttle import Throttle
+from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+
+PROMPT = "What was the revenue in Q3?"
+SCOPE = Scope("dag", "task", "run")
+
+
+def prompts(count: int) -> list[dict[str, Any]]:
+    """Prompts that the emulator's log can tell apart."""
+    return [{"id": f"item-{number}", "prompt": f"Question {number}: {PROMPT}"} for number in range(count)]
+
+
+@dataclass
+class Runner:
+    """Tries of one batch, each with a client and an event loop of its own, as Airflow's retries have."""
+
+    config: ClientConfig
+    output: Path
+    prompts: Any
+    options: Options = field(default_factory=lambda: Options(index_ids=[INDEX_FILINGS], turn_timeout=20))
+    scope: Scope = SCOPE
+    throttle: Callable[[], Throttle] = Throttle
+    journal: Callable[[], Journal] | None = None
+
+    def run(self, during: Callable[[Batch], None] | None = None, **options: Any) -> Report:
+        """One try; ``during`` is called on the loop when it has begun."""
+        chosen = replace(self.options, **options)
+        items = parse(self.prompts, index_ids=chosen.index_ids, session_mode=chosen.session_mode)
+        journal = self.journal() if self.journal else PartsJournal(self.output, self.scope)
+
+        async def go() -> Report:
+            async with await AsyncLlamaCloudClient.open(self.config, throttle=self.throttle()) as client:
+                logger = logging.getLogger("tests.batch")
+                batch = Batch(client, items, self.scope, chosen, journal, logger, commit_interval=0.02)
+                if during is not None:
+                    during(batch)
+                return await batch.run()
+
+        return asyncio.run(go())
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The results."""
+        return [json.loads(line) for line in self.output.read_bytes().split(b"\n") if line]
+
+    @property
+    def parts(self) -> list[Path]:
+        """The part files that are there."""
+        return sorted(Path(f"{self.output}.parts").glob("*/*"))
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses() -> Iterator[None]:
+    with no_backoff():
+        yield
+
+
+@pytest.fixture
+def config(llamacloud_emulator: LlamaCloudEmulator) -> ClientConfig:
+    return ClientConfig(
+        api_key=llamacloud_emulator.api_key, base_url=llamacloud_emulator.url, timeout=2.0, max_retries=2
+    )
+
+
+@pytest.fixture
+def runner(config: ClientConfig, tmp_path: Path) -> Runner:
+    """A batch of six prompts."""
+    return Runner(config, tmp_path / "results.jsonl", prompts(6))

@@ -1,0 +1,473 @@
+"""The engine against the emulator: what is asked, in which order, at what cost, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.batch.engine import Batch
+from airflow_provider_llamachat.batch.journal import MemoryJournal
+from airflow_provider_llamachat.client import LlamaCloudClient
+from airflow_provider_llamachat.client.throttle import Throttle
+from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
+from tests.batch.conftest import PROMPT, Runner, prompts
+
+
+def outcomes(runner: Runner) -> list[str]:
+    return [line["outcome"] for line in runner.lines]
+
+
+def once_each(emulator: LlamaCloudEmulator) -> bool:
+    """Whether every prompt that was completed was completed once."""
+    return all(
+        count == 1 for count in Counter(turn.prompt for turn in emulator.turns if turn.state == "completed").values()
+    )
+
+
+def test_each_prompt_is_asked_once_in_a_session_of_its_own_and_stands_in_its_place(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    report = runner.run()
+    assert [line["id"] for line in runner.lines] == [item["id"] for item in runner.prompts]
+    assert outcomes(runner) == ["answered"] * 6
+    assert all("47.5 million" in line["answer"] for line in runner.lines)
+    assert len({line["session_id"] for line in runner.lines}) == 6
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+    # Two requests for each prompt: opening and asking. The history need not be read when the session is new.
+    assert Counter(request.endpoint for request in llamacloud_emulator.requests) == {"create": 6, "stream": 6}
+    assert report.results.counts["answered"] == 6
+    assert report.results.output_tokens == sum(line["usage"]["total_output_tokens"] for line in runner.lines) > 0
+    assert (report.opened, report.deleted, report.kept, report.settled) == (6, 0, 0, 0)
+    assert not runner.parts
+
+
+def test_no_more_turns_run_at_once_than_allowed(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.settings.turn_latency = 0.15
+    runner.prompts = prompts(12)
+    runner.run(max_concurrency=3)
+    turns = llamacloud_emulator.turns
+    moments = sorted([(turn.started, 1) for turn in turns] + [(turn.ended or 0.0, -1) for turn in turns])
+    running = most = 0
+    for _, change in moments:
+        running += change
+        most = max(most, running)
+    assert most == 3
+
+
+def test_sessions_are_opened_ahead_but_not_far(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.settings.turn_latency = 0.1
+    runner.prompts = prompts(20)
+    runner.run(max_concurrency=2)
+    opened = asked = 0
+    for request in llamacloud_emulator.requests:
+        opened += request.endpoint == "create"
+        asked += request.endpoint == "stream"
+        assert opened - asked <= 2 * 2  # two running or being started, two ahead
+    assert opened == asked == 20
+
+
+def test_the_sessions_it_opened_are_deleted_if_asked(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with LlamaCloudClient(runner.config) as client:
+        mine = client.create_session([INDEX_FILINGS]).session_id
+    runner.prompts = [*runner.prompts, {"prompt": PROMPT, "session_id": mine}]
+    report = runner.run(delete_sessions=True)
+    assert (report.opened, report.deleted) == (6, 6)
+    assert list(llamacloud_emulator.sessions) == [mine]
+
+
+def test_a_session_that_can_not_be_deleted_is_named_and_no_failure(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=500))
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=404, skip=1))
+    report = runner.run(delete_sessions=True, max_concurrency=1)
+    assert outcomes(runner) == ["answered"] * 6
+    assert report.deleted == 4
+    left = set(llamacloud_emulator.sessions)
+    assert len(left) == 2
+    assert "1 session(s) were not deleted" in caplog.text
+    assert any(session_id in caplog.text for session_id in left)
+
+
+def test_a_shared_session_is_asked_in_order_and_remembers(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["What was the revenue in Q2?", "and in Q3?", "and in Q1?", "and in Q1?"]
+    report = runner.run(session_mode="shared")
+    assert [
+        "43.9" in runner.lines[0]["answer"],
+        "47.5" in runner.lines[1]["answer"],
+        "41.2" in runner.lines[2]["answer"],
+    ] == [True] * 3
+    assert [turn.position for turn in llamacloud_emulator.turns] == [0, 1, 2, 3]
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts
+    assert len(llamacloud_emulator.sessions) == report.opened == 1
+    assert outcomes(runner) == ["answered"] * 4
+
+
+def test_prompts_of_one_session_follow_each_other_while_others_run(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.concurrent_turns = "refuse"
+    llamacloud_emulator.settings.turn_latency = 0.05
+    with LlamaCloudClient(runner.config) as client:
+        mine = client.create_session([INDEX_FILINGS]).session_id
+        client.send_message(mine, "What was the revenue in Q1?")
+        bare = client.create_session().session_id
+    runner.prompts = [
+        {"prompt": "First here", "session_id": mine},
+        "Beside it",
+        {"prompt": "Second here", "session_id": mine},
+        {"prompt": "Third here", "session_id": mine, "index_ids": [INDEX_FILINGS]},
+        {"prompt": "Of the batch's indexes", "session_id": bare},
+        {"prompt": "Of another index", "index_ids": [INDEX_HANDBOOK]},
+    ]
+    report = runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+    in_mine = [turn for turn in llamacloud_emulator.turns if turn.session_id == mine]
+    assert [turn.prompt for turn in in_mine][1:] == ["First here", "Second here", "Third here"]
+    assert [turn.position for turn in in_mine] == [0, 1, 2, 3]
+    assert report.opened == 2
+    assert runner.lines[5]["index_ids"] == [INDEX_HANDBOOK]
+    assert runner.lines[4]["index_ids"] == [INDEX_FILINGS]
+
+
+def test_a_failed_item_is_collected_with_its_reason_and_the_rest_goes_on(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(
+        Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="the model is tired")
+    )
+    runner.prompts[4]["session_id"] = "ses-that-is-not-there"
+    report = runner.run()
+    assert outcomes(runner) == ["answered", "answered", "failed", "answered", "failed", "answered"]
+    assert runner.lines[2]["error"]["type"] == "ChatTurnFailedError"
+    assert "the model is tired" in runner.lines[2]["error"]["message"]
+    assert runner.lines[2]["answer"] is None
+    assert runner.lines[4]["error"]["type"] == "NotFoundError"
+    assert report.results.counts == {"answered": 4, "failed": 2, "interrupted": 0, "unasked": 0}
+
+
+@pytest.mark.parametrize("kind", ["stall", "stream_reset", "cut", "hang_after", "reset_after"])
+@pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
+def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
+    kind: str, survives: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.survives_disconnect = survives
+    emulator.settings.turn_latency = 0.1
+    runner.config = replace(runner.config, timeout=0.3)
+    emulator.inject(Fault(kind, endpoint="stream", times=3, after_events=2))
+    report = runner.run()
+    if survives:
+        assert outcomes(runner) == ["answered"] * 6
+    assert report.results.counts["answered"] >= 3
+    assert {"answered", "interrupted"} >= set(outcomes(runner))
+    assert emulator.posts() == 6
+    assert once_each(emulator)
+
+
+def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
+    report = runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered", "interrupted", "unasked"]
+    assert "earlier turn of its session was interrupted" in runner.lines[2]["error"]["message"]
+    assert runner.lines[2]["prompt"] == "Third"
+    assert llamacloud_emulator.posts(prompt="Third") == 0
+    assert report.results.counts == {"answered": 1, "failed": 0, "interrupted": 1, "unasked": 1}
+
+
+def test_a_failed_turn_does_not_hold_back_its_session(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered", "failed", "answered"]
+    assert [turn.position for turn in llamacloud_emulator.turns] == [0, 1, 2]
+
+
+def test_fail_fast_asks_no_more_lets_turns_end_and_names_the_item(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 0.3
+    runner.prompts = prompts(30)
+    emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 1:", detail="no"))
+    with pytest.raises(errors.ChatBatchError, match=r"prompts\[1\] \(id 'item-1'\)") as caught:
+        runner.run(fail_fast=True, max_concurrency=3)
+    assert "retry asks only what is missing" in str(caught.value)
+    assert emulator.posts() < 10
+    assert not [turn for turn in emulator.turns if turn.state in {"running", "abandoned"}]
+    assert not runner.output.exists()
+    assert runner.parts
+    completed = emulator.completed()
+    report = runner.run(fail_fast=True, max_concurrency=3)
+    assert outcomes(runner) == ["answered"] * 30
+    assert report.kept == completed
+    assert once_each(emulator)
+    assert emulator.posts() == 31
+    assert not runner.parts
+
+
+def test_after_a_failure_the_sessions_that_a_retry_needs_stay(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 0.1
+    runner.prompts = prompts(12)
+    emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 3:", detail="no"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=2, delete_sessions=True)
+    failed = [turn.session_id for turn in emulator.turns if turn.state == "failed"]
+    assert list(emulator.sessions) == failed
+    report = runner.run(fail_fast=True, max_concurrency=2, delete_sessions=True)
+    assert outcomes(runner) == ["answered"] * 12
+    assert emulator.sessions == {}
+    assert once_each(emulator)
+    assert report.results.counts["answered"] == 12
+
+
+def test_a_shared_session_stays_for_the_retry(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, session_mode="shared", delete_sessions=True)
+    assert len(llamacloud_emulator.sessions) == 1
+    runner.run(fail_fast=True, session_mode="shared", delete_sessions=True)
+    assert outcomes(runner) == ["answered"] * 3
+    assert len({line["session_id"] for line in runner.lines}) == 1
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == ["First", "Second", "Second", "Third"]
+    assert llamacloud_emulator.sessions == {}
+
+
+@pytest.mark.parametrize("endpoint", ["create", "stream"])
+@pytest.mark.parametrize(("status", "kind"), [(401, errors.AuthenticationError), (402, errors.PaymentRequiredError)])
+def test_a_refusal_that_concerns_all_items_ends_the_batch(
+    endpoint: str, status: int, kind: type[Exception], runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(40)
+    llamacloud_emulator.inject(Fault("status", endpoint=endpoint, status=status, times=None))
+    with pytest.raises(kind):
+        runner.run(max_concurrency=2)
+    assert len(llamacloud_emulator.requests) < 12
+    assert not runner.output.exists()
+
+
+def test_a_batch_without_any_answer_fails(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", times=None, detail="down for repair"))
+    with pytest.raises(errors.ChatBatchError, match=r"None of 6 prompts was answered.*down for repair"):
+        runner.run()
+    llamacloud_emulator.clear_faults()
+    runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+
+
+def test_a_shared_session_that_can_not_be_opened_ends_the_batch_with_its_reason(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="create", status=500, times=None))
+    with pytest.raises(errors.ServerError):
+        runner.run(session_mode="shared")
+    assert len(llamacloud_emulator.requests) == 1
+
+
+def test_no_prompts_make_an_empty_file(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    runner.prompts = []
+    report = runner.run()
+    assert runner.output.read_bytes() == b""
+    assert sum(report.results.counts.values()) == 0
+    assert llamacloud_emulator.requests == []
+
+
+def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answers(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 1.0
+    runner.prompts = prompts(8)
+
+    def during(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(0.5, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(during, max_concurrency=4, delete_sessions=True)
+    assert emulator.deleted == []
+    assert 0 < emulator.posts() <= 4
+    report = runner.run(max_concurrency=4)
+    assert outcomes(runner) == ["answered"] * 8
+    assert emulator.posts() == emulator.completed() == 8
+    assert report.settled == 4
+
+
+def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(Batch.kill)
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_so(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=1)
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=1)
+    assert emulator.posts(prompt=runner.prompts[2]["prompt"]) == 1
+    runner.run(fail_fast=True, max_concurrency=1, ask_again=True)
+    assert outcomes(runner) == ["answered"] * 6
+    assert emulator.posts(prompt=runner.prompts[2]["prompt"]) == 2
+
+
+def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True)
+    gone = next(turn.session_id for turn in llamacloud_emulator.turns if turn.state == "failed")
+    with LlamaCloudClient(runner.config) as client:
+        client.delete_session(gone)
+    runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+    assert f"the session {gone}" in caplog.text
+    assert once_each(llamacloud_emulator)
+
+
+def test_a_shared_session_that_is_gone_is_replaced(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, session_mode="shared")
+    with LlamaCloudClient(runner.config) as client:
+        client.delete_session(next(iter(llamacloud_emulator.sessions)))
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert "going on in a new one" in caplog.text
+
+
+def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with LlamaCloudClient(runner.config) as client:
+        mine = client.create_session([INDEX_FILINGS]).session_id
+        runner.prompts = ["Other", {"prompt": "Mine", "session_id": mine}]
+        llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Mine"))
+        with pytest.raises(errors.ChatBatchError):
+            runner.run(fail_fast=True)
+        client.delete_session(mine)
+    runner.run()
+    assert outcomes(runner) == ["answered", "failed"]
+    assert runner.lines[1]["error"]["type"] == "NotFoundError"
+
+
+def test_an_intent_whose_forerunner_never_came_about_is_asked_where_the_session_stands(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    runner.prompts = ["First", "Second", "Third"]
+    emulator.settings.turn_latency = 0.5
+    emulator.inject(Fault("hang", endpoint="stream", prompt="Second"))
+
+    def during(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(1.2, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(during, session_mode="shared")
+    emulator.settings.turn_latency = 0.0
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert [turn.prompt for turn in emulator.turns] == ["First", "Second", "Third"]
+
+
+def test_a_storm_of_429_slows_the_whole_batch_and_loses_nothing(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.update(requests_per_minute=10, rate_window=0.5)
+    runner.prompts = prompts(15)
+    runner.config = replace(runner.config, max_retries=6)
+    report = runner.run(max_concurrency=8)
+    assert outcomes(runner) == ["answered"] * 15
+    assert once_each(emulator)
+    assert emulator.completed() == 15
+    refused = [request for request in emulator.requests if request.status == 429]
+    assert report.refused == len(refused) > 0
+    # Whatever was on its way when the first refusal came may be refused as well, but it does not go on like that.
+    assert len(refused) < 30
+
+
+@pytest.mark.parametrize("style", ["seconds", "date", "none"])
+def test_every_form_of_retry_after_is_obeyed(
+    style: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    later = {
+        "seconds": "1",
+        "date": format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True),
+        "none": None,
+    }
+    llamacloud_emulator.inject(Fault("status", status=429, retry_after=later[style], times=2))
+    report = runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+    assert report.refused == 2
+    first, second = [request.time for request in llamacloud_emulator.requests if request.status != 429][:2]
+    refused = max(request.time for request in llamacloud_emulator.requests if request.status == 429)
+    assert first - refused > 0.9
+    # Nothing is known of the server's pace, so the requests after the pause come one by one.
+    assert second - first > 0.2
+    assert report.seconds < 8
+
+
+def test_requests_per_minute_against_a_server_that_enforces_it_meets_no_429(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.update(requests_per_minute=60, rate_window=3.0)
+    runner.prompts = prompts(60)
+    runner.throttle = lambda: Throttle(60, window=3.0)
+    report = runner.run(max_concurrency=16)
+    assert report.results.counts["answered"] == 60
+    assert report.refused == 0
+    assert {request.status for request in emulator.requests} == {200, 201}
+    # 120 requests at 60 for each 3 seconds: the first minute's share is not sent as a burst, and the limit is used.
+    assert 5.5 < report.seconds < 7.5
+
+
+def test_without_a_file_the_results_come_back_and_a_retry_without_a_store_asks_again(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.journal = MemoryJournal
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
+    with pytest.raises(errors.ChatBatchError, match="a retry asks everything again"):
+        runner.run(fail_fast=True, max_concurrency=1)
+    report = runner.run(delete_sessions=True)
+    assert report.results.lines is not None
+    assert [line["outcome"] for line in report.results.lines] == ["answered"] * 6
+    assert report.deleted == 6
+    assert not runner.output.exists()
+
+
+def test_progress_and_failures_are_in_the_log(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
+    runner.run()
+    assert "No answer to prompts[2] (id 'item-2')" in caplog.text
+    assert "Batch: 6 of 6 done (100 %), 1 failed" in caplog.text
+    assert llamacloud_emulator.api_key not in caplog.text
