@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     found.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     found.add_argument("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
+    found.add_argument(
+        "--until-stdin-closes",
+        action="store_true",
+        help="end with standard input, hence with the process that holds it",
+    )
     found.add_argument(
         "--settings",
         type=json.loads,
@@ -71,9 +77,17 @@ async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if arguments.until_stdin_closes:
+        loop.add_reader(0, _at_end_of_input, stopping)
     print(f"LlamaCloud emulator: url={server.url} key={server.api_key}", flush=True)
     await stopping.wait()
     await server.stop()
+
+
+def _at_end_of_input(stopping: asyncio.Event) -> None:
+    if not os.read(0, 4096):
+        asyncio.get_running_loop().remove_reader(0)
+        stopping.set()
 
 
 def _allow_many_sockets() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,9 @@ class EmulatorProcess(EmulatorControl):
         self, settings: Settings | None = None, *, port: int = 0, api_keys: Sequence[str] | None = None
     ) -> None:
         super().__init__("")
-        self._command = [sys.executable, "-m", "airflow_provider_llamachat.testing", "--port", str(port)]
+        module = "airflow_provider_llamachat.testing"
+        # Its input is a pipe of ours: it closes, and the emulator ends, even when this process is killed.
+        self._command = [sys.executable, "-m", module, "--until-stdin-closes", "--port", str(port)]
         if settings is not None:
             self._command += ["--settings", json.dumps(settings.to_json())]
         for key in api_keys or ():
@@ -44,13 +47,15 @@ class EmulatorProcess(EmulatorControl):
         return self._process.pid
 
     def __enter__(self) -> Self:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        line = process.stdout.readline() if process.stdout is not None else ""
-        if "url=" not in line:
-            _, said = process.communicate(timeout=30)
-            raise RuntimeError(f"The emulator's process did not start: {said.strip()}")
+        with tempfile.TemporaryFile(mode="w+") as complaints:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+            )
+            line = process.stdout.readline() if process.stdout is not None else ""
+            if "url=" not in line:
+                process.communicate(timeout=30)
+                complaints.seek(0)
+                raise RuntimeError(f"The emulator's process did not start: {complaints.read().strip()}")
         self._process = process
         self._url = line.split("url=")[1].split()[0]
         return self

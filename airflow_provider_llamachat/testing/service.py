@@ -54,9 +54,9 @@ class Service:
 
     def break_off(self) -> None:
         """Abandon every turn and break every request that is under way."""
-        for session in self.state.sessions.values():
-            for turn in [*session.waiting, *session.running]:
-                turn.abandon()
+        # Of deleted sessions as well, and those that wait first: they would begin when the others end.
+        for turn in sorted(self.state.live, key=lambda turn: turn.begun):
+            turn.abandon()
         for task, request in list(self._busy.items()):
             if request.transport is not None:
                 request.transport.abort()

@@ -157,6 +157,7 @@ class State:
         self.sessions: dict[str, Session] = {}
         self.deleted: list[str] = []
         self.turns: list[TurnRecord] = []
+        self.live: set[Turn] = set()
         self.projects: dict[str, SeededProject] = {project.id: project for project in corpus.PROJECTS}
         self.indexes: dict[str, Index] = {}
         self.created = time.time()

@@ -66,6 +66,7 @@ class Turn:
 
     def submit(self) -> None:
         """Begin, or wait for the session's other turn to end (whether two may run at once is the caller's question)."""
+        self._state.live.add(self)
         busy = self._session.running or self._session.waiting
         if busy and self._settings.concurrent_turns != "allow":
             self._session.waiting.append(self)
@@ -165,6 +166,7 @@ class Turn:
 
     def _end(self, how: TurnState) -> None:
         self.ended = True
+        self._state.live.discard(self)
         self._script = None
         if self._record is not None:
             self._record.state = how

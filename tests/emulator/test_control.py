@@ -283,6 +283,18 @@ def test_an_emulator_in_a_process_of_its_own() -> None:
         emulator.reset()
 
 
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    code = (
+        "import os, signal\nfrom airflow_provider_llamachat.testing import EmulatorProcess\n"
+        "with EmulatorProcess() as emulator:\n"
+        "    print(emulator.pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    eventually(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+
+
 def test_a_process_that_does_not_come_up(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
     with pytest.raises(RuntimeError, match="did not start: The emulator can not start"):

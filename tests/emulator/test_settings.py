@@ -8,6 +8,7 @@ from dataclasses import fields
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import httpx
 import pytest
 
 from airflow_provider_llamachat.testing import (
@@ -140,6 +141,21 @@ def test_deleting_a_busy_session(policy: str, api: Api, emulator: LlamaCloudEmul
     assert answer.status_code == (204 if policy == "finish" else 409)
     assert (session_id in emulator.sessions) == (policy == "refuse")
     assert emulator.completed(session_id) == 1
+
+
+def test_a_reset_breaks_off_the_turns_of_deleted_sessions_too(api: Api, emulator: LlamaCloudEmulator) -> None:
+    emulator.settings.turn_latency = 30.0
+    session_id = api.bound()
+    body = {"index_ids": [INDEX_FILINGS], "prompt": "x"}
+    with api.http.stream("POST", f"/api/v1/chat/{session_id}/messages/stream", json=body) as answer:
+        chunks = answer.iter_raw()
+        next(chunks)
+        api.http.delete(f"/api/v1/chat/{session_id}")
+        (turn,) = emulator.turns
+        emulator.reset()
+        assert turn.state == "abandoned"
+        with pytest.raises(httpx.HTTPError):
+            list(chunks)
 
 
 @pytest.mark.parametrize("policy", ["refuse", "accept"])
