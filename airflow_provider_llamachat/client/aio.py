@@ -249,7 +249,7 @@ class AsyncLlamaCloudClient:
                 async with self._http.stream(
                     call.endpoint.method,
                     call.url,
-                    params=call.query,
+                    params=call.query or None,
                     json=call.body,
                     headers={"Accept": "text/event-stream"},
                     timeout=calls.stream_timeouts(self.config, deadline),
@@ -299,7 +299,7 @@ class AsyncLlamaCloudClient:
             try:
                 async with (
                     asyncio.timeout(self.config.total_timeout),
-                    self._http.stream(call.endpoint.method, call.url, params=call.query, json=call.body) as response,
+                    self._http.stream(call.endpoint.method, call.url, params=call.query or None, json=call.body) as response,
                 ):
                     passage.answered(response.status_code, replies.retry_after(response.headers))
                     return replies.Reply(response.status_code, response.headers, await self._read(call, response))

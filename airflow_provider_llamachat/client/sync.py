@@ -266,7 +266,7 @@ class LlamaCloudClient:
             with self._http.stream(
                 call.endpoint.method,
                 call.url,
-                params=call.query,
+                params=call.query or None,
                 json=call.body,
                 headers={"Accept": "text/event-stream"},
                 timeout=calls.stream_timeouts(self.config, deadline),
@@ -309,7 +309,7 @@ class LlamaCloudClient:
     def _attempt(self, call: endpoints.Call) -> replies.Reply:
         deadline = time.time() + self.config.total_timeout
         try:
-            with self._http.stream(call.endpoint.method, call.url, params=call.query, json=call.body) as response:
+            with self._http.stream(call.endpoint.method, call.url, params=call.query or None, json=call.body) as response:
                 return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
             raise replies.connection_error(call, problem, self.config) from None
