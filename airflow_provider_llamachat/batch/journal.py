@@ -6,6 +6,7 @@ Part files are immutable and numbered; a later record of an item wins over an ea
 from __future__ import annotations
 
 import abc
+import hashlib
 import json
 import logging
 import secrets
@@ -25,6 +26,9 @@ COMPACT_PARTS = 50
 """Small part files that may lie there before they are written as one: a merge has to open each of them."""
 COMPACT_BYTES = 4 * 1024 * 1024
 """Bytes of records since the last compaction that are kept in memory for the next one."""
+
+COMPLETE = "complete.json"
+"""Says that the results are in place and the parts on their way out: a kill in between must not make a retry ask again."""
 
 Line = dict[str, Any]
 
@@ -110,6 +114,8 @@ class PartsJournal(Journal):
         self._small: list[str] = []
         self._recent: list[bytes] = []
         self._recent_size = 0
+        self._complete = False
+        self._mark = b""
 
     @property
     def url(self) -> str:
@@ -125,6 +131,8 @@ class PartsJournal(Journal):
                 len(others),
                 self._above.url,
             )
+        if self._is_complete(positions):
+            return Past(answered=set(positions.values()))
         self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
         past = self.past(positions)
         if past.damaged:
@@ -139,13 +147,24 @@ class PartsJournal(Journal):
             )
         return past
 
+    def _is_complete(self, positions: dict[str, int]) -> bool:
+        if COMPLETE not in self._folder.names():
+            return False
+        mark = b"".join(self._folder.lines(COMPLETE))
+        if self._beside.has(self._name) and mark == _mark(positions):
+            log.info("An earlier try completed this batch: its results are in place.")
+            self._complete = True
+            return True
+        self._folder.remove_self()
+        return False
+
     def _parts(self) -> list[str]:
         ours = []
         for name in self._folder.names():
             pieces = name.removesuffix(".jsonl").split("-")
             if name.endswith(".jsonl") and len(pieces) == 3 and pieces[0] == "part" and pieces[1].isdecimal():
                 ours.append(name)
-            elif not name.startswith("."):
+            elif not name.startswith(".") and name != COMPLETE:
                 log.warning("%s: passed over the file %s, which is not a part of this batch.", self.url, name)
         return ours
 
@@ -181,12 +200,17 @@ class PartsJournal(Journal):
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Write the results to the output path at once, one line per item. Memory does not grow with the answers."""
         results = Results()
+        if self._complete:
+            for line in self._beside.lines(self._name):
+                results.add(json.loads(line))
+            return results
+        self._mark = _mark(positions)
         offsets, sizes, answered = (
             array("q", [-1]) * len(positions),
             array("q", [0]) * len(positions),
             bytearray(len(positions)),
         )
-        with spool() as lines, self._beside.replacing(self._name) as output:
+        with spool() as lines, self._beside.replacing(self._name, self._digest) as output:
             end = 0
             for record in self.records():
                 if (
@@ -212,8 +236,16 @@ class PartsJournal(Journal):
 
     def forget(self) -> None:
         """Remove this batch's parts; those of other runs are left alone."""
+        if not self._complete:
+            self._folder.write(COMPLETE, self._mark)
+        self._folder.remove([name for name in self._folder.names() if name != COMPLETE])
         self._folder.remove_self()
         self._above.remove_if_empty()
+
+
+def _mark(positions: dict[str, int]) -> bytes:
+    """Which items a complete batch had: a Dag that asks others now has another batch."""
+    return hashlib.sha256("\n".join(positions).encode()).hexdigest().encode()
 
 
 class MemoryJournal(Journal):

@@ -57,7 +57,8 @@ class Meter:
         seconds = max(self.seconds, 0.001)
         done = self._kept + self.done
         rate = self.done / seconds
-        left = _duration((self._total - done) / rate) if self.done else "unknown"
+        missing = self._total - done
+        left = _duration(missing / rate if missing else 0.0) if self.done or not missing else "unknown"
         self._log.info(
             "Batch: %d of %d done (%d %%), %d failed, %.1f a minute, %d input and %d output tokens, time left %s.",
             done,

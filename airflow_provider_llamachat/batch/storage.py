@@ -68,7 +68,7 @@ class Folder:
             return
         root = Path(self._root)
         root.mkdir(parents=True, exist_ok=True)
-        beside = root / f".{name}.{os.getpid()}"
+        beside = root / f".{name}"
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
@@ -76,12 +76,15 @@ class Folder:
         _rename(beside, root / name)
 
     @contextlib.contextmanager
-    def replacing(self, name: str) -> Iterator[IO[bytes]]:
-        """Give a file to write to, and put it in place when the block has ended well; on an error nothing changes."""
+    def replacing(self, name: str, owner: str) -> Iterator[IO[bytes]]:
+        """Give a file to write to, and put it in place when the block has ended well; on an error nothing changes.
+
+        :param owner: who writes: what a kill leaves behind is overwritten by the same owner's next attempt.
+        """
         if self._is_local:
             root = Path(self._root)
             root.mkdir(parents=True, exist_ok=True)
-            beside = root / f".{name}.{os.getpid()}"
+            beside = root / f".{name}.{owner}"
             try:
                 with beside.open("wb") as file:
                     yield file
@@ -111,6 +114,10 @@ class Folder:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(name))
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return self._trying("look into", lambda: bool(self._fs.exists(self._at(name))))
 
     def remove_self(self) -> None:
         """Remove the folder and everything in it."""
