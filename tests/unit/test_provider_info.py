@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import airflow_provider_llamachat
 from airflow_provider_llamachat import __version__
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, get_provider_info
 
-PACKAGE = Path(__file__).resolve().parents[2] / "airflow_provider_llamachat"
+# Where it is imported from: the tests run against an installed wheel too.
+PACKAGE = Path(airflow_provider_llamachat.__file__).parent
 
 
 def test_it_is_valid_for_airflows_own_schema() -> None:
@@ -40,7 +42,7 @@ def test_every_module_and_class_it_names_exists() -> None:
 
 @pytest.mark.parametrize("section", ["operators", "sensors", "triggers", "hooks"])
 def test_it_names_every_module_of_its_folders(section: str) -> None:
-    internal = {"base", "events"}
+    internal = {"base", "events", "pacing"}
     there = {
         f"airflow_provider_llamachat.{section}.{path.stem}"
         for path in (PACKAGE / section).glob("*.py")
