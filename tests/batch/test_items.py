@@ -1,0 +1,103 @@
+"""Prompts as Dags give them: what is taken, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat.batch.items import Item, Scope, parse
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+
+IDS = ["idx-1"]
+
+
+def test_every_form_of_prompts_is_taken() -> None:
+    mixed = ["One?", {"id": 7, "prompt": "Two?"}, {"prompt": "Three?", "index_ids": ["a", "b"], "session_id": " s "}]
+    for given_as in (mixed, tuple(mixed), json.dumps(mixed), iter(mixed)):
+        assert parse(given_as, index_ids=IDS) == [
+            Item(0, "One?"),
+            Item(1, "Two?", id="7"),
+            Item(2, "Three?", index_ids=["a", "b"], session_id="s"),
+        ]
+    assert parse([]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("What is this?", "prompts has to be a list of prompts, or a JSON list in a string"),
+        ('{"prompt": "x"}', "JSON list"),
+        ({"prompt": "x"}, "prompts has to be a list"),
+        (7, "prompts has to be a list"),
+        (None, "prompts has to be a list"),
+        (b"x", "prompts has to be a list"),
+        (["x", 7], r"prompts\[1\] has to be a prompt or an object"),
+        (["x", "  "], r"prompts\[1\]: prompt has to be text"),
+        (["x", {"id": "a"}], r"prompts\[1\] has no prompt"),
+        (["x", {"prompt": "y", "indexes": []}], r"prompts\[1\] has the field 'indexes', which is not one of"),
+        (["x", {"prompt": "y", "id": 1.5}], r"prompts\[1\]: id has to be text or a whole number"),
+        (["x", {"prompt": "y", "id": True}], r"prompts\[1\]: id"),
+        (["x", {"prompt": "y", "id": " "}], r"prompts\[1\]: id"),
+        (["x", {"prompt": "y", "session_id": ""}], r"prompts\[1\]: session_id"),
+        (["x", {"prompt": "y", "index_ids": [1]}], r"prompts\[1\]: index_ids\[0\]"),
+        (
+            [{"prompt": "y", "id": "a"}, "x", {"prompt": "z", "id": "a"}],
+            r"prompts\[2\] \(id 'a'\) has the same id as prompts\[0\]",
+        ),
+        ([{"prompt": "y", "id": 1}, {"prompt": "z", "id": "1"}], "same id"),
+        ([{"prompt": "y", "index_ids": [f"i{n}" for n in range(11)]}], r"prompts\[0\] would be asked of 11 indexes"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused_by_its_position(prompts: Any, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        parse(prompts, index_ids=IDS)
+
+
+def test_every_item_needs_indexes_from_somewhere() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"prompts\[1\] has no indexes to ask"):
+        parse([{"prompt": "x", "index_ids": "a"}, "y"])
+    assert parse([{"prompt": "x", "session_id": "s"}])[0].session_id == "s"
+
+
+def test_a_shared_session_has_the_batchs_indexes() -> None:
+    parse([{"prompt": "x", "index_ids": ["b", "a"]}], index_ids=["a", "b"], session_mode="shared")
+    parse([{"prompt": "x", "index_ids": ["c"], "session_id": "s"}], index_ids=["a"], session_mode="shared")
+    with pytest.raises(InvalidArgumentError, match=r"prompts\[0\] names indexes of its own"):
+        parse([{"prompt": "x", "index_ids": ["c"]}], index_ids=["a"], session_mode="shared")
+
+
+def test_identity_is_task_instance_id_or_position_and_prompt() -> None:
+    scope = Scope("dag", "task", "run", 3)
+    key = Item(0, "Why?").key(scope)
+    others = [
+        Item(1, "Why?").key(scope),
+        Item(0, "How?").key(scope),
+        Item(0, "Why?", id="0").key(scope),
+        Item(0, "Why?").key(Scope("dag", "task", "run", 4)),
+        Item(0, "Why?").key(Scope("dag", "task", "other", 3)),
+        Item(0, "Why?").key(Scope("dagtask", "", "run", 3)),
+    ]
+    assert len({key, *others}) == 7
+    assert Item(0, "Why?", id="a").key(scope) == Item(5, " Why? ", id="a").key(scope)
+
+
+@given(
+    st.one_of(
+        st.none(),
+        st.integers(),
+        st.text(),
+        st.lists(
+            st.one_of(st.text(), st.integers(), st.dictionaries(st.sampled_from(["id", "prompt", "x"]), st.text()))
+        ),
+    )
+)
+def test_anything_else_is_refused_as_an_argument_and_nothing_worse(prompts: Any) -> None:
+    try:
+        items = parse(prompts, index_ids=IDS)
+    except InvalidArgumentError:
+        return
+    assert [item.position for item in items] == list(range(len(items)))

@@ -1,0 +1,424 @@
+"""The journal: what it keeps, in which order, in every kind of storage, and how it reads what a kill left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]  # it ships no types
+import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat.batch import journal as journals
+from airflow_provider_llamachat.batch import records, storage
+from airflow_provider_llamachat.batch.committer import Committer
+from airflow_provider_llamachat.batch.items import Item, Scope
+from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
+from airflow_provider_llamachat.batch.meter import Meter
+from airflow_provider_llamachat.batch.records import Past
+from airflow_provider_llamachat.exceptions import ChatBatchError
+from tests.batch.conftest import SCOPE
+
+try:
+    from airflow.sdk.io import attach as _attach
+except ImportError:
+    from airflow.io.store import attach as _attach  # type: ignore[no-redef,import-not-found]  # where Airflow 2 has it
+
+ITEMS = [Item(number, f"Question {number}") for number in range(4)]
+POSITIONS = {item.key(SCOPE): item.position for item in ITEMS}
+KEYS = list(POSITIONS)
+
+
+def line(position: int, outcome: str = "answered", answer: str | None = "Yes.") -> dict[str, Any]:
+    usage = {"total_input_tokens": 10, "total_output_tokens": 1}
+    return {"position": position, "outcome": outcome, "answer": answer, "usage": usage}
+
+
+def missing(position: int) -> dict[str, Any]:
+    return {"position": position, "outcome": "unasked", "answer": None, "usage": None}
+
+
+@pytest.fixture(params=["file", "path", "memory"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "path":
+        yield tmp_path / "deep" / "results.jsonl"
+    elif request.param == "file":
+        yield ObjectStoragePath(f"file://{tmp_path}/deep/results.jsonl")
+    else:
+        # Stands for every remote store: the scheme is no local one, and files come to be when they are closed.
+        _attach("memory", fs=fsspec.filesystem("memory"))
+        path = ObjectStoragePath(f"memory://{tmp_path.name}/deep/results.jsonl")
+        yield path
+        path.fs.store.clear()
+
+
+def test_results_come_in_the_order_of_the_prompts_and_the_parts_go(output: Any) -> None:
+    journal = PartsJournal(output, SCOPE)
+    assert journal.load(POSITIONS) == Past()
+    journal.write([records.intent(KEYS[2], "s2", 0, opened=True), records.session("s9")])
+    journal.write([records.result(KEYS[2], line(2), baseline=0)])
+    journal.write([records.result(KEYS[0], line(0, answer="Ünïcode \u2028 and half \ud800"), baseline=0)])
+    journal.write([records.result(KEYS[3], line(3, "failed", None), baseline=0)])
+    assert set(journal.opened_sessions()) == {"s2", "s9"}
+    results = journal.hand_over(POSITIONS, missing)
+    journal.forget()
+    text = output.read_bytes()
+    lines = [json.loads(piece) for piece in text.split(b"\n") if piece]
+    assert [item["position"] for item in lines] == [0, 1, 2, 3]
+    assert lines[0]["answer"] == "Ünïcode \u2028 and half \ud800"
+    assert text.endswith(b"\n")
+    assert results.counts == {"answered": 2, "failed": 1, "interrupted": 0, "unasked": 1}
+    assert (results.input_tokens, results.output_tokens) == (30, 3)
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_a_later_try_sees_what_earlier_ones_left(output: Any) -> None:
+    first = PartsJournal(output, SCOPE)
+    first.load(POSITIONS)
+    first.write([records.intent(key, f"s{key}", 0, opened=True) for key in KEYS])
+    first.write([records.result(KEYS[0], line(0), baseline=0), records.result(KEYS[1], line(1, "failed"), baseline=0)])
+    first.write([records.release(KEYS[2])])
+    second = PartsJournal(output, SCOPE)
+    past = second.load(POSITIONS)
+    assert past.answered == {0}
+    assert set(past.intents) == {1, 3}
+    assert past.intents[3] == records.Intent(f"s{KEYS[3]}", 0, opened=True)
+    second.write([records.result(KEYS[1], line(1, answer="Now."), baseline=1)])
+    # A process that was thought dead may still write: an answer is not replaced by anything.
+    first.write([records.result(KEYS[0], line(0, "failed", None), baseline=0)])
+    second.hand_over(POSITIONS, missing)
+    lines = [json.loads(piece) for piece in output.read_bytes().split(b"\n") if piece]
+    assert [item["outcome"] for item in lines] == ["answered", "answered", "unasked", "unasked"]
+    assert lines[1]["answer"] == "Now."
+
+
+def test_small_parts_become_one(output: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "COMPACT_PARTS", 3)
+    journal = PartsJournal(output, SCOPE)
+    journal.load(POSITIONS)
+    for number in range(7):
+        journal.write([records.result(KEYS[0], line(0, "failed", f"{number}"), baseline=0)])
+    folder = output.parent / f"{output.name}.parts" / SCOPE.digest
+    assert len(list(folder.iterdir())) == 3
+    answers = [record["line"]["answer"] for record in journal.records() if record]
+    assert answers == [f"{number}" for number in range(7)]
+    journal.write([records.result(KEYS[0], line(0, answer="last"), baseline=0)])
+    journal.hand_over(POSITIONS, missing)
+    assert b'"last"' in output.read_bytes()
+
+
+def test_much_content_becomes_one_part_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journals, "COMPACT_BYTES", 1000)
+    journal = PartsJournal(tmp_path / "o.jsonl", SCOPE)
+    for _ in range(4):
+        journal.write([records.result(KEYS[0], line(0, "failed", "x" * 600), baseline=0)])
+    assert [name[-7:] for name in journal._parts()] == ["z.jsonl", "z.jsonl"]
+    journal.write([records.result(KEYS[0], line(0, "failed", "x" * 2000), baseline=0)])
+    assert len(journal._parts()) == 3
+    assert sum(1 for _ in journal.records()) == 5
+
+
+def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "results.jsonl"
+    journal = PartsJournal(output, SCOPE)
+    journal.load(POSITIONS)
+    good = records.encode(records.result(KEYS[0], line(0), baseline=0))
+    journal.write([records.intent("a key of no item", "s", 0, opened=False)])
+    folder = Path(journal.url)
+    damaged = [
+        good[: len(good) // 2],
+        b"\xff\xfe",
+        b"[]",
+        b'{"v": 2, "kind": "intent"}',
+        b'{"v": 1, "kind": "intent", "key": "k", "session_id": 7, "baseline": 0}',
+        b'{"v": 1, "kind": "result", "key": "k", "line": {"outcome": "odd"}}',
+        b'{"v": 1, "kind": "unheard of"}',
+    ]
+    (folder / "part-00000009-abcd.jsonl").write_bytes(b"\n".join([*damaged, b"", good]))
+    (folder / "notes.txt").write_text("what is this?")
+    (folder / ".part-00000010-abcd.jsonl").write_bytes(good[:10])
+    (folder.parent / "another-run").mkdir()
+    again = PartsJournal(output, SCOPE)
+    past = again.load(POSITIONS)
+    assert past.answered == {0}
+    assert past.damaged == len(damaged)
+    assert past.foreign == 1
+    assert "passed over the file notes.txt" in caplog.text
+    assert "damaged line(s)" in caplog.text
+    assert "1 record(s) of prompts that this batch does not have" in caplog.text
+    assert "1 other batch(es) are unfinished at the same output path" in caplog.text
+    again.write([])
+    assert (folder / f"part-00000010-{again._nonce}.jsonl").exists()
+    again.hand_over(POSITIONS, missing)
+    again.forget()
+    assert [path.name for path in folder.parent.iterdir()] == ["another-run"]
+
+
+def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_gone(output: Any) -> None:
+    journal = PartsJournal(output, SCOPE)
+    journal.load(POSITIONS)
+    journal.write([records.result(key, line(position), baseline=0) for key, position in POSITIONS.items()])
+    journal.hand_over(POSITIONS, missing)
+    journal._folder.write(journals.COMPLETE, journal._mark)
+    again = PartsJournal(output, SCOPE)
+    assert again.load(POSITIONS).answered == {0, 1, 2, 3}
+    assert again.hand_over(POSITIONS, missing).counts["answered"] == 4
+    again.forget()
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("why", ["other prompts", "no results"])
+def test_the_mark_of_another_batch_counts_for_nothing(why: str, output: Any) -> None:
+    journal = PartsJournal(output, SCOPE)
+    journal.write([records.result(KEYS[0], line(0), baseline=0)])
+    journal.hand_over(POSITIONS, missing)
+    journal._folder.write(journals.COMPLETE, journal._mark)
+    positions = dict(list(POSITIONS.items())[:3]) if why == "other prompts" else POSITIONS
+    if why == "no results":
+        output.unlink()
+    again = PartsJournal(output, SCOPE)
+    assert again.load(positions) == Past()
+    assert list(again.records()) == []
+
+
+def test_on_an_error_the_old_results_stay(output: Any) -> None:
+    folder = storage.Folder(output.parent)
+    folder.write(output.name, b"old\n")
+
+    def fail() -> None:
+        with folder.replacing(output.name, "me") as file:
+            file.write(b"half of the n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert output.read_bytes() == b"old\n"
+    with folder.replacing(output.name, "me") as file:
+        file.write(b"new\n")
+    assert output.read_bytes() == b"new\n"
+    assert folder.names() == [output.name]
+    folder.remove(["not there"])
+
+
+def test_storage_that_fails_for_a_moment_is_tried_again_and_then_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    folder = storage.Folder(str(tmp_path / "file" / "below"))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ChatBatchError, match=r"Could not write to .*below: (NotADirectory|FileExists)Error"):
+        folder.write("x", b"")
+    calls = 0
+
+    def flaky() -> int:
+        nonlocal calls
+        calls += 1
+        if calls < storage.ATTEMPTS:
+            raise OSError("for a moment")
+        return calls
+
+    assert folder._trying("read", flaky) == storage.ATTEMPTS
+
+
+class Store:
+    """A task state store, as :class:`~airflow_provider_llamachat.operators.base.TaskMemory` shows it."""
+
+    exists = True
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self.values[key] = json.loads(json.dumps(value))
+
+
+def test_with_a_store_a_retry_finds_the_records_and_a_complete_batch_leaves_none() -> None:
+    store = Store()
+    first = MemoryJournal(store)
+    assert first.remembers
+    assert first.load(POSITIONS) == Past()
+    first.write([records.intent(KEYS[0], "s0", 0, opened=True), records.intent(KEYS[1], "s1", 0, opened=True)])
+    first.write([records.result(KEYS[0], line(0), baseline=0), records.session("s9")])
+    second = MemoryJournal(store)
+    past = second.load(POSITIONS)
+    assert (past.answered, set(past.intents), past.shared_session) == ({0}, {1}, "s9")
+    assert set(second.opened_sessions()) == {"s0", "s1", "s9"}
+    second.write([records.result(KEYS[1], line(1), baseline=0)])
+    results = second.hand_over(POSITIONS, missing)
+    assert results.lines is not None
+    assert [item["outcome"] for item in results.lines] == ["answered", "answered", "unasked", "unasked"]
+    second.forget()
+    assert MemoryJournal(store).load(POSITIONS) == Past()
+
+
+@pytest.mark.parametrize("head", [None, 7, {"open": True, "parts": "x"}, {"open": True, "parts": 2}])
+def test_a_store_with_anything_else_in_it_is_as_good_as_empty(head: Any) -> None:
+    store = Store()
+    store.values = {"batch": head, "batch.0": "odd", "batch.1": [{"v": 9}, None]}
+    assert MemoryJournal(store).load(POSITIONS) == Past()
+
+
+def test_without_a_store_nothing_is_remembered() -> None:
+    journal = MemoryJournal()
+    assert not journal.remembers
+    journal.write([records.result(KEYS[0], line(0), baseline=0)])
+    assert journal.load(POSITIONS).answered == {0}
+    journal.forget()
+    assert list(journal.records()) == []
+
+
+_kinds = st.sampled_from(["intent", "answered", "failed", "release"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), _kinds), max_size=30))
+def test_an_answer_is_final_whatever_comes_after(steps: list[tuple[int, str]]) -> None:
+    made: list[dict[str, Any] | None] = []
+    answered: set[int] = set()
+    open_intents: dict[int, str] = {}
+    for number, (position, kind) in enumerate(steps):
+        if kind == "intent":
+            made.append(records.intent(KEYS[position], f"s{number}", number, opened=True))
+        elif kind == "release":
+            made.append(records.release(KEYS[position]))
+        else:
+            made.append(records.result(KEYS[position], line(position, kind), baseline=0))
+        if position in answered:
+            continue
+        if kind == "intent":
+            open_intents[position] = f"s{number}"
+        elif kind == "release":
+            open_intents.pop(position, None)
+        elif kind == "answered":
+            answered.add(position)
+            open_intents.pop(position, None)
+    past = Past.of(made, POSITIONS)
+    assert past.answered == answered
+    assert {position: intent.session_id for position, intent in past.intents.items()} == open_intents
+
+
+def test_records_are_committed_in_groups_in_order_and_off_the_loop() -> None:
+    groups: list[list[dict[str, Any]]] = []
+    threads = set()
+
+    def write(group: list[dict[str, Any]]) -> None:
+        threads.add(threading.current_thread())
+        time.sleep(0.02)
+        groups.append(group)
+
+    async def run() -> None:
+        async with Committer(write, 0.02) as committer:
+            await asyncio.gather(*(committer.commit({"n": number}) for number in range(5)))
+            assert len(groups) == 1
+            await committer.durable()
+            assert len(groups) == 1
+            committer.note({"n": 5})
+            await committer.durable()
+            assert groups[-1] == [{"n": 5}]
+            committer.note({"n": 6})
+            waiting = asyncio.create_task(committer.commit({"n": 7}))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            committer.note({"n": 8})
+
+    asyncio.run(run())
+    assert [record["n"] for group in groups for record in group] == list(range(9))
+    assert threading.main_thread() not in threads
+
+
+def test_a_journal_that_can_not_be_written_ends_the_batch_with_its_reason() -> None:
+    def write(group: list[dict[str, Any]]) -> None:
+        raise ChatBatchError("the disk is full")
+
+    async def wait() -> None:
+        async with Committer(write, 0.0) as committer:
+            with pytest.raises(ChatBatchError, match="disk is full"):
+                await asyncio.gather(committer.commit({}), committer.commit({}))
+            with pytest.raises(ChatBatchError, match="disk is full"):
+                committer.note({})
+
+    async def end() -> None:
+        async with Committer(write, 10.0) as committer:
+            committer.note({})
+
+    for broken in (wait, end):
+        with pytest.raises(ChatBatchError, match="disk is full"):
+            asyncio.run(broken())
+
+
+def test_a_group_that_is_being_written_is_written_to_its_end_before_the_next() -> None:
+    written: list[int] = []
+    begun = threading.Event()
+
+    def write(group: list[dict[str, Any]]) -> None:
+        begun.set()
+        time.sleep(0.1)
+        written.extend(record["n"] for record in group)
+
+    async def run() -> None:
+        async with Committer(write, 0.0) as committer:
+            committer.note({"n": 0})
+            await asyncio.to_thread(begun.wait)
+            committer.note({"n": 1})
+
+    asyncio.run(run())
+    assert written == [0, 1]
+
+
+def test_the_meter_speaks_at_tenths_and_quarters_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    now = [0.0]
+    meter = Meter(logging.getLogger("tests.meter"), 100, kept=10, clock=lambda: now[0])
+    for number in range(40):
+        now[0] += 0.5
+        meter.add(answered=number != 3, usage={"total_input_tokens": 5, "total_output_tokens": None})
+    lines = [record.getMessage() for record in caplog.records]
+    assert [text.split(" done")[0] for text in lines] == [f"Batch: {n} of 100" for n in (20, 30, 40, 50)]
+    assert lines[-1].endswith("1 failed, 120.0 a minute, 200 input and 0 output tokens, time left 25 s.")
+    assert meter.due_in() == 15.0
+    now[0] += 20
+    assert meter.due_in() == 0.0
+    meter.say()
+    assert "time left 50 s" in caplog.messages[-1]
+    caplog.clear()
+    fast = Meter(logging.getLogger("tests.meter"), 10, clock=lambda: 0.0)
+    for _ in range(9):
+        fast.add(answered=True, usage=None)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("done", "seconds", "text"),
+    [
+        (0, 5, "unknown"),
+        (1, 60, "1 h 39 min"),
+        (4, 60, "24 min 00 s"),
+        (1, 600, "16 h 30 min"),
+        (50, 60, "60 s"),
+        (100, 60, "0 s"),
+    ],
+)
+def test_time_left_is_readable(done: int, seconds: float, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    now = [0.0]
+    meter = Meter(logging.getLogger("tests.meter"), 100, clock=lambda: now[0])
+    meter.done = done
+    now[0] = seconds
+    meter.say()
+    assert caplog.messages[-1].endswith(f"time left {text}.")
+
+
+def test_scopes_do_not_share_parts(tmp_path: Path) -> None:
+    other = Scope("dag", "task", "run", 1)
+    PartsJournal(tmp_path / "o.jsonl", other).write([records.result(KEYS[0], line(0), baseline=0)])
+    assert PartsJournal(tmp_path / "o.jsonl", SCOPE).load(POSITIONS) == Past()
