@@ -244,8 +244,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
                     session_id=outcome.session_id,
                 )
         record_inputs(hook, known.get("index_ids") or session.index_ids or [], client.config.base_url)
-        if self.log_answer:
-            self._log_whole(verdict.turn)
         return self._finish(context, verdict.turn)
 
     def on_kill(self) -> None:
@@ -288,12 +286,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
             method_name="execute_complete",
             kwargs={name: question[name] for name in ("baseline", "prompt", "index_ids")},
         )
-
-    def _log_whole(self, turn: ChatTurn) -> None:
-        from airflow_provider_llamachat.models import TextEvent
-        from airflow_provider_llamachat.progress import TurnLog
-
-        TurnLog(self.log)(TextEvent(type="text", content=turn.answer))
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.lineage import count_turn

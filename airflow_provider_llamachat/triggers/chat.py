@@ -8,6 +8,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
+from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 
 class ChatTurnTrigger(BaseTrigger):
@@ -78,6 +79,7 @@ class ChatTurnTrigger(BaseTrigger):
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.progress import TurnLog
 
+        await wait_for_start()
         try:
             async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
                 await client.send_message(

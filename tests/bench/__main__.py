@@ -19,7 +19,9 @@ def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="part", help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--short", action="store_true", help="small numbers, nothing written: whether it all still runs")
+    parser.add_argument(
+        "--short", action="store_true", help="small numbers, nothing written: whether it all still runs"
+    )
     options = parser.parse_args()
     chapters = []
     for part in options.parts:

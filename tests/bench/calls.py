@@ -79,14 +79,19 @@ def measure(*, short: bool) -> str:
         warm = table(
             "Creating a session on a warm client",
             ("who", "ratio to raw httpx", "fastest round", "median round"),
-            [(n, f"{best[n] / best['raw httpx']:.2f}x", f"{best[n]:.0f} µs", f"{middle(times[n]):.0f} µs") for n in senders],
+            [
+                (n, f"{best[n] / best['raw httpx']:.2f}x", f"{best[n]:.0f} µs", f"{middle(times[n]):.0f} µs")
+                for n in senders
+            ],
             f"A whole call against the emulator on loopback, {rounds} rounds of {calls} calls each. Target: at most 1.25x raw httpx, and "
             "faster than the SDK.",
         )
         environment = {"BENCH_URL": emulator.url, "BENCH_KEY": emulator.api_key}
         first = {
             name: [
-                fresh(FIRST_CODE.format(statement=statement, body={"index_ids": [INDEX_FILINGS]}), environment=environment)["ms"]
+                fresh(
+                    FIRST_CODE.format(statement=statement, body={"index_ids": [INDEX_FILINGS]}), environment=environment
+                )["ms"]
                 for _ in range(3 if short else 9)
             ]
             for name, statement in FIRST.items()

@@ -51,7 +51,10 @@ def measure(*, short: bool) -> str:
     folding = table(
         "Decoding and folding a stream",
         ("events", "ratio of the rate to the smallest", "events a second", "time"),
-        [(f"{c:,}", f"{r / rates[0]:.2f}x", f"{r:,.0f}", f"{s * 1000:.0f} ms") for c, r, s in zip(counts, rates, seconds, strict=True)],
+        [
+            (f"{c:,}", f"{r / rates[0]:.2f}x", f"{r:,.0f}", f"{s * 1000:.0f} ms")
+            for c, r, s in zip(counts, rates, seconds, strict=True)
+        ],
         "Bytes to typed events to a turn; best of three. Linear means a ratio near 1.",
     )
     sizes = (100_000, 1_000_000, 10_000_000)
