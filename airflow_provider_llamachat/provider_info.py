@@ -7,6 +7,8 @@ derive from :data:`CONNECTION_TYPE`, so that there is one definition of the form
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from typing import Any
 
 _PACKAGE = "airflow_provider_llamachat"
@@ -22,6 +24,7 @@ CONNECTION_TYPE: dict[str, Any] = {
         "placeholders": {
             "password": "llx-…",
             "host": "empty: chosen by Region",
+            "region": "us",
             "timeout": "60",
             "max_retries": "5",
         },
@@ -62,6 +65,38 @@ _ASSET_URIS: dict[str, Any] = {
     "to_openlineage_converter": f"{_PACKAGE}.lineage.convert_to_openlineage",
 }
 
+TEST_NEEDS_A_PORT = ((3, 3, 1), (3, 4, 0))
+"""The Airflow versions (from, to before) whose *Test* button refuses a stored connection that has no port, with a bare "Bad Request":
+https://github.com/apache/airflow/pull/73298. A field that is there needlessly on the last of them does no harm."""
+
+
+def connection_type(airflow_version: str) -> dict[str, Any]:
+    """Return the form as this Airflow needs it: where its *Test* button wants a port, the field for one is shown.
+
+    :param airflow_version: :func:`airflow_core_version`.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d+", airflow_version)[:3])
+    first, after = TEST_NEEDS_A_PORT
+    if not first <= release < after:
+        return CONNECTION_TYPE
+    behaviour = CONNECTION_TYPE["ui-field-behaviour"]
+    return {
+        **CONNECTION_TYPE,
+        "ui-field-behaviour": {
+            **behaviour,
+            "hidden-fields": [name for name in behaviour["hidden-fields"] if name != "port"],
+            "placeholders": {**behaviour["placeholders"], "port": "443; this Airflow's Test button wants a port"},
+        },
+    }
+
+
+def airflow_core_version() -> str:
+    """Return the version of the package ``apache-airflow-core``; empty on Airflow 2, which is one package."""
+    try:
+        return metadata.version("apache-airflow-core")
+    except metadata.PackageNotFoundError:
+        return ""
+
 
 def _modules(*names: str) -> list[dict[str, Any]]:
     return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}]
@@ -83,7 +118,7 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "connection-types": [CONNECTION_TYPE],
+        "connection-types": [connection_type(airflow_core_version())],
         "hooks": _modules("hooks.llamacloud"),
         "operators": _modules("operators.chat", "operators.batch", "operators.index"),
         "sensors": _modules("sensors.index"),

@@ -17,7 +17,7 @@ from airflow_provider_llamachat.exceptions import (
     LlamaCloudError,
     RequestRefusedError,
 )
-from airflow_provider_llamachat.provider_info import CONNECTION_TYPE
+from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,24 +56,32 @@ class LlamaCloudHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Form fields for Airflow before 3.2, derived from the declarative ones."""
+        """Form fields for Airflow before 3.2, derived from the declarative ones.
+
+        On Airflow 2 all of them are plain text: its form fills and checks the fields of *every* connection type, so a check of
+        ours would refuse another type's connection that has a ``region`` or ``max_retries`` of its own; and it takes the number
+        0 of a number field for an empty one. The hook reads numbers from text.
+        """
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from flask_babel import lazy_gettext
         from wtforms import IntegerField, StringField
-        from wtforms.validators import NumberRange, Optional
+        from wtforms.validators import Optional, any_of
 
         widgets: dict[str, Any] = {}
         for name, field in CONNECTION_TYPE["conn-fields"].items():
-            common = {
-                "label": lazy_gettext(field["label"]),
-                "description": field["description"],
-                "widget": BS3TextFieldWidget(),
-            }
-            if "integer" in field["schema"]["type"]:
-                validators = [Optional(), NumberRange(min=field["schema"]["minimum"])]
-                widgets[name] = IntegerField(validators=validators, **common)
-            else:
-                widgets[name] = StringField(validators=[Optional()], **common)
+            kind, validators = StringField, [Optional()]
+            if airflow_core_version():
+                if "integer" in field["schema"]["type"]:
+                    kind = IntegerField
+                if "enum" in field["schema"]:
+                    # Airflow 3.0 and 3.1 make a choice of it; they know it under this name only.
+                    validators.append(any_of(field["schema"]["enum"]))
+            widgets[name] = kind(
+                label=lazy_gettext(field["label"]),
+                description=field["description"],
+                validators=validators,
+                widget=BS3TextFieldWidget(),
+            )
         return widgets
 
     @classmethod

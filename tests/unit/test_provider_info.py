@@ -13,7 +13,12 @@ import pytest
 
 import airflow_provider_llamachat
 from airflow_provider_llamachat import __version__
-from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, get_provider_info
+from airflow_provider_llamachat.provider_info import (
+    CONNECTION_TYPE,
+    airflow_core_version,
+    connection_type,
+    get_provider_info,
+)
 
 # Where it is imported from: the tests run against an installed wheel too.
 PACKAGE = Path(airflow_provider_llamachat.__file__).parent
@@ -75,3 +80,53 @@ def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> Non
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
     )  # our own code
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("version", ["3.3.1", "3.3.2", "3.3.3", "3.3.2rc1"])
+def test_where_the_test_button_wants_a_port_there_is_a_field_for_one(version: str) -> None:
+    behaviour = connection_type(version)["ui-field-behaviour"]
+    assert behaviour["hidden-fields"] == ["schema", "login", "extra"]
+    assert "443" in behaviour["placeholders"]["port"]
+    assert "port" in CONNECTION_TYPE["ui-field-behaviour"]["hidden-fields"], "the definition itself stays as it is"
+
+
+@pytest.mark.parametrize("version", ["", "3.0.6", "3.2.2", "3.3.0", "3.4.0", "3.4.0.dev0", "4.0.0"])
+def test_everywhere_else_the_port_is_hidden(version: str) -> None:
+    assert connection_type(version) == CONNECTION_TYPE
+
+
+def test_this_airflow_gets_the_form_for_its_version() -> None:
+    import airflow
+
+    assert airflow_core_version() == ("" if airflow.__version__.startswith("2.") else airflow.__version__)
+    assert get_provider_info()["connection-types"] == [connection_type(airflow_core_version())]
+
+
+def test_the_labels_of_the_older_form_are_those_of_the_declarative_one() -> None:
+    from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+    declared = CONNECTION_TYPE["ui-field-behaviour"]
+    assert LlamaCloudHook.get_ui_field_behaviour() == {
+        "hidden_fields": declared["hidden-fields"],
+        "relabeling": declared["relabeling"],
+        "placeholders": declared["placeholders"],
+    }
+
+
+def test_the_older_form_has_the_declared_fields() -> None:
+    wtforms = pytest.importorskip(
+        "wtforms", reason="the older form's libraries came with Airflow 2, or its fab provider"
+    )
+    pytest.importorskip("flask_appbuilder", reason="as above")
+    from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+    fields = LlamaCloudHook.get_connection_form_widgets()
+    assert list(fields) == list(CONNECTION_TYPE["conn-fields"])
+    if not airflow_core_version():
+        # Airflow 2 puts the values of every connection type into these: nothing may be refused there.
+        assert {field.field_class for field in fields.values()} == {wtforms.StringField}
+        checks = [check for field in fields.values() for check in field.kwargs["validators"]]
+        assert {type(check) for check in checks} == {wtforms.validators.Optional}
+    else:
+        assert fields["max_retries"].field_class is wtforms.IntegerField
+        assert fields["region"].kwargs["validators"][-1].values == ["us", "eu"]
