@@ -54,7 +54,7 @@ def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[st
             reason = index.metadata.error_message
             name = f" ({excerpt(index.name, limit=100)})" if index.name else ""
             raise IndexFailedError(
-                f"Index {index.id}{name} failed: {excerpt(reason) if reason else 'it gave no reason'}. "
+                f"Index {index.id}{name} failed: {excerpt(reason).rstrip('. ') if reason else 'it gave no reason'}. "
                 "Correct its documents or configuration in LlamaCloud and sync it.",
                 index_id=index.id,
             )

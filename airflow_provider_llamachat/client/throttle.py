@@ -135,7 +135,7 @@ class Throttle:
 
     def _refuse(self, passage: Passage, now: float, retry_after: float | None) -> None:
         self.refused += 1
-        fresh = passage.started >= self._slowed_at
+        fresh = passage.started > self._slowed_at
         if fresh:
             self._in_a_row += 1
         pause = min(2.0 ** min(self._in_a_row, 6) if retry_after is None else retry_after, MAX_PAUSE)

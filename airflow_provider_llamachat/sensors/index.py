@@ -6,10 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    conf,
+)
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.exceptions import IndexFailedError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -72,7 +77,14 @@ class IndexReadySensor(BaseSensorOperator):
         if not self.deferrable:
             super().execute(context)
             return
-        if self.poke(context):
+        try:
+            ready = self.poke(context)
+        except IndexFailedError as problem:
+            # Airflow's own handling of this covers poking and what follows a deferral, not what comes before it.
+            if self.soft_fail or getattr(self, "never_fail", False):
+                raise AirflowSkipException(f"Skipped, as soft_fail asks for. {problem}") from problem
+            raise
+        if ready:
             return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
 

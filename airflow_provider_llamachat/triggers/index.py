@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_llamachat.triggers.pacing import wait_for_start
+
 try:
     from airflow.triggers.base import BaseEventTrigger
 except ImportError:  # Airflow 2 has no asset watchers; the class then serves as a plain trigger
@@ -73,6 +75,7 @@ class IndexReadyTrigger(BaseTrigger):
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.readiness import IndexEvent
 
+        await wait_for_start()
         try:
             async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
                 event = await self._watch(client)
@@ -160,6 +163,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.readiness import is_newer
 
+        await wait_for_start()
         seen = await self._remembered() or self.since
         while True:
             try:

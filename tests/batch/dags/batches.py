@@ -1,0 +1,157 @@
+"""Dags that the tests beside this folder run on a real Airflow."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+
+from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator
+from airflow_provider_llamachat.operators.index import SyncIndexOperator
+from airflow_provider_llamachat.sensors.index import IndexReadySensor
+
+COMMON: dict[str, Any] = {"schedule": None, "catchup": False}
+NATIVE: dict[str, Any] = {**COMMON, "render_template_as_native_obj": True}
+CONF = "{{ dag_run.conf.get('%s') }}"
+
+
+def given(*names: str) -> dict[str, Any]:
+    """Arguments that the run's conf gives, rendered by templates."""
+    return {name: CONF % name for name in names}
+
+
+with DAG(dag_id="templated", **NATIVE) as templated:
+    ChatBatchOperator(
+        task_id="batch",
+        **given("prompts", "index_ids", "output_path", "requests_per_minute"),
+        max_concurrency="{{ dag_run.conf.get('max_concurrency', 4) }}",
+        session_mode="{{ dag_run.conf.get('session_mode', 'per_prompt') }}",
+        on_item_error="{{ dag_run.conf.get('on_item_error', 'collect') }}",
+        delete_sessions="{{ dag_run.conf.get('delete_sessions', False) }}",
+        turn_timeout="{{ dag_run.conf.get('turn_timeout', 30) }}",
+        retries=1,
+        retry_delay=0.1,
+    )
+
+with DAG(dag_id="text", **COMMON) as text:
+    ChatBatchOperator(
+        task_id="batch",
+        prompts="{{ dag_run.conf['prompts'] | tojson }}",
+        index_ids="{{ dag_run.conf['index_ids'] | tojson }}",
+        output_path="{{ dag_run.conf['output_path'] }}",
+        requests_per_minute="{{ none }}",
+        max_concurrency="{{ 2 }}",
+    )
+
+with DAG(dag_id="handed_over", **NATIVE) as handed_over:
+
+    @task
+    def questions() -> list[dict[str, Any]]:
+        """Prompts as a task makes them."""
+        return [{"id": quarter, "prompt": f"What was the revenue in {quarter}?"} for quarter in ("Q2", "Q3")]
+
+    batch: Any = ChatBatchOperator(task_id="batch", prompts=questions(), index_ids="idx-filings")
+
+    @task
+    def read(manifest: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+        """Read both XComs as a downstream task does."""
+        assert manifest["answered"] == len(results)
+        return [str(result["answer"]) for result in results]
+
+    read(batch.output, batch.output["results"])
+
+with DAG(dag_id="silent", **NATIVE) as silent:
+    ChatBatchOperator(
+        task_id="batch", prompts=["Why?"], index_ids="idx-filings", do_xcom_push=False, **given("output_path")
+    )
+
+with DAG(dag_id="mapped_batches", **NATIVE) as mapped_batches:
+    ChatBatchOperator.partial(
+        task_id="batch", index_ids="idx-filings", output_path=(CONF % "folder") + "/{{ ti.map_index }}.jsonl"
+    ).expand(prompts=[["One?", "Two?"], ["Three?"]])
+
+with DAG(dag_id="path_object", **COMMON) as path_object:
+
+    class Placed(ChatBatchOperator):
+        """Gives its path as an object."""
+
+        def execute(self, context: Any) -> dict[str, Any]:
+            """Take the path from the run."""
+            self.output_path = ObjectStoragePath(f"file://{context['dag_run'].conf['output_path']}")
+            return super().execute(context)
+
+    Placed(task_id="batch", prompts=["Why?"], index_ids="idx-filings")
+
+
+class StoppedOnce(ChatBatchOperator):
+    """Is told to stop in the middle of its first try, as by Airflow's signal handler."""
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Run, and be stopped once."""
+        if context["ti"].try_number == 1:
+            threading.Timer(1.0, self.on_kill).start()
+        return super().execute(context)
+
+
+with DAG(dag_id="stopped", **NATIVE) as stopped:
+    StoppedOnce(
+        task_id="batch",
+        prompts=[f"Question {number}?" for number in range(6)],
+        index_ids="idx-filings",
+        retries=1,
+        retry_delay=0.1,
+        **given("output_path"),
+    )
+
+with DAG(dag_id="timed_out", **NATIVE) as timed_out:
+    ChatBatchOperator(
+        task_id="batch",
+        prompts=[f"Question {number}?" for number in range(6)],
+        index_ids="idx-filings",
+        execution_timeout=timedelta(seconds=1.5),
+        retries=1,
+        retry_delay=3.0,
+        **given("output_path"),
+    )
+
+with DAG(dag_id="waiting", **NATIVE) as waiting:
+    for mode in (False, True):
+        IndexReadySensor(
+            task_id="deferred" if mode else "poking",
+            deferrable=mode,
+            poke_interval=0.1,
+            timeout=3,
+            soft_fail=False,
+            **given("index_ids"),
+            wait_for_sync="{{ dag_run.conf.get('wait_for_sync', False) }}",
+            trigger_rule="all_done",
+        )
+    waiting.get_task("poking") >> waiting.get_task("deferred")
+
+with DAG(dag_id="soft", **NATIVE) as soft:
+    for mode in (False, True):
+        IndexReadySensor(
+            task_id="deferred" if mode else "poking",
+            deferrable=mode,
+            poke_interval=0.1,
+            timeout=0.5,
+            soft_fail=True,
+            index_ids=CONF % "index_ids",
+        )
+
+with DAG(dag_id="create_when_ready", **NATIVE) as create_when_ready:
+    CreateChatSessionOperator(
+        task_id="create",
+        index_ids=CONF % "index_ids",
+        wait_for_indexes=True,
+        index_timeout="{{ dag_run.conf.get('index_timeout', 30) }}",
+    )
+
+with DAG(dag_id="sync", **NATIVE) as sync:
+    started = SyncIndexOperator(task_id="start", index_id=CONF % "index_id")
+    adopted = SyncIndexOperator(task_id="adopt", index_id=CONF % "index_id")
+    synced = IndexReadySensor(task_id="wait", index_ids=CONF % "index_id", wait_for_sync=True, poke_interval=0.1)
+    started >> adopted >> synced

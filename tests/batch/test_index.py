@@ -1,0 +1,363 @@
+"""Waiting for indexes: the rule, the sensor in both modes on a real Airflow, the create operator, the sync, and the triggers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.triggers.base import TriggerEvent
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat import readiness
+from airflow_provider_llamachat.models import Index
+from airflow_provider_llamachat.readiness import IndexEvent, Readiness, is_newer, wait_until_ready
+from airflow_provider_llamachat.testing import (
+    INDEX_BUILDING,
+    INDEX_FAILED,
+    INDEX_FILINGS,
+    INDEX_HANDBOOK,
+    Fault,
+    LlamaCloudEmulator,
+)
+from airflow_provider_llamachat.triggers import index as triggers
+from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
+from tests.airflow.runner import Result, run
+
+DAGS = Path(__file__).parent / "dags" / "batches.py"
+
+
+def go(dag_id: str, **conf: Any) -> Result:
+    return run(DAGS, dag_id, conf)
+
+
+def index(status: str | None, **values: Any) -> Index:
+    metadata = {"status": status, "error_message": values.pop("error", None)}
+    return Index.model_validate({"id": values.pop("id", "idx"), "metadata": metadata, **values})
+
+
+# The rule ---------------------------------------------------------------------------------------------------------------
+
+
+def test_ready_is_ready_and_everything_unknown_waits() -> None:
+    assert readiness.pending([index("ready"), index("ready", id="b")]) == {}
+    waiting = readiness.pending([index("ready"), index("embedding", id="b"), index(None, id="c")])
+    assert waiting == {"b": "status embedding", "c": "it has no status"}
+
+
+def test_a_sync_counts_only_if_asked() -> None:
+    busy = index("ready", sync_in_progress=True)
+    assert readiness.pending([busy]) == {}
+    assert readiness.pending([busy], wait_for_sync=True) == {"idx": "a sync is running"}
+    assert readiness.pending([index("ready", sync_in_progress=None)], wait_for_sync=True) == {}
+
+
+def test_failed_raises_with_the_indexs_own_words() -> None:
+    with pytest.raises(errors.IndexFailedError, match=r"Index idx \(Filings\) failed: no such bucket\.") as caught:
+        readiness.pending([index("building", id="a"), index("failed", name="Filings", error="no such bucket")])
+    assert caught.value.index_id == "idx"
+    with pytest.raises(errors.IndexFailedError, match="it gave no reason"):
+        readiness.pending([index("failed")])
+
+
+def test_each_state_is_logged_once_for_each_index(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    judge = Readiness()
+    for status in ("parsing", "parsing", "embedding", "parsing"):
+        judge.pending([index(status)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "Index idx is not ready yet: status parsing.",
+        "Index idx is not ready yet: status embedding.",
+    ]
+
+
+def test_many_waiting_indexes_make_a_short_message() -> None:
+    text = readiness.not_ready({f"idx-{number}": "status parsing" for number in range(13)})
+    assert text.endswith("idx-9 (status parsing) and 3 more.")
+
+
+def test_waiting_on_a_thread_looks_ever_more_seldom_until_the_deadline() -> None:
+    now, slept = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    states = iter(["a", "b", "ready"])
+    wait_until_ready(lambda: [index(next(states))], 100.0, now=lambda: now[0], sleep=sleep)
+    assert slept == [1.0, 1.5]
+    slept.clear()
+    with pytest.raises(errors.IndexNotReadyError, match=r"Still waiting for: idx \(status parsing\)") as caught:
+        wait_until_ready(lambda: [index("parsing")], now[0] + 60, now=lambda: now[0], sleep=sleep)
+    assert caught.value.index_id == "idx"
+    assert sum(slept) == pytest.approx(60)
+    assert max(slept) == 15.0
+
+
+@pytest.mark.parametrize(
+    ("moment", "than", "newer"),
+    [
+        ("2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z", True),
+        ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z", False),
+        ("2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00", False),
+        ("2026-01-01T02:00:00+02:00", "2026-01-01T00:00:00Z", False),
+        ("2026-01-01T00:00:00", "2026-01-01T00:30:00+01:00", True),
+        ("2026-01-01T00:00:00", "", True),
+        ("2026-01-01T00:00:00", None, True),
+        (None, "2026-01-01T00:00:00", False),
+        ("", None, False),
+        ("generation 8", "generation 7", True),
+        ("generation 7", "generation 7", False),
+    ],
+)
+def test_newer_is_about_time_and_not_about_spelling(moment: str | None, than: str | None, newer: bool) -> None:
+    assert is_newer(moment, than) is newer
+
+
+def test_an_event_comes_back_as_what_the_trigger_met() -> None:
+    problem = errors.IndexFailedError("it failed", index_id="idx")
+    back = IndexEvent.parse(IndexEvent.of_failure(problem, ["idx"]).as_dict()).failure()
+    assert type(back) is errors.IndexFailedError
+    assert (str(back), getattr(back, "index_id", None)) == ("it failed", "idx")
+    odd = IndexEvent("failed", ["idx"], "OSError", None, {"unheard_of": 1}).failure()
+    assert type(odd) is errors.LlamaCloudError
+    assert IndexEvent.parse(IndexEvent.ready(["a"]).as_dict()).state == "ready"
+
+
+@pytest.mark.parametrize("payload", [None, {}, {"state": "odd", "index_ids": []}, {"state": "ready"}, "ready"])
+def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
+    with pytest.raises(errors.LlamaCloudError, match="not about indexes"):
+        IndexEvent.parse(payload)
+
+
+# On a real Airflow ------------------------------------------------------------------------------------------------------
+
+airflow = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+
+
+@airflow
+def test_both_modes_wait_until_all_are_ready(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    emulator = llamacloud_emulator
+    emulator.index_schedule(INDEX_BUILDING, ["parsing", "embedding", "ready"])
+    emulator.index_schedule(INDEX_FILINGS, ["ready", "ready", "ready", "parsing", "odd", "ready"])
+    result = go("waiting", index_ids=[INDEX_FILINGS, INDEX_BUILDING])
+    assert result.state == "success", result.tasks
+    assert len(emulator.requests) >= 10
+    assert {request.endpoint for request in emulator.requests} == {"index"}
+
+
+@airflow
+def test_both_modes_wait_for_a_sync_if_asked(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
+    assert go("waiting", index_ids=INDEX_FILINGS).state == "success"
+    llamacloud_emulator.index_schedule(
+        INDEX_FILINGS, [{"sync_in_progress": True}, {"sync_in_progress": True}, {"sync_in_progress": False}]
+    )
+    assert go("waiting", index_ids=INDEX_FILINGS, wait_for_sync=True).state == "success"
+    assert all(request.query.get("expand") for request in llamacloud_emulator.requests[-4:])
+
+
+@airflow
+def test_both_modes_fail_at_once_when_an_index_failed(
+    llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    llamacloud_emulator.set_index(INDEX_FAILED, error_message="the bucket is gone")
+    begun = time.monotonic()
+    result = go("waiting", index_ids=[INDEX_BUILDING, INDEX_FAILED])
+    assert result.tasks == {"poking": ["failed"], "deferred": ["failed"]}
+    assert time.monotonic() - begun < 20
+
+
+@airflow
+def test_both_modes_end_at_their_timeout(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = go("waiting", index_ids=[INDEX_BUILDING])
+    assert result.tasks == {"poking": ["failed"], "deferred": ["failed"]}
+    assert len(llamacloud_emulator.requests) > 10
+
+
+@airflow
+@pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
+def test_soft_fail_skips_in_both_modes(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    assert go("soft", index_ids=[which]).tasks == {"poking": ["skipped"], "deferred": ["skipped"]}
+
+
+@airflow
+@pytest.mark.parametrize("wrong", [[], None, [1], ""])
+def test_no_index_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    assert go("waiting", index_ids=wrong).tasks == {"poking": ["failed"], "deferred": ["failed"]}
+    assert llamacloud_emulator.requests == []
+
+
+@airflow
+def test_create_waits_before_it_creates(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.index_schedule(INDEX_BUILDING, ["parsing", "ready"])
+    assert go("create_when_ready", index_ids=[INDEX_FILINGS, INDEX_BUILDING]).state == "success"
+    assert [request.endpoint for request in llamacloud_emulator.requests] == ["index"] * 4 + ["create"]
+
+
+@airflow
+@pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
+def test_create_creates_nothing_when_they_do_not_get_ready(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    assert go("create_when_ready", index_ids=[which], index_timeout=1.2).state == "failed"
+    assert llamacloud_emulator.sessions == {}
+
+
+@airflow
+def test_a_sync_is_started_once_and_waited_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.settings.sync_seconds = 2.0
+    before = llamacloud_emulator.indexes[INDEX_HANDBOOK]["last_synced_at"]
+    result = go("sync", index_id=INDEX_HANDBOOK)
+    assert result.state == "success", result.tasks
+    assert result.xcom("start") == {"index_id": INDEX_HANDBOOK, "started": True}
+    assert result.xcom("adopt") == {"index_id": INDEX_HANDBOOK, "started": False}
+    assert is_newer(llamacloud_emulator.indexes[INDEX_HANDBOOK]["last_synced_at"], before)
+
+
+@airflow
+def test_a_sync_is_about_one_index(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    assert go("sync", index_id=["a", "b"]).tasks["start"] == ["failed"]
+    assert llamacloud_emulator.requests == []
+
+
+# Triggers ---------------------------------------------------------------------------------------------------------------
+
+
+async def first(events: AsyncIterator[TriggerEvent]) -> Any:
+    async for event in events:
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
+
+
+def ready_trigger(**values: Any) -> IndexReadyTrigger:
+    arguments = {
+        "llamacloud_conn_id": "llamacloud_default",
+        "index_ids": [INDEX_FILINGS],
+        "deadline": time.time() + 20,
+        "poke_interval": 0.05,
+    }
+    return IndexReadyTrigger(**{**arguments, **values})
+
+
+def test_triggers_can_be_made_again_by_other_releases_too() -> None:
+    made = ready_trigger(wait_for_sync=True, project_id="p", organization_id="o")
+    path, arguments = made.serialize()
+    assert path == "airflow_provider_llamachat.triggers.index.IndexReadyTrigger"
+    assert IndexReadyTrigger(**arguments, of_a_later_release=1).serialize() == (path, arguments)
+    watch = IndexUpdatedTrigger(index_id="idx", since="2026-01-01", project_id="p")
+    path, arguments = watch.serialize()
+    assert path == "airflow_provider_llamachat.triggers.index.IndexUpdatedTrigger"
+    assert IndexUpdatedTrigger(**arguments, of_a_later_release=1).serialize() == (path, arguments)
+    assert isinstance(watch, getattr(triggers, "BaseEventTrigger"))  # noqa: B009  # Airflow's, imported there for two versions
+
+
+@airflow
+def test_the_trigger_looks_at_all_indexes_at_the_same_time(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    ids = [f"idx-{number}" for number in range(10)]
+    for index_id in ids:
+        llamacloud_emulator.add_index(index_id)
+    llamacloud_emulator.inject(Fault("delay", endpoint="index", delay=0.3, times=None))
+    begun = time.monotonic()
+    assert asyncio.run(first(ready_trigger(index_ids=ids).run())) == {"state": "ready", "index_ids": ids}
+    assert time.monotonic() - begun < 2
+
+
+@airflow
+def test_the_triggers_deadline_is_a_moment_and_survives_a_restart(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    trigger = ready_trigger(index_ids=[INDEX_BUILDING], deadline=time.time() - 5)
+    payload = asyncio.run(first(trigger.run()))
+    assert (payload["state"], payload["error"]) == ("timed_out", "IndexNotReadyError")
+    assert f"{INDEX_BUILDING} (status" in payload["message"]
+    assert len(llamacloud_emulator.requests) == 1
+
+
+@airflow
+def test_the_trigger_tells_what_it_met_and_nothing_secret(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    payload = asyncio.run(first(ready_trigger(index_ids=["idx-unheard-of"]).run()))
+    assert (payload["state"], payload["error"], payload["details"]["status"]) == ("failed", "NotFoundError", 404)
+    assert llamacloud_emulator.api_key not in str(payload)
+
+
+class Store:
+    """What Airflow 3.3 gives an asset's trigger."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.values: dict[str, Any] = {}
+        self.broken = broken
+
+    async def aget(self, key: str) -> Any:
+        if self.broken:
+            raise RuntimeError("no store today")
+        return self.values.get(key)
+
+    async def aset(self, key: str, value: Any) -> None:
+        if self.broken:
+            raise RuntimeError("no store today")
+        self.values[key] = value
+
+
+def watching(store: Store | None = None, **values: Any) -> IndexUpdatedTrigger:
+    trigger = IndexUpdatedTrigger(index_id=INDEX_FILINGS, poke_interval=0.05, **values)
+    if store is not None:
+        trigger.asset_state_store = store  # type: ignore[assignment]  # stands for Airflow's, which needs a triggerer
+    return trigger
+
+
+async def after(trigger: IndexUpdatedTrigger, *changes: Any) -> list[Any]:
+    """The events while changes are made one after the other."""
+    events: list[Any] = []
+
+    async def collect() -> None:
+        async for event in trigger.run():
+            take(event.payload)
+
+    take = events.append
+    task = asyncio.create_task(collect())
+    for change in changes:
+        await asyncio.sleep(0.4)
+        change()
+    await asyncio.sleep(0.4)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return events
+
+
+@airflow
+@pytest.mark.parametrize("broken", [None, False, True], ids=["no store", "store", "broken store"])
+def test_an_update_fires_once_for_each_sync(broken: bool | None, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    emulator = llamacloud_emulator
+    store = None if broken is None else Store(broken=broken)
+    emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-01T00:00:00Z")
+
+    def synced(moment: str, **values: Any) -> Any:
+        return lambda: emulator.set_index(INDEX_FILINGS, last_synced_at=moment, **values)
+
+    events = asyncio.run(
+        after(
+            watching(store),
+            synced("2026-01-02T00:00:00Z"),
+            synced("2026-01-02T00:00:00.000+00:00"),
+            lambda: emulator.inject(Fault("status", endpoint="index", status=404, times=2)),
+            synced("2026-01-03T00:00:00Z", status="embedding"),
+            synced("2026-01-03T00:00:00Z", status="ready"),
+        )
+    )
+    assert [(event["previous"][:10], event["last_synced_at"][:10]) for event in events] == [
+        ("2026-01-01", "2026-01-02"),
+        ("2026-01-02", "2026-01-03"),
+    ]
+    assert events[0]["index_id"] == INDEX_FILINGS
+    assert set(events[0]) == {"index_id", "name", "last_synced_at", "previous"}
+
+
+@airflow
+def test_a_restarted_trigger_does_not_miss_the_sync_in_between(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    store = Store()
+    llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-01T00:00:00Z")
+    assert asyncio.run(after(watching(store))) == []
+    llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-02T00:00:00Z")
+    assert len(asyncio.run(after(watching(store)))) == 1
+    assert asyncio.run(after(watching(store))) == []
+    assert len(asyncio.run(after(watching(since="2026-01-01T00:00:00Z")))) == 1

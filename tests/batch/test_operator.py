@@ -1,0 +1,204 @@
+"""The batch operator on a real Airflow: arguments, XComs, retries, and being stopped. The emulator's log is the judge."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow import __version__ as airflow_version
+
+from airflow_provider_llamachat.operators.batch import MAX_XCOM_ITEMS, ChatBatchOperator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from tests.airflow.runner import Result, run
+from tests.batch.conftest import prompts
+
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+
+DAGS = Path(__file__).parent / "dags" / "batches.py"
+HAS_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+
+
+def go(dag_id: str, **conf: Any) -> Result:
+    return run(DAGS, dag_id, conf)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def test_every_argument_can_be_rendered_and_the_manifest_says_what_happened(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    output = tmp_path / "out" / "results.jsonl"
+    result = go(
+        "templated",
+        prompts=prompts(6),
+        index_ids=[INDEX_FILINGS],
+        output_path=f"file://{output}",
+        requests_per_minute=6000,
+        delete_sessions=True,
+    )
+    assert result.state == "success"
+    manifest = result.xcom("batch")
+    assert manifest.pop("seconds") > 0
+    assert manifest.pop("total_input_tokens") > manifest.pop("total_output_tokens") > 0
+    assert manifest == {
+        "total": 6,
+        "answered": 6,
+        "failed": 0,
+        "interrupted": 0,
+        "unasked": 0,
+        "output_path": f"file://{output}",
+        "sessions_opened": 6,
+        "sessions_deleted": 6,
+        "kept": 0,
+        "settled": 0,
+        "rate_limited": 0,
+        "try_number": 1,
+    }
+    assert [line["id"] for line in read(output)] == [f"item-{number}" for number in range(6)]
+    assert result.keys("batch") == {"return_value"}
+    assert llamacloud_emulator.sessions == {}
+
+
+def test_lists_in_text_and_a_path_without_a_scheme_work_too(tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    result = go("text", prompts=["Why?", {"prompt": "How?"}], index_ids=[INDEX_FILINGS], output_path=str(output))
+    assert result.xcom("batch")["answered"] == 2
+    assert [line["prompt"] for line in read(output)] == ["Why?", "How?"]
+
+
+def test_a_path_object_works_too(tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    assert go("path_object", output_path=str(output)).xcom("batch")["output_path"] == f"file://{output}"
+    assert len(read(output)) == 1
+
+
+def test_a_small_batch_takes_a_tasks_prompts_and_hands_its_results_to_the_next() -> None:
+    result = go("handed_over")
+    assert result.state == "success"
+    answers = result.xcom("read")
+    assert "43.9" in answers[0]
+    assert "47.5" in answers[1]
+    assert result.keys("batch") == {"return_value", "results"}
+
+
+def test_nothing_goes_to_xcom_when_the_task_says_so(tmp_path: Path) -> None:
+    result = go("silent", output_path=str(tmp_path / "results.jsonl"))
+    assert result.state == "success"
+    assert result.keys("batch") == set()
+    assert len(read(tmp_path / "results.jsonl")) == 1
+
+
+def test_mapped_batches_have_their_own_files(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = go("mapped_batches", folder=str(tmp_path))
+    assert result.state == "success"
+    assert [len(read(tmp_path / f"{number}.jsonl")) for number in range(2)] == [2, 1]
+    assert llamacloud_emulator.posts() == 3
+
+
+FINE: dict[str, Any] = {"prompts": ["Why?"], "index_ids": [INDEX_FILINGS]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompts": ["Why?", ""]},
+        {"prompts": []} | {"output_path": "/"},
+        {"index_ids": None},
+        {"max_concurrency": 0},
+        {"max_concurrency": 2.5},
+        {"max_concurrency": True},
+        {"requests_per_minute": -1},
+        {"requests_per_minute": "many"},
+        {"session_mode": "both"},
+        {"on_item_error": "ignore"},
+        {"turn_timeout": 0},
+        {"output_path": "file:///tmp/a folder/"},
+        {"prompts": prompts(MAX_XCOM_ITEMS + 1)},
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_fails_at_once_and_asks_nothing(
+    wrong: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    result = go("templated", **{**FINE, **wrong})
+    assert result.tasks == {"batch": ["failed"]}
+    assert result.tries["batch"] == 1
+    assert llamacloud_emulator.requests == []
+
+
+def test_without_a_file_and_without_xcom_the_answers_would_be_lost(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    assert go("silent").tasks == {"batch": ["failed"]}
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_retry_asks_only_what_is_missing(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 4:"))
+    output = tmp_path / "results.jsonl"
+    result = go(
+        "templated",
+        prompts=prompts(6),
+        index_ids=[INDEX_FILINGS],
+        output_path=str(output),
+        on_item_error="fail_fast",
+        max_concurrency=1,
+    )
+    assert result.state == "success"
+    manifest = result.xcom("batch")
+    assert (manifest["try_number"], manifest["kept"], manifest["answered"]) == (2, 4, 6)
+    assert Counter(turn.prompt for turn in llamacloud_emulator.turns).most_common(1)[0][1] == 2
+    assert llamacloud_emulator.completed() == 6
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_clearing_a_complete_batch_asks_anew(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    output = tmp_path / "results.jsonl"
+    first = go("templated", **FINE, output_path=str(output))
+    sessions = [line["session_id"] for line in read(output)]
+    second = go("templated", **FINE, output_path=str(output))
+    assert first.xcom("batch")["kept"] == second.xcom("batch")["kept"] == 0
+    assert sessions != [line["session_id"] for line in read(output)]
+    assert llamacloud_emulator.completed() == 2
+
+
+def test_without_a_file_a_retry_remembers_where_airflow_can(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 4:"))
+    result = go(
+        "templated",
+        prompts=prompts(6),
+        index_ids=[INDEX_FILINGS],
+        on_item_error="fail_fast",
+        max_concurrency=1,
+    )
+    assert result.state == "success"
+    assert [line["outcome"] for line in result.xcom("batch", "results")] == ["answered"] * 6
+    assert result.xcom("batch")["kept"] == (4 if HAS_STORE else 0)
+    assert llamacloud_emulator.completed() == (6 if HAS_STORE else 10)
+
+
+def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.settings.turn_latency = 1.5
+    result = go("stopped", output_path=str(tmp_path / "results.jsonl"))
+    assert result.state == "success"
+    manifest = result.xcom("batch")
+    assert (manifest["try_number"], manifest["answered"]) == (2, 6)
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+    assert manifest["settled"] > 0
+
+
+def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.settings.turn_latency = 3.0
+    result = go("timed_out", output_path=str(tmp_path / "results.jsonl"))
+    assert result.state == "success"
+    assert (result.xcom("batch")["try_number"], result.xcom("batch")["settled"]) == (2, 6)
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+
+
+def test_to_be_stopped_before_or_after_its_time_is_no_error() -> None:
+    operator = ChatBatchOperator(task_id="batch", prompts=["Why?"])
+    operator.on_kill()
+    assert operator._kill is None
