@@ -1,0 +1,201 @@
+"""The hook: connections as they are written become clients, and the test button says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+from airflow_provider_llamachat.exceptions import InvalidApiKeyError, LlamaCloudConfigError
+from airflow_provider_llamachat.hooks import llamacloud
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.testing import (
+    DEFAULT_ORGANIZATION_ID,
+    DEFAULT_PROJECT_ID,
+    FOREIGN_PROJECT_ID,
+    INDEX_FILINGS,
+    OTHER_PROJECT_ID,
+    Fault,
+    LlamaCloudEmulator,
+)
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator) -> Any:
+    """Set the default connection: the emulator's, but for what is given."""
+
+    def make(**values: Any) -> LlamaCloudHook:
+        connection = {
+            "conn_type": "llamacloud",
+            "password": llamacloud_emulator.api_key,
+            "host": llamacloud_emulator.url,
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps({**connection, **values}))
+        return LlamaCloudHook()
+
+    return make
+
+
+def test_every_field_of_the_connection_arrives(connect: Any) -> None:
+    extra = {
+        "region": "eu",
+        "project_id": DEFAULT_PROJECT_ID.upper(),
+        "organization_id": DEFAULT_ORGANIZATION_ID,
+        "timeout": "7.5",
+        "max_retries": "0",
+    }
+    config = connect(host="", password=" llx-key\n", extra=json.dumps(extra)).get_config()
+    assert (config.base_url, config.api_key) == ("https://api.cloud.eu.llamaindex.ai", "llx-key")
+    assert (config.project_id, config.organization_id) == (DEFAULT_PROJECT_ID, DEFAULT_ORGANIZATION_ID)
+    assert (config.timeout, config.max_retries) == (7.5, 0)
+
+
+def test_a_connection_uri_works_too(monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", llamacloud_emulator.airflow_connection_uri)
+    assert LlamaCloudHook().get_config().base_url == llamacloud_emulator.url
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", "llamacloud://:llx-k%2Fey@/?region=eu&timeout=120")
+    config = LlamaCloudHook("other").get_config()
+    assert (config.api_key, config.region, config.timeout) == ("llx-k/ey", "eu", 120.0)
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", "llamacloud://:llx-k@127.0.0.1:8080/http")
+    assert LlamaCloudHook("other").get_config().base_url == "http://127.0.0.1:8080"
+
+
+def test_environment_variables_of_other_tools_are_not_read(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CLOUD_API_KEY", "llx-of-somebody-else")
+    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://elsewhere.invalid")
+    config = connect().get_config()
+    assert "somebody" not in config.api_key
+    assert "elsewhere" not in config.base_url
+    with pytest.raises(InvalidApiKeyError):
+        connect(password="").get_conn()
+
+
+def test_calls_override_the_connections_project(connect: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    hook = connect(extra=json.dumps({"project_id": DEFAULT_PROJECT_ID}))
+    session = hook.create_session([INDEX_FILINGS])
+    other = hook.create_session(project_id=OTHER_PROJECT_ID)
+    assert hook.get_session(session.session_id).events == []
+    assert hook.get_session_summary(other.session_id, project_id=OTHER_PROJECT_ID).session_id == other.session_id
+    assert [s.session_id for s in hook.list_sessions(project_id=OTHER_PROJECT_ID)] == [other.session_id]
+    assert [event.type for event in hook.stream_message(session.session_id, "Hello?", index_ids=[INDEX_FILINGS])][
+        -1
+    ] == "stop"
+    assert hook.send_message(session.session_id, "What was the revenue in Q3?").answer
+    hook.delete_session(session.session_id)
+    projects = [request.query.get("project_id") for request in llamacloud_emulator.requests]
+    assert projects.count(OTHER_PROJECT_ID) == 3
+    assert None not in projects
+    hook.close()
+    assert hook.create_session().session_id, "a closed hook makes a new client"
+
+
+def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_llamachat.client import config
+
+    connect()
+    monkeypatch.setattr(config, "_contexts", {})
+    built_on: list[str] = []
+    build = config.ssl_context
+
+    async def run() -> None:
+        import threading
+
+        loop_thread = threading.current_thread().name
+
+        def watched() -> Any:
+            if not config.ssl_context_is_ready():
+                built_on.append(threading.current_thread().name)
+                assert threading.current_thread().name != loop_thread
+            return build()
+
+        monkeypatch.setattr("airflow_provider_llamachat.client.aio.ssl_context", watched)
+        async with await LlamaCloudHook().get_async_conn() as client:
+            assert isinstance(client, AsyncLlamaCloudClient)
+            assert await client.list_projects()
+
+    asyncio.run(run())
+    assert len(built_on) == 1
+
+
+def test_plain_http_to_another_machine_warns_once(
+    connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacloud, "_warned_hosts", set())
+    caplog.set_level(logging.WARNING)
+    for _ in range(3):
+        connect(host="http://llamacloud.example").get_config()
+    assert caplog.text.count("plain http") == 1
+    connect().get_config()
+    assert caplog.text.count("plain http") == 1, "loopback is no network"
+
+
+OK: list[tuple[dict[str, Any], str]] = [
+    ({}, r"^Connected to http://127.*default project '.+' \("),
+    ({"extra": json.dumps({"project_id": DEFAULT_PROJECT_ID})}, r"^Connected to http://127.*, project '.+' \("),
+]
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"password": "llx-wrong"}, r"^API key or region: .*belongs to one region"),
+    ({"password": "***"}, r"row of asterisks"),
+    ({"password": ""}, r"has no API key"),
+    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"region 'mars' is not known"),
+    ({"extra": json.dumps({"project_id": "mine"})}, r"project_id has to be a UUID"),
+    ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
+    ({"host": "http://127.0.0.1:9"}, r"^Network: .*could not be reached"),
+    ({"host": "ftp://x"}, r"only https"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), OK)
+def test_the_test_button_names_host_and_project(
+    values: dict[str, Any], words: str, connect: Any, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    import re
+
+    ok, message = connect(**values).test_connection()
+    assert ok, message
+    assert re.search(words, message), message
+    assert len(llamacloud_emulator.requests) == 1, "one free call"
+
+
+@pytest.mark.parametrize(("values", "words"), WRONG)
+def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, connect: Any) -> None:
+    import re
+
+    ok, message = connect(**values).test_connection()
+    assert not ok
+    assert re.search(words, message), message
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("status", status=503), "Server or Host: .*503"),
+        (Fault("html", status=200), "Server or Host: "),
+        (Fault("status", status=403, detail="no"), "API key: .*403"),
+    ],
+)
+def test_the_test_button_meets_a_server_in_trouble(
+    fault: Fault, words: str, connect: Any, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    import re
+
+    llamacloud_emulator.inject(fault)
+    ok, message = connect().test_connection()
+    assert (ok, bool(re.search(words, message))) == (False, True), message
+    assert len(llamacloud_emulator.requests) == 1
+
+
+def test_a_project_of_another_organization_is_told(connect: Any) -> None:
+    extra = json.dumps({"project_id": FOREIGN_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID})
+    ok, message = connect(extra=extra).test_connection()
+    assert not ok
+    assert message.startswith("Project or organization: ")
+
+
+def test_a_configuration_error_is_one_of_ours(connect: Any) -> None:
+    with pytest.raises(LlamaCloudConfigError, match="max_retries"):
+        connect(extra=json.dumps({"max_retries": "many"})).get_conn()
