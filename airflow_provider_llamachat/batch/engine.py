@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
+from airflow_provider_llamachat.batch.deleting import delete_sessions
+from airflow_provider_llamachat.batch.lines import line
 from airflow_provider_llamachat.batch.meter import Meter
 from airflow_provider_llamachat.batch.preparing import Options, Prepared, Preparer, SharedSessionError
+from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     ChatBatchError,
     ChatTurnInterruptedError,
+    LlamaCloudConnectionError,
     LlamaCloudError,
-    NotFoundError,
     PaymentRequiredError,
+    RateLimitError,
+    ServerError,
 )
-from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
@@ -29,8 +33,12 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.models import ChatTurn
 
+Ready = asyncio.Queue["tuple[Prepared, deque[Item]] | None"]
+
 FATAL = (AuthenticationError, PaymentRequiredError)
 """Refusals that every other item would meet as well."""
+PASSING = (ChatTurnInterruptedError, LlamaCloudConnectionError, RateLimitError, ServerError)
+"""Trouble that may be over at the end of the batch. Asking once more is no risk then: the session's history is read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class Batch:
         self._killed = False
         self._working: asyncio.Task[None] | None = None
         self._unposted: list[Prepared] = []
+        self._again: list[Item] = []
         self._settled = self._answered = 0
 
     def kill(self) -> None:
@@ -120,7 +129,7 @@ class Batch:
         self._preparer = Preparer(self._client, self._options, past)
         async with Committer(self._journal.write, self._interval) as self._committer:
             if not self._killed:
-                self._working = asyncio.create_task(self._work())
+                self._working = asyncio.create_task(self._work_twice())
                 try:
                     await self._working
                 except asyncio.CancelledError:
@@ -152,29 +161,37 @@ class Batch:
 
     # Work -------------------------------------------------------------------------------------------------------------
 
-    def _lanes(self) -> Iterator[deque[Item]]:
+    def _lanes(self, items: Iterable[Item]) -> Iterator[deque[Item]]:
         """What may be asked at the same time; within a lane one follows the other, because a session is serial."""
         shared = self._options.session_mode == "shared"
         lanes: dict[str | None, deque[Item]] = {}
-        for item in self._items:
-            if item.position not in self._done and (shared or item.session_id is not None):
+        missing = [item for item in items if item.position not in self._done]
+        for item in missing:
+            if shared or item.session_id is not None:
                 lanes.setdefault(item.session_id, deque()).append(item)
-        for item in self._items:
-            if item.position in self._done:
-                continue
+        for item in missing:
             if not shared and item.session_id is None:
                 yield deque((item,))
             elif (lane := lanes.pop(item.session_id, None)) is not None:
                 yield lane
 
-    async def _work(self) -> None:
+    async def _work_twice(self) -> None:
+        """Ask everything, and at the end once more what met only passing trouble: an outage is over by then, or it is not."""
+        await self._work(self._items)
+        again, self._again = sorted(self._again, key=lambda item: item.position), []
+        if again and self._problem is None and not self._options.fail_fast:
+            self._log.info("Looking once more after %d prompt(s) that met passing trouble.", len(again))
+            self._meter.reopen(len(again))
+            await self._work(again)
+
+    async def _work(self, items: Iterable[Item]) -> None:
         count = min(self._options.max_concurrency, max(1, len(self._items)))
-        ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None] = asyncio.Queue()
+        ready: Ready = asyncio.Queue()
         ahead = asyncio.Semaphore(count)
         try:
             async with asyncio.TaskGroup() as group:
                 ticker = group.create_task(self._tick())
-                group.create_task(self._prepare_all(ready, ahead, count))
+                group.create_task(self._prepare_all(self._lanes(items), ready, ahead, count))
                 await asyncio.wait([group.create_task(self._ask_all(ready, ahead)) for _ in range(count)])
                 ticker.cancel()
         except BaseExceptionGroup as several:
@@ -182,10 +199,8 @@ class Batch:
             raise _first(several) from None
 
     async def _prepare_all(
-        self, ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None], ahead: asyncio.Semaphore, count: int
+        self, lanes: Iterator[deque[Item]], ready: Ready, ahead: asyncio.Semaphore, count: int
     ) -> None:
-        lanes = self._lanes()
-
         async def prepare_some() -> None:
             for lane in lanes:
                 await ahead.acquire()
@@ -223,9 +238,7 @@ class Batch:
                 return prepared
         return None
 
-    async def _ask_all(
-        self, ready: asyncio.Queue[tuple[Prepared, deque[Item]] | None], ahead: asyncio.Semaphore
-    ) -> None:
+    async def _ask_all(self, ready: Ready, ahead: asyncio.Semaphore) -> None:
         while (entry := await ready.get()) is not None:
             ahead.release()
             prepared, lane = entry
@@ -257,7 +270,8 @@ class Batch:
                 prepared.session_id,
                 len(lane),
             )
-            for _ in lane:
+            for item in lane:
+                self._again.append(item)
                 self._meter.add(answered=False, usage=None)
             lane.clear()
             return None
@@ -283,7 +297,7 @@ class Batch:
                 require_all_indexes=self._options.require_all_indexes,
                 baseline=prepared.baseline,
                 resume=prepared.resume,
-                ask_again=prepared.resume and self._options.ask_again,
+                ask_again=prepared.resume and prepared.earlier and self._options.ask_again,
                 # Waiting for the rate limit is no part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
                 on_event=seen,
@@ -295,7 +309,7 @@ class Batch:
             return None, None
         except LlamaCloudError as problem:
             return self._record(item, prepared, problem), None
-        self._settled += prepared.resume and not events
+        self._settled += prepared.resume and prepared.earlier and not events
         return self._record(item, prepared, turn), turn
 
     # Records ----------------------------------------------------------------------------------------------------------
@@ -305,34 +319,37 @@ class Batch:
         return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened, ahead=ahead)
 
     def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> str:
-        line = _line(item, prepared, result)
-        self._committer.note(
-            records.result(item.key(self._scope), line, baseline=prepared.baseline if prepared else None)
-        )
-        outcome: str = line["outcome"]
-        answered = outcome == records.ANSWERED
-        self._answered += answered
-        self._meter.add(answered=answered, usage=line["usage"])
+        entry = line(item, prepared, result)
+        baseline = prepared.baseline if prepared else None
+        self._committer.note(records.result(item.key(self._scope), entry, baseline=baseline))
+        outcome: str = entry["outcome"]
+        self._answered += outcome == records.ANSWERED
+        self._meter.add(answered=outcome == records.ANSWERED, usage=entry["usage"])
         if prepared is not None:
             self._asked.update(prepared.index_ids)
         if self._on_result is not None:
-            self._on_result(outcome, line["usage"])
-        if not answered:
-            reason = f"{item}: {line['error']['message']} "
-            self._first_failure = self._first_failure or f"The first problem was with {reason}"
-            self._log.warning("No answer to %s", reason)
-            if self._options.fail_fast:
-                self._stop(
-                    ChatBatchError(
-                        f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}",
-                        session_id=line["session_id"],
-                    )
-                )
+            self._on_result(outcome, entry["usage"])
+        if isinstance(result, LlamaCloudError):
+            self._take_failure(item, prepared, result, entry)
         return outcome
+
+    def _take_failure(
+        self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
+    ) -> None:
+        reason = f"{item}: {entry['error']['message']} "
+        self._first_failure = self._first_failure or f"The first problem was with {reason}"
+        self._log.warning("No answer to %s", reason)
+        if isinstance(problem, PASSING):
+            self._again.append(item)
+            if prepared is not None:
+                self._preparer.expect(item, Intent(prepared.session_id, prepared.baseline, prepared.opened))
+        if self._options.fail_fast:
+            text = f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}"
+            self._stop(ChatBatchError(text, session_id=entry["session_id"]))
 
     def _missing(self, position: int) -> dict[str, Any]:
         reason = "Not asked: an earlier turn of its session was interrupted, and a session answers one turn at a time."
-        return _line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
+        return line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
 
     def _later(self) -> str:
         if self._journal.remembers:
@@ -358,6 +375,10 @@ class Batch:
                 if prepared.opened and not prepared.resume:
                     self._committer.note(records.release(prepared.item.key(self._scope)))
 
+    async def _delete(self, wanted: set[str]) -> int:
+        opened = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()))
+        return await delete_sessions(self._client, opened, wanted, self._options, self._log)
+
     async def _tidy_failure(self, positions: dict[str, int]) -> None:
         """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed."""
         if self._killed or not self._options.delete_sessions:
@@ -370,61 +391,6 @@ class Batch:
             await self._delete(wanted)
         except LlamaCloudError as problem:
             self._log.warning("Sessions were left over: %s", problem)
-
-    async def _delete(self, wanted: set[str]) -> int:
-        """Delete the sessions that the batch opened, but for ``wanted``; return how many."""
-        ids = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()) - wanted)
-        pending, left = iter(sorted(ids)), []
-        deleted = 0
-
-        async def delete_some() -> None:
-            nonlocal deleted
-            for session_id in pending:
-                try:
-                    await self._client.delete_session(session_id, **self._options.scope)
-                except NotFoundError:
-                    continue  # an earlier try, or somebody else, deleted it
-                except LlamaCloudError as problem:
-                    left.append(session_id)
-                    if len(left) == 1:
-                        self._log.warning("A session could not be deleted: %s", problem)
-                else:
-                    deleted += 1
-
-        await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, max(1, len(ids))))))
-        if left or wanted:
-            kept = sorted({*left, *wanted})
-            self._log.warning(
-                "%d session(s) were not deleted: %s%s", len(kept), ", ".join(kept[:20]), " …" if len(kept) > 20 else ""
-            )
-        return deleted
-
-
-def _line(
-    item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
-) -> dict[str, Any]:
-    """An item's line of the output."""
-    line: dict[str, Any] = {
-        "position": item.position,
-        "id": item.id,
-        "outcome": outcome,
-        "prompt": item.prompt,
-        "answer": None,
-        "session_id": prepared.session_id if prepared else item.session_id,
-        "index_ids": prepared.index_ids if prepared else item.index_ids,
-        "skipped_index_ids": [],
-        "usage": None,
-        "error": None,
-    }
-    if isinstance(result, LlamaCloudError):
-        interrupted = isinstance(result, ChatTurnInterruptedError)
-        line["outcome"] = outcome or (records.INTERRUPTED if interrupted else records.FAILED)
-        line["usage"] = getattr(result, "usage", None)
-        line["error"] = {"type": type(result).__name__, "message": excerpt(str(result), limit=1000)}
-    else:
-        line |= {"outcome": records.ANSWERED, "answer": result.answer}
-        line |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
-    return line
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -297,7 +297,9 @@ class MemoryJournal(Journal):
         return results
 
     def forget(self) -> None:
-        """Mark the batch as complete."""
+        """Mark the batch as complete, and empty what the store holds of it: answers do not belong there for good."""
         if self.remembers:
             self._store.set("batch", {"open": False, "parts": 0})
+            for number in range(self._written):
+                self._store.set(f"batch.{number}", [])
         self._records.clear()

@@ -46,6 +46,11 @@ class Meter:
         if self._tenth() > self._said_tenth and self._clock() - self._said_at >= AT_LEAST:
             self.say()
 
+    def reopen(self, count: int) -> None:
+        """Take back that many failures: they are looked after once more."""
+        self.done -= count
+        self.failed -= count
+
     def due_in(self) -> float:
         """Seconds until a line is due although no tenth was completed."""
         return max(0.0, self._said_at + EVERY - self._clock())

@@ -53,7 +53,8 @@ class Prepared:
     """An item that can be asked.
 
     :ivar baseline: turns the session has before it.
-    :ivar resume: an earlier try's turn of it stands in the history.
+    :ivar resume: a turn of it stands in the history already.
+    :ivar earlier: it was an earlier try that asked it.
     :ivar opened: the batch opened the session, for this item alone.
     :ivar recorded: its intent is durable already.
     """
@@ -63,6 +64,7 @@ class Prepared:
     index_ids: list[str]
     baseline: int
     resume: bool = False
+    earlier: bool = False
     opened: bool = False
     recorded: bool = False
 
@@ -86,12 +88,18 @@ class Preparer:
         self._client = client
         self._options = options
         self._intents = past.intents
+        self._own: set[int] = set()
         self.opened = 0
         self.shared_session = past.shared_session
 
     def was_intended(self, item: Item) -> bool:
         """Whether an earlier try was about to ask the item."""
         return item.position in self._intents
+
+    def expect(self, item: Item, intent: Intent) -> None:
+        """Let the item, when it is prepared again, be taken up where it was asked."""
+        self._intents[item.position] = intent
+        self._own.add(item.position)
 
     async def prepare(self, item: Item) -> Prepared:
         """Return where and after how many turns the item is asked.
@@ -138,6 +146,7 @@ class Preparer:
             indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids)),
             begin.baseline,
             resume=begin.resume,
+            earlier=item.position not in self._own,
             opened=intent.opened,
             recorded=begin.baseline == intent.baseline,
         )

@@ -47,6 +47,9 @@ class ChatBatchOperator(LlamaCloudOperator):
     complete batch asks everything anew. Without ``output_path`` that needs Airflow 3.3's task state store; before, a retry asks
     everything again.
 
+    What met passing trouble (a lost connection, 429, 5xx, an interrupted turn) is looked after once more at the end of the batch, history
+    first, so that a short outage costs no answer.
+
     Two runs, or two mapped tasks, need two output paths (``{{ run_id }}``, ``{{ ti.map_index }}``): of two batches with one path,
     the later replaces the other's results.
 

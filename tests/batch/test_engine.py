@@ -289,6 +289,54 @@ def test_no_prompts_make_an_empty_file(runner: Runner, llamacloud_emulator: Llam
     assert llamacloud_emulator.requests == []
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", endpoint="stream", status=503, times=3),
+        Fault("status", endpoint="create", status=503, times=3),
+        Fault("reset_before", endpoint="stream", times=3),
+        Fault("status", endpoint="stream", status=429, retry_after="0", times=3),
+    ],
+    ids=lambda fault: f"{fault.endpoint} {fault.kind} {fault.status}",
+)
+def test_what_met_an_outage_is_asked_once_more_at_the_end(
+    fault: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    runner.config = replace(runner.config, max_retries=0)
+    llamacloud_emulator.inject(fault)
+    report = runner.run(max_concurrency=2)
+    assert outcomes(runner) == ["answered"] * 6
+    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert "Batch: 6 of 6 done (100 %), 0 failed" in caplog.text
+    assert llamacloud_emulator.completed() == 6
+    assert once_each(llamacloud_emulator)
+    assert report.settled == 0
+
+
+def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 0.8
+    runner.prompts = prompts(2)
+    report = runner.run(turn_timeout=0.5, max_concurrency=1)
+    assert outcomes(runner) == ["answered"] * 2
+    assert emulator.posts() == emulator.completed() == 2
+    assert report.results.counts["interrupted"] == 0
+
+
+def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
+    runner.run(ask_again=True)
+    assert outcomes(runner).count("interrupted") == 1
+    assert llamacloud_emulator.posts() == 6
+
+
 def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answers(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
