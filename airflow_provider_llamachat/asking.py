@@ -98,6 +98,7 @@ def ask(
     *,
     baseline: int,
     resume: bool,
+    accepted: bool = False,
     ask_again: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Asking:
@@ -105,6 +106,7 @@ def ask(
 
     :param baseline: turns the session had before this task first asked.
     :param resume: an earlier try, or an earlier run of the trigger, may have posted already: look before posting.
+    :param accepted: an earlier try saw the server take the prompt: its absence from the history is then no proof of anything.
     :param ask_again: what a *retry* may do with a turn that is there, unfinished and no longer growing: post it once more.
     :raises ChatTurnFailedError: the server ended the turn with an error.
     :raises ChatTurnInterruptedError: the end of the turn could not be seen; nothing was posted twice.
@@ -115,11 +117,14 @@ def ask(
     problem: LlamaCloudError | None = None
     while True:
         if look:
-            accepted = problem.accepted if isinstance(problem, LlamaCloudConnectionError) else None
+            if isinstance(problem, LlamaCloudConnectionError):
+                accepted = problem.accepted is True
             try:
-                turn = yield from _settle(question, limits, baseline, problem, accepted is True, now)
+                turn = yield from _settle(question, limits, baseline, problem, accepted, now)
             except ChatTurnInterruptedError as interrupted:
-                if not (ask_again and posts == 0 and interrupted.reason in {"stalled", "overtaken", "foreign"}):
+                if not (
+                    ask_again and posts == 0 and interrupted.reason in {"stalled", "overtaken", "foreign", "vanished"}
+                ):
                     raise
                 session = yield ReadHistory()
                 assert isinstance(session, Session)  # noqa: S101  # the drivers' contract

@@ -42,7 +42,7 @@ def create_asset(*, index_id: str, host: str = "api.cloud.llamaindex.ai", extra:
     return Asset(uri=index_uri(index_id, f"https://{host}"), extra=extra)
 
 
-def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:
+def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # noqa: ARG001  # Airflow passes it by name
     """Turn an index' asset into an OpenLineage dataset; the OpenLineage provider calls this."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
 

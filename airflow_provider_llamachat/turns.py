@@ -182,15 +182,25 @@ def fingerprint(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a try of a task leaves for its retries (Airflow 3.3's task state store keeps it)."""
+    """What a try of a task leaves for its retries (Airflow 3.3's task state store keeps it).
+
+    :param prompt: the prompt's :func:`fingerprint`.
+    :param accepted: the server was seen to take the prompt. Then its absence from the history is no proof that it does not run.
+    """
 
     session_id: str
     baseline: int
     prompt: str
+    accepted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The memory as JSON values."""
-        return {"session_id": self.session_id, "baseline": self.baseline, "prompt": self.prompt}
+        return {
+            "session_id": self.session_id,
+            "baseline": self.baseline,
+            "prompt": self.prompt,
+            "accepted": self.accepted,
+        }
 
     @classmethod
     def from_value(cls, value: Any) -> Memory | None:
@@ -199,16 +209,17 @@ class Memory:
             return None
         session_id, baseline, prompt = value.get("session_id"), value.get("baseline"), value.get("prompt")
         if isinstance(session_id, str) and isinstance(baseline, int) and isinstance(prompt, str):
-            return cls(session_id, baseline, prompt)
+            return cls(session_id, baseline, prompt, value.get("accepted") is True)
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How to begin: which position is ours, and whether something of ours may already stand there."""
+    """How to begin: which position is ours, whether something of ours may already stand there, and whether it was accepted."""
 
     baseline: int
     resume: bool
+    accepted: bool = False
 
 
 def opening(
@@ -237,8 +248,9 @@ def opening(
         if judge(session.events, baseline, prompt).state is State.FOREIGN:
             return fresh
     verdict = judge(session.events, baseline, prompt)
+    accepted = memory is not None and memory.accepted
     if verdict.state is State.ABSENT:
-        return Opening(baseline, resume=False)
+        return Opening(baseline, resume=accepted, accepted=accepted)
     if verdict.turn is not None and verdict.turn.is_error:
         return fresh
     return Opening(baseline, resume=True)

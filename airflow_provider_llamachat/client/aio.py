@@ -183,6 +183,7 @@ class AsyncLlamaCloudClient:
         require_all_indexes: bool = False,
         baseline: int | None = None,
         resume: bool = False,
+        accepted: bool = False,
         ask_again: bool = False,
         turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
@@ -198,7 +199,7 @@ class AsyncLlamaCloudClient:
             baseline = count_turns(session.events) if baseline is None else baseline
         asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
         limits = calls.limits(self.config, deadline, turn_timeout)
-        steps = ask(asked, limits, baseline=baseline, resume=resume, ask_again=ask_again)
+        steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
         return await self._carry_out(steps, asked, limits.deadline, on_event)
 
     async def _carry_out(
@@ -299,7 +300,9 @@ class AsyncLlamaCloudClient:
             try:
                 async with (
                     asyncio.timeout(self.config.total_timeout),
-                    self._http.stream(call.endpoint.method, call.url, params=call.query or None, json=call.body) as response,
+                    self._http.stream(
+                        call.endpoint.method, call.url, params=call.query or None, json=call.body
+                    ) as response,
                 ):
                     passage.answered(response.status_code, replies.retry_after(response.headers))
                     return replies.Reply(response.status_code, response.headers, await self._read(call, response))

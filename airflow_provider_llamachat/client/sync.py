@@ -195,6 +195,7 @@ class LlamaCloudClient:
         require_all_indexes: bool = False,
         baseline: int | None = None,
         resume: bool = False,
+        accepted: bool = False,
         ask_again: bool = False,
         turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
@@ -207,6 +208,8 @@ class LlamaCloudClient:
         :param index_ids: indexes the turn may use; None means those the session is bound to.
         :param baseline: how many turns the session had before this question was first asked; None reads it now.
         :param resume: the question may have been asked since ``baseline``: look for its turn before posting.
+        :param accepted: with ``resume``: the server was seen to take the question. It is then not posted again just because the history
+            does not show it.
         :param ask_again: with ``resume``, post once more when the turn is there, unfinished and no longer growing.
         :param turn_timeout: seconds for the whole turn; ``deadline`` (epoch seconds) wins over it.
         :param on_event: is shown each event as it arrives; nothing when the answer is read from the history.
@@ -218,7 +221,7 @@ class LlamaCloudClient:
             baseline = count_turns(session.events) if baseline is None else baseline
         asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
         limits = calls.limits(self.config, deadline, turn_timeout)
-        steps = ask(asked, limits, baseline=baseline, resume=resume, ask_again=ask_again)
+        steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
         return self._carry_out(steps, asked, limits.deadline, on_event)
 
     def _carry_out(self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None) -> models.ChatTurn:
@@ -309,7 +312,9 @@ class LlamaCloudClient:
     def _attempt(self, call: endpoints.Call) -> replies.Reply:
         deadline = time.time() + self.config.total_timeout
         try:
-            with self._http.stream(call.endpoint.method, call.url, params=call.query or None, json=call.body) as response:
+            with self._http.stream(
+                call.endpoint.method, call.url, params=call.query or None, json=call.body
+            ) as response:
                 return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
             raise replies.connection_error(call, problem, self.config) from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
@@ -73,7 +73,8 @@ class TaskMemory:
     """
 
     def __init__(self, context: Context, log: Any) -> None:
-        self._store: Any = dict(context).get("task_state_store")
+        # Only this key: Airflow 2 warns of a dozen old ones when all are looked at.
+        self._store: Any = cast("Mapping[str, Any]", context).get("task_state_store")
         self._log = log
 
     @property

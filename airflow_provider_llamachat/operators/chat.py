@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import ChatTurnError, ChatTurnFailedError, NotFoundError
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnError,
+    ChatTurnFailedError,
+    ChatTurnInterruptedError,
+    NotFoundError,
+)
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry
 
 if TYPE_CHECKING:
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.client import LlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, SessionSummary
+    from airflow_provider_llamachat.models import ChatTurn, Event, SessionSummary
     from airflow_provider_llamachat.turns import Opening
 
 ON_INTERRUPTED = ("fail", "ask_again")
@@ -212,9 +217,18 @@ class SendChatMessageOperator(LlamaCloudOperator):
             }
             if self.deferrable and not self._answered(session, begin, prompt):
                 self._defer(question)
-            turn = client.send_message(
-                **question, resume=begin.resume, on_event=TurnLog(self.log) if self.log_answer else None
-            )
+            shown = TurnLog(self.log) if self.log_answer else None
+
+            def on_event(event: Event) -> None:
+                nonlocal accepted
+                if not accepted:
+                    accepted = True
+                    self._remember(context, session_id, begin.baseline, prompt, accepted=True)
+                if shown is not None:
+                    shown(event)
+
+            accepted = begin.accepted
+            turn = client.send_message(**question, resume=begin.resume, accepted=accepted, on_event=on_event)
         record_inputs(hook, index_ids, client.config.base_url)
         return self._finish(context, turn)
 
@@ -230,9 +244,13 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         with self._usage_on_failure(context):
             outcome = TurnEvent.parse(event)
-            outcome.raise_for_failure()
             baseline = known.get("baseline", outcome.baseline)
             prompt = known.get("prompt") or arguments.prompt(self.prompt)
+            try:
+                outcome.raise_for_failure()
+            except ChatTurnInterruptedError:
+                self._remember(context, outcome.session_id, baseline, prompt, accepted=True)
+                raise
             hook = self.get_hook()
             with hook.get_conn() as client:
                 session = client.get_session(outcome.session_id, **self.scope())
@@ -255,7 +273,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         )
 
     def _opening(self, context: Context, session: Any, prompt: str) -> Opening:
-        from airflow_provider_llamachat.turns import Memory, fingerprint, opening
+        from airflow_provider_llamachat.turns import Memory, opening
 
         memory = TaskMemory(context, self.log)
         begin = opening(
@@ -265,12 +283,17 @@ class SendChatMessageOperator(LlamaCloudOperator):
             memory=Memory.from_value(memory.get("turn")),
             has_store=memory.exists,
         )
-        memory.set("turn", Memory(session.session_id, begin.baseline, fingerprint(prompt)).as_dict())
+        self._remember(context, session.session_id, begin.baseline, prompt, accepted=begin.accepted)
         if begin.resume:
             self.log.info(
-                "This is a retry, and session %s already holds this prompt: looking before asking.", session.session_id
+                "This is a retry, and session %s was already asked this: looking before asking.", session.session_id
             )
         return begin
+
+    def _remember(self, context: Context, session_id: str, baseline: int, prompt: str, *, accepted: bool) -> None:
+        from airflow_provider_llamachat.turns import Memory, fingerprint
+
+        TaskMemory(context, self.log).set("turn", Memory(session_id, baseline, fingerprint(prompt), accepted).as_dict())
 
     @staticmethod
     def _answered(session: Any, begin: Opening, prompt: str) -> bool:

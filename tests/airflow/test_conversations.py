@@ -155,3 +155,20 @@ def test_nothing_is_pushed_when_the_task_says_so(llamacloud_emulator: LlamaCloud
     assert result.keys("create") == set()
     assert result.keys("ask") == set()
     assert llamacloud_emulator.completed() == 1
+
+
+@pytest.mark.parametrize("records", ["start", "end"])
+def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_only_at_its_end(
+    records: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+
+    if records == "end" and not AIRFLOW_V_3_3_PLUS:
+        pytest.skip("only Airflow 3.3's task state store remembers that the server took the prompt")
+    llamacloud_emulator.settings.records = records
+    llamacloud_emulator.settings.turn_latency = 3.0
+    result = go("worker_lost")
+    assert result.state == "success", result.tasks
+    assert result.tries["ask"] == 2
+    assert "Q3" in result.xcom("ask")
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1

@@ -21,7 +21,9 @@ def test_an_index_is_an_asset_that_airflow_accepts() -> None:
     assert lineage.create_asset(index_id="idx-1", extra={"a": 1}).uri == f"llamacloud://{BASE[8:]}/indexes/idx-1"
 
 
-@pytest.mark.parametrize("uri", ["llamacloud://host", "llamacloud://host/other/x", "llamacloud:///indexes/x", "llamacloud://h/indexes/a/b"])
+@pytest.mark.parametrize(
+    "uri", ["llamacloud://host", "llamacloud://host/other/x", "llamacloud:///indexes/x", "llamacloud://h/indexes/a/b"]
+)
 def test_an_asset_that_names_no_index_is_refused(uri: str) -> None:
     from urllib.parse import urlsplit
 

@@ -181,6 +181,15 @@ def test_a_turn_that_was_cut_off_interrupts_and_is_not_asked_again() -> None:
     assert world.posts == 1
 
 
+def test_a_prompt_that_an_earlier_try_saw_accepted_is_waited_for_and_not_asked_again() -> None:
+    world = World(["answer"])
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(world, resume=True, accepted=True)
+    assert caught.value.reason == "vanished"
+    assert (world.posts, world.clock >= 60.0) == (0, True)
+    assert run(World(["answer"]), resume=True, accepted=True, ask_again=True).answer == "a"
+
+
 def test_growth_keeps_a_turn_alive_beyond_the_stall_limit() -> None:
     world = World(["runs_on"], grows=True)
     assert run(world, stall=10.0).answer == "a"

@@ -230,6 +230,12 @@ def test_a_retry_with_a_store_goes_by_its_memory() -> None:
     assert (failed.baseline, failed.resume) == (2, False)
 
 
+def test_a_prompt_that_was_seen_to_be_accepted_is_looked_for_even_when_the_history_does_not_show_it() -> None:
+    memory = Memory("ses-1", 1, fingerprint("q"), accepted=True)
+    begin = opening(session(turn("a")), "q", retry=True, memory=memory, has_store=True)
+    assert (begin.baseline, begin.resume, begin.accepted) == (1, True, True)
+
+
 @pytest.mark.parametrize("memory", [Memory("ses-2", 0, fingerprint("q")), Memory("ses-1", 0, fingerprint("edited"))])
 def test_a_memory_of_another_question_is_not_followed(memory: Memory) -> None:
     begin = opening(session(turn("q")), "q", retry=True, memory=memory, has_store=True)
@@ -242,8 +248,9 @@ def test_a_memory_in_another_form_is_none(value: Any) -> None:
 
 
 def test_a_memory_survives_its_store() -> None:
-    memory = Memory("ses-1", 4, fingerprint("q"))
-    assert Memory.from_value(memory.as_dict()) == memory
+    for memory in (Memory("ses-1", 4, fingerprint("q")), Memory("ses-1", 4, fingerprint("q"), accepted=True)):
+        assert Memory.from_value(memory.as_dict()) == memory
+    assert Memory.from_value({"session_id": "s", "baseline": 0, "prompt": "p"}) == Memory("s", 0, "p")
     assert "q?" not in str(Memory("ses-1", 4, fingerprint("q?")).as_dict())
 
 

@@ -115,3 +115,34 @@ with DAG(dag_id="quiet", **COMMON) as quiet:
         return LlamaCloudHook().create_session(["idx-filings"]).session_id
 
     SendChatMessageOperator(task_id="ask", session_id=open_session(), prompt=Q3, do_xcom_push=False)
+
+
+class LosesItsWorker(SendChatMessageOperator):
+    """Dies in its first try when the answer has begun, as with a killed worker: nothing of the operator's own code runs after."""
+
+    def execute(self, context: Any) -> str:
+        """Ask, and break off in the middle once."""
+        from airflow_provider_llamachat import progress
+
+        shown = progress.TurnLog.__call__
+
+        def die(log: Any, event: Any) -> None:
+            if context["ti"].try_number == 1:
+                raise RuntimeError("the worker is lost here")
+            shown(log, event)
+
+        progress.TurnLog.__call__ = die  # type: ignore[method-assign]  # a stand-in for kill -9
+        try:
+            return super().execute(context)
+        finally:
+            progress.TurnLog.__call__ = shown  # type: ignore[method-assign]  # back
+
+
+with DAG(dag_id="worker_lost", **COMMON):
+    LosesItsWorker(
+        task_id="ask",
+        session_id=CreateChatSessionOperator(task_id="create", index_ids="idx-filings").output["session_id"],
+        prompt=Q3,
+        retries=1,
+        retry_delay=0.1,
+    )
