@@ -1,0 +1,49 @@
+"""The environment with an older Airflow, for the form that it has: built by uv under ``build/``, kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PYTHONS = ">=3.11,<3.13"
+"""What Airflow 2.11 runs on, as far as this provider does too."""
+
+
+def airflow_environment(version: str, repository: Path) -> Path:
+    """Return the interpreter of an environment with this Airflow and this provider; build it where it is missing.
+
+    :raises RuntimeError: uv, an interpreter or a package is missing; with what was said about it.
+    """
+    declared = (repository / "pyproject.toml").read_bytes()
+    folder = repository / "build" / "browser" / f"airflow-{version}-{hashlib.sha256(declared).hexdigest()[:12]}"
+    python = folder / "bin" / "python"
+    complete = folder / ".complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _uv("venv", "--quiet", "--python", PYTHONS, str(folder))
+        _uv("pip", "install", "--quiet", "--python", str(python), f"apache-airflow=={version}", str(repository))
+        complete.touch()
+    # The provider itself is always the one of this moment.
+    _uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(repository))
+    return python
+
+
+def _uv(*arguments: str) -> None:
+    beside = Path(sys.executable).with_name("uv")
+    command = str(beside) if beside.exists() else shutil.which("uv")
+    if command is None:
+        raise RuntimeError("uv is needed to build an environment with another Airflow: pip install uv")
+    done = subprocess.run(
+        [command, *arguments],
+        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"uv {' '.join(arguments[:2])} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

@@ -1,0 +1,147 @@
+"""The connection form of Airflow 3, from an empty form to the *Test* button, in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from airflow_provider_llamachat.testing import (
+    DEFAULT_ORGANIZATION_ID,
+    DEFAULT_PROJECT_ID,
+    OTHER_PROJECT_ID,
+    EmulatorProcess,
+)
+from tests.browser.conftest import KEY, WRONG_KEY, StoredConfig
+from tests.browser.react_ui import ConnectionPages
+from tests.browser.watching import picture
+from tests.system.stack import AirflowStack
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def pages(page: Page, airflow: AirflowStack) -> ConnectionPages:
+    return ConnectionPages(page, airflow.url)
+
+
+def fill_address(pages: ConnectionPages, emulator: EmulatorProcess) -> None:
+    address = urlsplit(emulator.url)
+    pages.fill(base_url=f"http://{address.hostname}", port=str(address.port))
+
+
+def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, repository: Path) -> None:
+    pages.add("llamacloud_default")
+    # This version's Test button wants a port, so there is a field for it.
+    assert pages.labels() == ["Description", "Base URL", "API Key", "Port"]
+    assert pages.field("API Key").get_attribute("type") == "password"
+    assert pages.field("API Key").get_attribute("placeholder") == "llx-…"
+    assert pages.field("Base URL").get_attribute("placeholder") == "empty: chosen by Region"
+    for hidden in ("login", "schema"):
+        assert pages.dialog.locator(f"[name={hidden}]").count() == 0
+    pages.fill(api_key="llx-not-a-real-key")
+    picture(pages.dialog, "connection-form", repository)
+    pages.open_extras()
+    assert pages.labels() == ["Region", "Project ID", "Organization ID", "Timeout (s)", "Max retries"]
+    expect(pages.dialog).to_contain_text("Where the API key was made: us (default) or eu.")
+    expect(pages.dialog).to_contain_text("Seconds without a byte before a read fails.")
+    assert pages.region_choices() == ["us", "eu"]
+    picture(pages.dialog, "connection-form-extra", repository)
+
+
+def test_what_is_entered_is_stored_and_survives_another_look(
+    pages: ConnectionPages, airflow: AirflowStack, stored_config: StoredConfig
+) -> None:
+    pages.add("all_fields")
+    pages.fill(description="Nightly questions", base_url="https://llamacloud.example/api/v1/", api_key=KEY, port="8443")
+    pages.open_extras()
+    assert pages.region_choices() == ["us", "eu"]
+    pages.choose_region("eu")
+    pages.fill_extras(
+        project_id=OTHER_PROJECT_ID, organization_id=DEFAULT_ORGANIZATION_ID, timeout="90.5", max_retries="0"
+    )
+    pages.save()
+
+    extra = {
+        "region": "eu",
+        "project_id": OTHER_PROJECT_ID,
+        "organization_id": DEFAULT_ORGANIZATION_ID,
+        "timeout": 90.5,
+        "max_retries": 0,
+    }
+    config = {
+        "api_key": KEY,
+        "base_url": "https://llamacloud.example:8443",
+        "project_id": OTHER_PROJECT_ID,
+        "organization_id": DEFAULT_ORGANIZATION_ID,
+        "timeout": 90.5,
+        "max_retries": 0,
+    }
+    found = stored_config(airflow, "all_fields")
+    assert found["extra"] == extra
+    assert config.items() <= found["config"].items()
+
+    pages.reopen("all_fields")
+    assert pages.field("API Key").input_value() == "***"
+    assert pages.field("Base URL").input_value() == "https://llamacloud.example/api/v1/"
+    assert pages.extras() == {name: str(value) for name, value in extra.items()}
+    pages.fill(description="Nightly questions, and more")
+    pages.save()
+    assert stored_config(airflow, "all_fields") == found
+    shown = airflow.api.call("GET", "/connections/all_fields")
+    assert (shown["password"], shown["description"]) == ("***", "Nightly questions, and more")
+
+
+def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack, stored_config: StoredConfig) -> None:
+    pages.add("key_alone")
+    pages.fill(api_key=KEY)
+    pages.save()
+    config = stored_config(airflow, "key_alone")["config"]
+    assert (config["api_key"], config["base_url"]) == (KEY, "https://api.cloud.llamaindex.ai")
+    assert (config["project_id"], config["timeout"], config["max_retries"]) == (None, 60, 5)
+
+
+def test_the_button_is_green_and_names_the_project(
+    pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
+) -> None:
+    pages.page.set_viewport_size({"width": 1100, "height": 560})
+    pages.add("llamacloud_reachable")
+    fill_address(pages, emulator)
+    pages.fill(api_key=KEY)
+    pages.open_extras()
+    pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="")
+    pages.save()
+    expect(pages.row("llamacloud_reachable")).to_be_visible()
+    answer, button = pages.test("llamacloud_reachable")
+    assert answer["status"] is True
+    assert answer["message"] == f"Connected to {emulator.url}, project 'Default' ({DEFAULT_PROJECT_ID})."
+    expect(button.locator("svg")).to_have_attribute("color", "green")
+    picture(pages.page, "connection-test", repository)
+
+
+def test_a_wrong_key_makes_it_red_and_the_message_says_what_to_do(
+    pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
+) -> None:
+    pages.page.set_viewport_size({"width": 1100, "height": 560})
+    pages.add("wrong_key")
+    fill_address(pages, emulator)
+    pages.fill(api_key=WRONG_KEY)
+    pages.save()
+    answer, button = pages.test("wrong_key")
+    assert answer["status"] is False
+    expect(button.locator("svg")).to_have_attribute("color", "red")
+    message = pages.page.get_by_text("API key or region:")
+    expect(message).to_be_visible()
+    expect(message).to_contain_text(emulator.url)
+    expect(message).to_contain_text("Check the connection's API Key and Region (or Host).")
+    picture(pages.page, "connection-test-wrong-key", repository)
+    # The key is corrected in the form, and nothing else has to be entered again.
+    pages.reopen("wrong_key")
+    pages.fill(api_key=KEY)
+    pages.save()
+    answer, button = pages.test("wrong_key")
+    assert answer["status"] is True
+    assert "default project 'Default'" in answer["message"]
+    expect(button.locator("svg")).to_have_attribute("color", "green")
