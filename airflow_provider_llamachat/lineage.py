@@ -54,7 +54,7 @@ def record_inputs(hook: Any, index_ids: list[str], base_url: str) -> None:
     """Report the indexes that a turn could read."""
     from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-    collector = get_hook_lineage_collector()
+    collector = get_hook_lineage_collector()  # type: ignore[no-untyped-call]  # Airflow does not type it
     for index_id in index_ids:
         collector.add_input_asset(context=hook, uri=index_uri(index_id, base_url))
 

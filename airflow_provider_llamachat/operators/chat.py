@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def execute(self, context: Context) -> str:
         """Ask, or take up what an earlier try asked; defer if told to."""
         from airflow_provider_llamachat.lineage import record_inputs
-        from airflow_provider_llamachat.progress import TurnLog
         from airflow_provider_llamachat.turns import indexes_to_ask
 
         session_id = arguments.session_id(self.session_id)
@@ -217,18 +216,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
             }
             if self.deferrable and not self._answered(session, begin, prompt):
                 self._defer(question)
-            shown = TurnLog(self.log) if self.log_answer else None
-
-            def on_event(event: Event) -> None:
-                nonlocal accepted
-                if not accepted:
-                    accepted = True
-                    self._remember(context, session_id, begin.baseline, prompt, accepted=True)
-                if shown is not None:
-                    shown(event)
-
-            accepted = begin.accepted
-            turn = client.send_message(**question, resume=begin.resume, accepted=accepted, on_event=on_event)
+            watcher = self._watcher(context, begin, session_id, prompt)
+            turn = client.send_message(**question, resume=begin.resume, accepted=begin.accepted, on_event=watcher)
         record_inputs(hook, index_ids, client.config.base_url)
         return self._finish(context, turn)
 
@@ -294,6 +283,23 @@ class SendChatMessageOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.turns import Memory, fingerprint
 
         TaskMemory(context, self.log).set("turn", Memory(session_id, baseline, fingerprint(prompt), accepted).as_dict())
+
+    def _watcher(self, context: Context, begin: Opening, session_id: str, prompt: str) -> Callable[[Event], None]:
+        """Show events as they arrive; the first one is the proof that the server took the prompt, for the retries to know."""
+        from airflow_provider_llamachat.progress import TurnLog
+
+        shown = TurnLog(self.log) if self.log_answer else None
+        proved = begin.accepted
+
+        def watch(event: Event) -> None:
+            nonlocal proved
+            if not proved:
+                proved = True
+                self._remember(context, session_id, begin.baseline, prompt, accepted=True)
+            if shown is not None:
+                shown(event)
+
+        return watch
 
     @staticmethod
     def _answered(session: Any, begin: Opening, prompt: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -159,7 +159,7 @@ def test_nothing_is_pushed_when_the_task_says_so(llamacloud_emulator: LlamaCloud
 
 @pytest.mark.parametrize("records", ["start", "end"])
 def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_only_at_its_end(
-    records: str, llamacloud_emulator: LlamaCloudEmulator
+    records: Literal["start", "end"], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
 

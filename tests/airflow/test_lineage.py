@@ -43,7 +43,7 @@ def test_a_run_reports_its_indexes_and_counts_its_turns(
     from airflow.providers.common.compat.lineage import hook as compat
     from airflow.providers.common.compat.sdk import HookLineageCollector, Stats
 
-    collector = HookLineageCollector()
+    collector = HookLineageCollector()  # type: ignore[no-untyped-call]  # Airflow does not type it
     # Airflow makes a collector that does nothing unless a plugin reads it; this is the one it makes then.
     monkeypatch.setattr(compat, "get_hook_lineage_collector", lambda: collector)
     counted: list[tuple[str, int, Any]] = []

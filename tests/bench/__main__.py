@@ -6,7 +6,7 @@ Ratios come first: they compare what ran in the same minutes on the same machine
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import importlib
 import time
 
@@ -35,7 +35,7 @@ def main() -> None:
     peers = ("apache-airflow-providers-http", "apache-airflow-providers-openai", "apache-airflow-providers-anthropic")
     head = (
         "# Benchmarks\n\nWritten by `make bench`; run it yourself. Peers ran in the same run, beside this package.\n\n"
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {machine()}; {versions(*packages, *peers)}.\n"
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {machine()}; {versions(*packages, *peers)}.\n"
     )
     (ROOT / "docs" / "BENCHMARKS.md").write_text("\n".join([head, *chapters]).rstrip() + "\n")
 

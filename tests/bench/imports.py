@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.bench.tables import fresh, middle, table
 
 CODE = """
@@ -35,16 +37,16 @@ SUBJECTS = {
 def measure(*, short: bool) -> str:
     """The table."""
     rounds = 3 if short else 9
-    results: dict[str, list[dict[str, object]]] = {name: [] for name in SUBJECTS}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in SUBJECTS}
     for _ in range(rounds):
         for name, statement in SUBJECTS.items():
             results[name].append(fresh(CODE.format(statement=statement)))
-    base = middle(float(item["ms"]) for item in results[next(iter(SUBJECTS))])  # type: ignore[arg-type]  # JSON numbers
+    base = middle(float(item["ms"]) for item in results[next(iter(SUBJECTS))])
     rows = []
     for name, items in results.items():
-        ms = middle(float(item["ms"]) for item in items)  # type: ignore[arg-type]  # JSON numbers
-        mib = middle(float(item["mib"]) for item in items)  # type: ignore[arg-type]  # JSON numbers
-        heavy = ", ".join(items[0]["heavy"]) or "none"  # type: ignore[call-overload]  # a list of names
+        ms = middle(float(item["ms"]) for item in items)
+        mib = middle(float(item["mib"]) for item in items)
+        heavy = ", ".join(items[0]["heavy"]) or "none"
         rows.append((name, f"{ms / base:.1f}x", f"{ms:.0f} ms", items[0]["modules"], f"{mib:.1f} MiB", heavy))
     return table(
         "Importing an operator",

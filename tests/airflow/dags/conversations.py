@@ -120,22 +120,16 @@ with DAG(dag_id="quiet", **COMMON) as quiet:
 class LosesItsWorker(SendChatMessageOperator):
     """Dies in its first try when the answer has begun, as with a killed worker: nothing of the operator's own code runs after."""
 
-    def execute(self, context: Any) -> str:
-        """Ask, and break off in the middle once."""
-        from airflow_provider_llamachat import progress
+    def _watcher(self, context: Any, *others: Any) -> Any:
+        """Break off in the middle once, after what the operator itself does with the event."""
+        watch = super()._watcher(context, *others)
 
-        shown = progress.TurnLog.__call__
-
-        def die(log: Any, event: Any) -> None:
+        def die(event: Any) -> None:
+            watch(event)
             if context["ti"].try_number == 1:
                 raise RuntimeError("the worker is lost here")
-            shown(log, event)
 
-        progress.TurnLog.__call__ = die  # type: ignore[method-assign]  # a stand-in for kill -9
-        try:
-            return super().execute(context)
-        finally:
-            progress.TurnLog.__call__ = shown  # type: ignore[method-assign]  # back
+        return die
 
 
 with DAG(dag_id="worker_lost", **COMMON):
