@@ -1,9 +1,11 @@
 # Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
 LONG := system or browser or matrix or chaos or bench
 
@@ -39,12 +41,12 @@ demo: $(VENV)/.installed ## run the example Dag on a real Airflow against the em
 
 .PHONY: test
 test: $(VENV)/.installed ## the test suite without the long suites below
-	$(BIN)/python -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
+	$(RUN) -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.installed ## the same with branch coverage, which has a lower bound
+coverage: $(VENV)/.installed ## `make test` with branch coverage, which has a lower bound
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory test RUN="$(BIN)/coverage run"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -72,7 +74,7 @@ chaos: $(VENV)/.installed ## seeded random faults, kills and restarts
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## benchmarks beside the peers
-	$(BIN)/python -m pytest -m bench -s $(PYTEST_ARGS)
+	@$(BIN)/python -W ignore -m tests.bench $(BENCH_ARGS)
 
 .PHONY: build
 build: $(VENV)/.installed ## wheel and sdist in dist/, their content checked
