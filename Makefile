@@ -1,6 +1,8 @@
 # Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
+JOBS ?= 1
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -8,6 +10,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
 LONG := system or browser or matrix or chaos or bench
+
+PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist worksteal)
 
 export PYTHON
 # Whatever a command imports or starts, the user's own ~/airflow stays untouched.
@@ -41,7 +45,7 @@ demo: $(VENV)/.installed ## run the example Dag on a real Airflow against the em
 
 .PHONY: test
 test: $(VENV)/.installed ## the test suite without the long suites below
-	$(RUN) -m pytest -m "not ($(LONG))" $(PYTEST_ARGS)
+	$(RUN) -m pytest -m "not ($(LONG))" $(PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.installed ## `make test` with branch coverage, which has a lower bound
