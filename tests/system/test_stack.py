@@ -1,4 +1,4 @@
-"""The harness itself, on the real Airflow of this environment (or of HARNESS_PYTHON): runs, kills, restarts, clears."""
+"""The harness itself, on a real Airflow (HARNESS_PYTHON, HARNESS_DATABASE choose another): runs, kills, restarts, clears."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ CANARY = "canary-in-a-connection"
 def stack() -> Iterator[AirflowStack]:
     dags = [Path(__file__).parent / "dags" / "harness.py"]
     began = time.monotonic()
-    with AirflowStack(python=os.environ.get("HARNESS_PYTHON", sys.executable), dags=dags) as running:
+    with AirflowStack(
+        python=os.environ.get("HARNESS_PYTHON", sys.executable),
+        dags=dags,
+        database_url=os.environ.get("HARNESS_DATABASE"),
+    ) as running:
         print(f"\nAirflow {running.version_text} up after {time.monotonic() - began:.1f} s")
         yield running
     assert marked(running.mark) == []
