@@ -194,6 +194,7 @@ def test_a_body_that_echoes_the_key_does_not_put_it_into_the_message(
         ("", None),
         ("nan", None),
     ],
+    ids=["seconds", "fraction", "negative", "date to come", "date gone by", "words", "empty", "nan"],
 )
 def test_retry_after_in_both_its_forms(value: str, expected: float | None) -> None:
     seconds = replies.retry_after({"retry-after": value})
