@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from airflow_provider_llamachat.testing import EmulatorProcess
 from tests.browser.environments import airflow_environment
@@ -27,6 +27,10 @@ QUIET = (
     "--disable-component-update",
     "--no-first-run",
 )
+
+# A page may fetch what it shows one by one, on a machine that runs a whole Airflow besides.
+PATIENCE = 20_000
+expect.set_options(timeout=PATIENCE)
 
 StoredConfig = Callable[[AirflowStack, str], dict[str, Any]]
 

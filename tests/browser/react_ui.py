@@ -91,7 +91,10 @@ class ConnectionPages:
         expect(self.dialog).to_be_hidden()
 
     def test(self, conn_id: str) -> tuple[dict[str, Any], Locator]:
-        """Press *Test* in the list; return what the API answered and the button, whose symbol shows it."""
+        """Find a connection in the list and press *Test*; return what the API answered and the button, whose symbol shows it."""
+        self.page.goto(f"{self.base_url}/connections")
+        self.page.get_by_placeholder("Search Connections").fill(conn_id)
+        expect(self.page.get_by_text("1 Connection", exact=True)).to_be_visible()
         button = self.row(conn_id).get_by_role("button", name="Test Connection")
         with self.page.expect_response(lambda answer: answer.url.endswith("/connections/test")) as waited:
             button.click()

@@ -77,6 +77,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
     stored_config: StoredConfig,
     repository: Path,
 ) -> None:
+    form.page.set_viewport_size({"width": 1280, "height": 1080})
     form.add("llamacloud_default")
     assert form.labels() == [
         "Connection Id",
@@ -101,6 +102,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
     }
     form.fill(entered)
     assert form.test() == f"Connected to {emulator.url}, project 'Contracts' ({OTHER_PROJECT_ID})."
+    form.page.evaluate("scrollTo(0, 0)")
     picture(form.page, "connection-form-2.11", repository)
     form.save()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from airflow_provider_llamachat.client import ClientConfig
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
     DEFAULT_PROJECT_ID,
@@ -33,6 +35,7 @@ def fill_address(pages: ConnectionPages, emulator: EmulatorProcess) -> None:
 
 
 def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, repository: Path) -> None:
+    pages.page.set_viewport_size({"width": 1280, "height": 1160})
     pages.add("llamacloud_default")
     # This version's Test button wants a port, so there is a field for it.
     assert pages.labels() == ["Description", "Base URL", "API Key", "Port"]
@@ -94,37 +97,39 @@ def test_what_is_entered_is_stored_and_survives_another_look(
     assert (shown["password"], shown["description"]) == ("***", "Nightly questions, and more")
 
 
-def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack, stored_config: StoredConfig) -> None:
+def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack) -> None:
     pages.add("key_alone")
     pages.fill(api_key=KEY)
     pages.save()
-    config = stored_config(airflow, "key_alone")["config"]
-    assert (config["api_key"], config["base_url"]) == (KEY, "https://api.cloud.llamaindex.ai")
-    assert (config["project_id"], config["timeout"], config["max_retries"]) == (None, 60, 5)
+    stored = airflow.api.call("GET", "/connections/key_alone")
+    extra = json.loads(stored["extra"])
+    assert extra == dict.fromkeys(("region", "project_id", "organization_id", "timeout", "max_retries"))
+    config = ClientConfig.build(api_key=KEY, host=stored["host"], port=stored["port"], **extra)
+    assert config == ClientConfig(api_key=KEY)
 
 
 def test_the_button_is_green_and_names_the_project(
     pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
 ) -> None:
-    pages.page.set_viewport_size({"width": 1100, "height": 560})
+    pages.page.set_viewport_size({"width": 1100, "height": 540})
     pages.add("llamacloud_reachable")
     fill_address(pages, emulator)
     pages.fill(api_key=KEY)
     pages.open_extras()
     pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="")
     pages.save()
-    expect(pages.row("llamacloud_reachable")).to_be_visible()
     answer, button = pages.test("llamacloud_reachable")
     assert answer["status"] is True
     assert answer["message"] == f"Connected to {emulator.url}, project 'Default' ({DEFAULT_PROJECT_ID})."
     expect(button.locator("svg")).to_have_attribute("color", "green")
+    expect(pages.page.get_by_text(answer["message"])).to_be_visible()
     picture(pages.page, "connection-test", repository)
 
 
 def test_a_wrong_key_makes_it_red_and_the_message_says_what_to_do(
     pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
 ) -> None:
-    pages.page.set_viewport_size({"width": 1100, "height": 560})
+    pages.page.set_viewport_size({"width": 1100, "height": 540})
     pages.add("wrong_key")
     fill_address(pages, emulator)
     pages.fill(api_key=WRONG_KEY)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page
+from playwright.sync_api import Browser, BrowserContext, FloatRect, Locator, Page
 
 ASKED_FOR = "LLAMACHAT_SCREENSHOTS"
 """Environment variable: 1 puts the pictures into ``docs/images``; otherwise they stay under ``build``."""
@@ -30,6 +31,8 @@ class Watched:
             viewport={"width": 1280, "height": 900},
             record_har_path=self._record,
             record_har_content="embed",
+            # Airflow's own scripts and styles are megabytes that are the same for everybody.
+            record_har_url_filter=re.compile(r"^(?!.*\.(js|css|png|svg|ico|woff2?)(\?.*)?$)"),
         )
         self.context.set_default_timeout(20_000)
 
@@ -48,7 +51,9 @@ class Watched:
         bodies = answers(self._record)
         if not any("/connection" in address for address, _ in bodies):
             raise AssertionError(f"no answer about connections was recorded: {[address for address, _ in bodies]}")
-        return found + [f"answer {address}" for address, body in bodies if any(secret in body for secret in self._secrets)]
+        return found + [
+            f"answer {address}" for address, body in bodies if any(secret in body for secret in self._secrets)
+        ]
 
 
 def _values(page: Page) -> list[str]:
@@ -68,15 +73,26 @@ def answers(record: Path) -> list[tuple[str, str]]:
     return found
 
 
-def picture(shown: Page | Locator, name: str, repository: Path, *, clip: dict[str, float] | None = None) -> None:
-    """Take a picture; where it ends up depends on :data:`ASKED_FOR`."""
+def picture(shown: Page | Locator, name: str, repository: Path, *, around: Locator | None = None) -> None:
+    """Take a picture; where it ends up depends on :data:`ASKED_FOR`.
+
+    :param around: parts of the page; the picture is cut to them, with a margin.
+    """
     folder = repository / "build" / "browser" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.png"
-    if isinstance(shown, Page) and clip:
-        shown.screenshot(path=file, clip={"x": clip["x"], "y": clip["y"], "width": clip["width"], "height": clip["height"]})
+    if around is not None:
+        around.page.screenshot(path=file, clip=_cut(around), animations="disabled")
     else:
-        shown.screenshot(path=file)
+        shown.screenshot(path=file, animations="disabled")
     assert file.stat().st_size < LARGEST_PICTURE, f"{file} has {file.stat().st_size} bytes"
     if os.environ.get(ASKED_FOR) == "1":
         shutil.copy(file, repository / "docs" / "images" / file.name)
+
+
+def _cut(parts: Locator, margin: float = 24.0) -> FloatRect:
+    boxes = [box for part in parts.all() if (box := part.bounding_box())]
+    left, top = (min(box[side] for box in boxes) - margin for side in ("x", "y"))
+    right = max(box["x"] + box["width"] for box in boxes) + margin
+    bottom = max(box["y"] + box["height"] for box in boxes) + margin
+    return {"x": left, "y": top, "width": right - left, "height": bottom - top}
