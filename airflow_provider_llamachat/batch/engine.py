@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
@@ -286,6 +286,8 @@ class Batch:
 
         def seen(_event: object) -> None:
             nonlocal events
+            if not events and not prepared.accepted:
+                self._committer.note(records.acceptance(item.key(self._scope)))
             events += 1
 
         throttle = self._client.throttle
@@ -297,6 +299,7 @@ class Batch:
                 require_all_indexes=self._options.require_all_indexes,
                 baseline=prepared.baseline,
                 resume=prepared.resume,
+                accepted=prepared.accepted,
                 ask_again=prepared.resume and prepared.earlier and self._options.ask_again,
                 # Waiting for the rate limit is no part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
@@ -308,7 +311,7 @@ class Batch:
             self._stop(problem)
             return None, None
         except LlamaCloudError as problem:
-            return self._record(item, prepared, problem), None
+            return self._record(item, replace(prepared, accepted=events > 0 or prepared.accepted), problem), None
         self._settled += prepared.resume and prepared.earlier and not events
         return self._record(item, prepared, turn), turn
 
@@ -342,7 +345,10 @@ class Batch:
         if isinstance(problem, PASSING):
             self._again.append(item)
             if prepared is not None:
-                self._preparer.expect(item, Intent(prepared.session_id, prepared.baseline, prepared.opened))
+                asked = Intent(
+                    prepared.session_id, prepared.baseline, opened=prepared.opened, accepted=prepared.accepted
+                )
+                self._preparer.expect(item, asked)
         if self._options.fail_fast:
             text = f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}"
             self._stop(ChatBatchError(text, session_id=entry["session_id"]))

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 COMPACT_PARTS = 50
 """Small part files that may lie there before they are written as one: a merge has to open each of them."""
-COMPACT_BYTES = 4 * 1024 * 1024
+COMPACT_BYTES = 1024 * 1024
 """Bytes of records since the last compaction that are kept in memory for the next one."""
 
 COMPLETE = "complete.json"

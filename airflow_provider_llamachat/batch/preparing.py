@@ -54,6 +54,7 @@ class Prepared:
 
     :ivar baseline: turns the session has before it.
     :ivar resume: a turn of it stands in the history already.
+    :ivar accepted: the server was seen to take it, whatever the history says.
     :ivar earlier: it was an earlier try that asked it.
     :ivar opened: the batch opened the session, for this item alone.
     :ivar recorded: its intent is durable already.
@@ -64,6 +65,7 @@ class Prepared:
     index_ids: list[str]
     baseline: int
     resume: bool = False
+    accepted: bool = False
     earlier: bool = False
     opened: bool = False
     recorded: bool = False
@@ -134,7 +136,7 @@ class Preparer:
                 intent.session_id,
             )
             return None
-        memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt))
+        memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt), intent.accepted)
         begin = opening(session, item.prompt, retry=True, memory=memory, has_store=True)
         turns = count_turns(session.events)
         if begin.baseline > turns or (intent.ahead and self._overrun(session, item, intent)):
@@ -146,6 +148,7 @@ class Preparer:
             indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids)),
             begin.baseline,
             resume=begin.resume,
+            accepted=begin.accepted,
             earlier=item.position not in self._own,
             opened=intent.opened,
             recorded=begin.baseline == intent.baseline,

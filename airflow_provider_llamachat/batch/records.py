@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 VERSION = 1
@@ -32,6 +32,11 @@ def intent(key: str, session_id: str, baseline: int, *, opened: bool, ahead: boo
     :param ahead: written while the turn before it still ran; if that one has to be asked again, ``baseline`` is its place.
     """
     return _record("intent", key=key, session_id=session_id, baseline=baseline, opened=opened, ahead=ahead)
+
+
+def acceptance(key: str) -> dict[str, Any]:
+    """The server was seen to take the prompt of ``key``: its absence from the history is no reason any more to ask again."""
+    return _record("accepted", key=key)
 
 
 def result(key: str, line: dict[str, Any], *, baseline: int | None) -> dict[str, Any]:
@@ -65,6 +70,7 @@ _NEEDS: dict[str, tuple[tuple[str, type], ...]] = {
     "intent": (("key", str), ("session_id", str), ("baseline", int)),
     "result": (("key", str), ("line", dict)),
     "session": (("session_id", str),),
+    "accepted": (("key", str),),
     "release": (("key", str),),
 }
 
@@ -98,6 +104,7 @@ class Intent:
     baseline: int
     opened: bool
     ahead: bool = False
+    accepted: bool = False
 
 
 @dataclass(slots=True)
@@ -144,6 +151,8 @@ class Past:
                 self.intents[position] = Intent(
                     record["session_id"], record["baseline"], bool(record.get("opened")), bool(record.get("ahead"))
                 )
+            case "accepted" if position in self.intents:
+                self.intents[position] = replace(self.intents[position], accepted=True)
             case "release":
                 self.intents.pop(position, None)
             case "result" if record["line"]["outcome"] == ANSWERED:

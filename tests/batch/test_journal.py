@@ -85,12 +85,13 @@ def test_a_later_try_sees_what_earlier_ones_left(output: Any) -> None:
     first.load(POSITIONS)
     first.write([records.intent(key, f"s{key}", 0, opened=True) for key in KEYS])
     first.write([records.result(KEYS[0], line(0), baseline=0), records.result(KEYS[1], line(1, "failed"), baseline=0)])
-    first.write([records.release(KEYS[2])])
+    first.write([records.release(KEYS[2]), records.acceptance(KEYS[2]), records.acceptance(KEYS[3])])
     second = PartsJournal(output, SCOPE)
     past = second.load(POSITIONS)
     assert past.answered == {0}
     assert set(past.intents) == {1, 3}
-    assert past.intents[3] == records.Intent(f"s{KEYS[3]}", 0, opened=True)
+    assert past.intents[3] == records.Intent(f"s{KEYS[3]}", 0, opened=True, accepted=True)
+    assert not past.intents[1].accepted
     second.write([records.result(KEYS[1], line(1, answer="Now."), baseline=1)])
     # A process that was thought dead may still write: an answer is not replaced by anything.
     first.write([records.result(KEYS[0], line(0, "failed", None), baseline=0)])

@@ -113,6 +113,20 @@ def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator:
     assert emulator.posts() == COUNT
 
 
+def test_killed_while_the_history_does_not_show_the_turns_yet(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.update(turn_latency=2.5, records="end")
+    tries = Tries(emulator, tmp_path / "results.jsonl", CONCURRENCY)
+    attempt = tries.start()
+    time.sleep(1.2)
+    attempt.kill()
+    assert sum(turn.state == "running" for turn in emulator.turns) == CONCURRENCY
+    tries.start().finish()
+    judge(emulator, tries, CONCURRENCY)
+
+
 @pytest.mark.parametrize(
     "point",
     [
