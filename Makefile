@@ -55,7 +55,7 @@ coverage: $(VENV)/.installed ## `make test` with branch coverage, which has a lo
 	$(BIN)/coverage report
 
 .PHONY: lint
-lint: $(VENV)/.installed ## ruff and mypy
+lint: $(VENV)/.installed-browser ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy

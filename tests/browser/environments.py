@@ -39,7 +39,7 @@ def _uv(*arguments: str) -> None:
         raise RuntimeError("uv is needed to build an environment with another Airflow: pip install uv")
     done = subprocess.run(
         [command, *arguments],
-        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"},
+        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -22,9 +22,10 @@ class Watched:
     """A browser context (cookies of its own) that remembers each answer's body.
 
     :param secrets: what no answer and no page may contain.
+    :param timeout: milliseconds that an action waits for its element.
     """
 
-    def __init__(self, browser: Browser, folder: Path, secrets: list[str]) -> None:
+    def __init__(self, browser: Browser, folder: Path, secrets: list[str], *, timeout: float) -> None:
         self._record = folder / "answers.har"
         self._secrets = secrets
         self.context: BrowserContext = browser.new_context(
@@ -34,7 +35,7 @@ class Watched:
             # Airflow's own scripts and styles are megabytes that are the same for everybody.
             record_har_url_filter=re.compile(r"^(?!.*\.(js|css|png|svg|ico|woff2?)(\?.*)?$)"),
         )
-        self.context.set_default_timeout(20_000)
+        self.context.set_default_timeout(timeout)
 
     def page(self) -> Page:
         """Open a page."""
@@ -87,7 +88,9 @@ def picture(shown: Page | Locator, name: str, repository: Path, *, around: Locat
         shown.screenshot(path=file, animations="disabled")
     assert file.stat().st_size < LARGEST_PICTURE, f"{file} has {file.stat().st_size} bytes"
     if os.environ.get(ASKED_FOR) == "1":
-        shutil.copy(file, repository / "docs" / "images" / file.name)
+        images = repository / "docs" / "images"
+        images.mkdir(exist_ok=True)
+        shutil.copy(file, images)
 
 
 def _cut(parts: Locator, margin: float = 24.0) -> FloatRect:
