@@ -141,7 +141,7 @@ def ask(
         if posts >= limits.max_posts and problem is not None:
             raise problem
         if now() >= limits.deadline:
-            raise _interrupted(question, "deadline", problem)
+            raise _interrupted(question, "unasked", problem)
         posts += 1
         outcome = yield Post(baseline)
         assert isinstance(outcome, Outcome)  # noqa: S101  # the drivers' contract
@@ -190,10 +190,10 @@ def _settle(
         if verdict.size != size:
             size, changed_at = verdict.size, now()
         if now() >= limits.deadline:
-            raise _interrupted(question, "deadline", problem, verdict)
+            raise _interrupted(question, "deadline", problem, verdict, accepted)
         if now() - changed_at >= limits.stall_after:
             reason = "vanished" if verdict.state is State.ABSENT else "overtaken" if verdict.overtaken else "stalled"
-            raise _interrupted(question, reason, problem, verdict)
+            raise _interrupted(question, reason, problem, verdict, accepted)
         if verdict.state is State.RUNNING and not announced:
             announced = True
             log.info(
@@ -221,19 +221,28 @@ _REASONS = {
     "vanished": "the server took the prompt, but its history does not show the turn",
     "overtaken": "another turn began in the session before this one ended (a session answers one turn at a time)",
     "foreign": "another prompt stands in the session where this one should: something else asks in the same session",
+    "unasked": "turn_timeout passed before the server took the prompt",
 }
+_IN_DOUBT = (
+    "The prompt was not sent again, because it may already have been billed. A retry of the task looks for the answer first; "
+    "on_interrupted='ask_again' lets it ask once more if there is none."
+)
 
 
 def _interrupted(
-    question: Question, reason: str, problem: LlamaCloudError | None, verdict: Verdict | None = None
+    question: Question,
+    reason: str,
+    problem: LlamaCloudError | None,
+    verdict: Verdict | None = None,
+    accepted: bool = False,
 ) -> ChatTurnInterruptedError:
+    advice = "A retry of the task asks." if reason == "unasked" else _IN_DOUBT
     cause = f" What interrupted it: {problem}" if problem is not None else ""
     usage = verdict.turn.usage_as_dict() if verdict and verdict.turn else None
     return ChatTurnInterruptedError(
-        f"The turn in session {question.session_id} was interrupted: {_REASONS[reason]}. The prompt was not sent again, because it may "
-        "already have been billed. A retry of the task looks for the answer first; on_interrupted='ask_again' lets it ask once "
-        f"more if there is none.{cause}",
+        f"The turn in session {question.session_id} was interrupted: {_REASONS[reason]}. {advice}{cause}",
         reason=reason,
+        accepted=accepted or (verdict is not None and verdict.state is State.RUNNING),
         session_id=question.session_id,
         usage=usage,
     )

@@ -188,12 +188,14 @@ class ChatTurnInterruptedError(ChatTurnError):
 
     :param reason: ``stalled`` (in the history, but no longer growing), ``deadline`` (``turn_timeout`` passed), ``vanished``
         (accepted, yet not in the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (somebody
-        else's turn stands where ours should be), ``exhausted`` (never accepted, and no attempts are left), ``killed``.
+        else's turn stands where ours should be), ``unasked`` (``turn_timeout`` passed before the server took the prompt).
+    :param accepted: True when the server was seen to take the prompt, False when nobody can tell, or when it did not.
     """
 
-    def __init__(self, message: str, *, reason: str = "stalled", **kwargs: Any) -> None:
+    def __init__(self, message: str, *, reason: str = "stalled", accepted: bool = False, **kwargs: Any) -> None:
         super().__init__(message, **kwargs)
         self.reason = reason
+        self.accepted = accepted
 
 
 class IndexStateError(LlamaCloudError):

@@ -210,6 +210,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 "index_ids": index_ids,
                 "require_all_indexes": require_all,
                 "baseline": begin.baseline,
+                "accepted": begin.accepted,
                 "ask_again": begin.resume and on_interrupted == "ask_again",
                 "deadline": deadline,
                 **self.scope(),
@@ -217,7 +218,12 @@ class SendChatMessageOperator(LlamaCloudOperator):
             if self.deferrable and not self._answered(session, begin, prompt):
                 self._defer(question)
             watcher = self._watcher(context, begin, session_id, prompt)
-            turn = client.send_message(**question, resume=begin.resume, accepted=begin.accepted, on_event=watcher)
+            try:
+                turn = client.send_message(**question, resume=begin.resume, on_event=watcher)
+            except ChatTurnInterruptedError as problem:
+                if problem.accepted:
+                    self._remember(context, session_id, begin.baseline, prompt, accepted=True)
+                raise
         record_inputs(hook, index_ids, client.config.base_url)
         return self._finish(context, turn)
 
@@ -237,8 +243,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
             prompt = known.get("prompt") or arguments.prompt(self.prompt)
             try:
                 outcome.raise_for_failure()
-            except ChatTurnInterruptedError:
-                self._remember(context, outcome.session_id, baseline, prompt, accepted=True)
+            except ChatTurnInterruptedError as problem:
+                if problem.accepted:
+                    self._remember(context, outcome.session_id, baseline, prompt, accepted=True)
                 raise
             hook = self.get_hook()
             with hook.get_conn() as client:

@@ -22,6 +22,7 @@ class ChatTurnTrigger(BaseTrigger):
 
     :param baseline: turns the session had before the task first asked.
     :param deadline: epoch seconds at which waiting ends.
+    :param accepted: an earlier try saw the server take the prompt.
     :param ask_again: the task is a retry with ``on_interrupted="ask_again"``.
     """
 
@@ -35,6 +36,7 @@ class ChatTurnTrigger(BaseTrigger):
         baseline: int,
         deadline: float,
         require_all_indexes: bool = False,
+        accepted: bool = False,
         ask_again: bool = False,
         project_id: str | None = None,
         organization_id: str | None = None,
@@ -49,6 +51,7 @@ class ChatTurnTrigger(BaseTrigger):
         self.baseline = baseline
         self.deadline = deadline
         self.require_all_indexes = require_all_indexes
+        self.accepted = accepted
         self.ask_again = ask_again
         self.project_id = project_id
         self.organization_id = organization_id
@@ -66,6 +69,7 @@ class ChatTurnTrigger(BaseTrigger):
                 "baseline": self.baseline,
                 "deadline": self.deadline,
                 "require_all_indexes": self.require_all_indexes,
+                "accepted": self.accepted,
                 "ask_again": self.ask_again,
                 "project_id": self.project_id,
                 "organization_id": self.organization_id,
@@ -89,6 +93,7 @@ class ChatTurnTrigger(BaseTrigger):
                     require_all_indexes=self.require_all_indexes,
                     baseline=self.baseline,
                     resume=True,
+                    accepted=self.accepted,
                     ask_again=self.ask_again,
                     deadline=self.deadline,
                     on_event=TurnLog(self.log) if self.log_answer else None,

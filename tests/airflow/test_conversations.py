@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import pytest
@@ -172,3 +173,31 @@ def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_o
     assert result.tries["ask"] == 2
     assert "Q3" in result.xcom("ask")
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1
+
+
+def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
+    llamacloud_emulator: LlamaCloudEmulator,
+) -> None:
+    for name in ("direct", "deferred"):
+        llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=name, status=429, retry_after="9"))
+    result = go("retried", turn_timeout=2)
+    assert result.state == "success", result.tasks
+    assert result.tries == {"create": 1, "direct": 2, "deferred": 2}
+    assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (4, 2)
+
+
+def test_a_prompt_that_was_taken_before_the_connection_went_silent_is_not_asked_again_by_a_retry(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
+
+    if not AIRFLOW_V_3_3_PLUS:
+        pytest.skip("only Airflow 3.3's task state store remembers that the server took the prompt")
+    connection = json.loads(llamacloud_emulator.airflow_connection_json) | {"extra": '{"timeout": 0.5}'}
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
+    llamacloud_emulator.settings.records = "end"
+    llamacloud_emulator.settings.turn_latency = 4.0
+    llamacloud_emulator.inject(Fault("stall", endpoint="stream", times=None))
+    go("retried")
+    asked = [request.prompt for request in llamacloud_emulator.requests if request.endpoint == "stream"]
+    assert len(asked) == len(set(asked)) > 0

@@ -217,9 +217,23 @@ def test_a_deadline_that_has_passed_still_adopts_what_is_there_and_else_asks_not
     )
     assert run(finished, deadline=1.0, resume=True).answer == "a"
     world = World(["answer"], clock=99.0)
-    with pytest.raises(errors.ChatTurnInterruptedError, match="turn_timeout"):
+    with pytest.raises(errors.ChatTurnInterruptedError, match="turn_timeout") as caught:
         run(world, deadline=1.0, resume=True)
     assert world.posts == 0
+    assert (caught.value.reason, caught.value.accepted) == ("unasked", False)
+    assert "billed" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "accepted"),
+    [(["rate"], "unasked", False), (["runs_on"], "deadline", True), (["vanish"], "deadline", True)],
+)
+def test_an_interrupted_turn_says_whether_the_server_took_the_prompt(
+    script: list[str], reason: str, accepted: bool
+) -> None:
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(World(script), deadline=5.0)
+    assert (caught.value.reason, caught.value.accepted) == (reason, accepted)
 
 
 @pytest.mark.parametrize(("script", "resume"), [(["error_stop"], False), ([], True)])
