@@ -57,6 +57,9 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     raise_for_status(call, reply, config)
     endpoint = call.endpoint
     if endpoint.answer is None:
+        # Nothing is expected here, so only what is certainly not the API's is refused: the page of a proxy or a log-in.
+        if "html" in reply.headers.get("content-type", "").lower():
+            raise _not_the_apis(call, reply, config, "it is an HTML page")
         return None
     try:
         data = json.loads(reply.body)
@@ -69,14 +72,18 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
             if isinstance(problem, ValidationError)
             else "it is not JSON"
         )
-        raise errors.LlamaCloudProtocolError(
-            f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises ({what}). "
-            f"Check that the connection's Host is LlamaCloud and that no proxy answers in its place. "
-            f"The answer begins: {_quoted(reply.body, config)}",
-            status=reply.status,
-            request_id=reply.request_id,
-            session_id=call.session_id,
-        ) from None
+        raise _not_the_apis(call, reply, config, what) from None
+
+
+def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
+    return errors.LlamaCloudProtocolError(
+        f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises ({what}). "
+        f"Check that the connection's Host is LlamaCloud and that no proxy answers in its place. "
+        f"The answer begins: {_quoted(reply.body, config)}",
+        status=reply.status,
+        request_id=reply.request_id,
+        session_id=call.session_id,
+    )
 
 
 def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:

@@ -129,6 +129,18 @@ def test_an_answer_that_is_not_the_apis(
     assert len(llamacloud_emulator.requests) == 2
 
 
+def test_a_page_in_place_of_the_answer_to_a_delete_is_no_success(
+    send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session = send("create_session")
+    llamacloud_emulator.inject(Fault("html", endpoint="delete", status=200))
+    with pytest.raises(errors.LlamaCloudProtocolError, match="an HTML page"):
+        send("delete_session", session.session_id)
+    assert llamacloud_emulator.deleted == []
+    send("delete_session", session.session_id)
+    assert llamacloud_emulator.deleted == [session.session_id]
+
+
 def test_a_huge_answer_is_not_read_to_its_end(
     send: Sender, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
