@@ -226,10 +226,10 @@ def where(call: Call, config: ClientConfig) -> str:
 
 
 def _key_advice(config: ClientConfig) -> str:
-    others = [f"{name} ({url})" for name, url in REGIONS.items() if name != config.region]
+    others = " and ".join(f"{name} is {url}" for name, url in REGIONS.items() if name != config.region)
     return (
-        "This host does not accept the API key. A key belongs to one region: "
-        f"this one was tried at {config.region or 'the Host of the connection'}, the other is {' or '.join(others)}. "
+        "This host does not accept the API key. A key belongs to one region: this one was tried at "
+        f"{f'region {config.region}' if config.region else 'the Host of the connection'}; {others}. "
         "Check the connection's API Key and Region (or Host)."
     )
 
