@@ -106,9 +106,9 @@ class PartsJournal(Journal):
     def __init__(self, output_path: Any, scope: Scope) -> None:
         self._name = output_path.name
         self._digest = scope.digest
-        self._beside = Folder(output_path.parent)
-        self._above = Folder(output_path.parent / f"{output_path.name}.parts")
-        self._folder = Folder(output_path.parent / f"{output_path.name}.parts" / scope.digest)
+        self._beside = Folder.around(output_path)
+        self._above = self._beside.below(f"{output_path.name}.parts")
+        self._folder = self._above.below(scope.digest)
         self._nonce = secrets.token_hex(4)
         self._number = 0
         self._small: list[str] = []

@@ -27,24 +27,38 @@ T = TypeVar("T")
 class Folder:
     """A folder of whole files.
 
-    :param path: an ``ObjectStoragePath``, another universal path, a ``pathlib.Path``, or local path text.
+    :param fs: an fsspec file system.
+    :param root: the folder's path in it.
+    :param url: the folder, as messages name it.
     """
 
-    def __init__(self, path: Any) -> None:
-        self.url = str(path)
-        fs = getattr(path, "fs", None)
-        if fs is None:
-            import fsspec  # type: ignore[import-untyped]  # it ships no types
-
-            fs, self._root = fsspec.filesystem("file"), str(Path(path).absolute())
-        else:
-            self._root = str(path.path)
-        self._fs: Any = fs
+    def __init__(self, fs: Any, root: str, url: str) -> None:
+        self.url = url
+        self._fs = fs
+        self._root = root.rstrip("/")
         protocols = [fs.protocol] if isinstance(fs.protocol, str) else list(fs.protocol)
         self._is_local = "file" in protocols
 
+    @classmethod
+    def around(cls, path: Any) -> Folder:
+        """The folder that a file lies in.
+
+        :param path: an ``ObjectStoragePath``, another universal path, a ``pathlib.Path``, or local path text.
+        """
+        # Strings only: joining ObjectStoragePaths differs between releases of universal_pathlib, and warns in some.
+        if (fs := getattr(path, "fs", None)) is not None:
+            return cls(fs, str(path.path).rpartition("/")[0], str(path).rpartition("/")[0])
+        import fsspec  # type: ignore[import-untyped]  # it ships no types
+
+        folder = str(Path(path).absolute().parent)
+        return cls(fsspec.filesystem("file"), folder, folder)
+
+    def below(self, *names: str) -> Folder:
+        """A folder in this one."""
+        return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
+
     def _at(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
+        return f"{self._root}/{name}"
 
     def names(self) -> list[str]:
         """Names of the files there, sorted; none when the folder does not exist."""

@@ -77,7 +77,7 @@ def test_results_come_in_the_order_of_the_prompts_and_the_parts_go(output: Any) 
     assert text.endswith(b"\n")
     assert results.counts == {"answered": 2, "failed": 1, "interrupted": 0, "unasked": 1}
     assert (results.input_tokens, results.output_tokens) == (30, 3)
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert storage.Folder.around(output).names() == [output.name]
 
 
 def test_a_later_try_sees_what_earlier_ones_left(output: Any) -> None:
@@ -107,8 +107,8 @@ def test_small_parts_become_one(output: Any, monkeypatch: pytest.MonkeyPatch) ->
     journal.load(POSITIONS)
     for number in range(7):
         journal.write([records.result(KEYS[0], line(0, "failed", f"{number}"), baseline=0)])
-    folder = output.parent / f"{output.name}.parts" / SCOPE.digest
-    assert len(list(folder.iterdir())) == 3
+    folder = storage.Folder.around(output).below(f"{output.name}.parts", SCOPE.digest)
+    assert len(folder.names()) == 3
     answers = [record["line"]["answer"] for record in journal.records() if record]
     assert answers == [f"{number}" for number in range(7)]
     journal.write([records.result(KEYS[0], line(0, answer="last"), baseline=0)])
@@ -173,7 +173,7 @@ def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_g
     assert again.load(POSITIONS).answered == {0, 1, 2, 3}
     assert again.hand_over(POSITIONS, missing).counts["answered"] == 4
     again.forget()
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert storage.Folder.around(output).names() == [output.name]
 
 
 @pytest.mark.parametrize("why", ["other prompts", "no results"])
@@ -191,7 +191,7 @@ def test_the_mark_of_another_batch_counts_for_nothing(why: str, output: Any) -> 
 
 
 def test_on_an_error_the_old_results_stay(output: Any) -> None:
-    folder = storage.Folder(output.parent)
+    folder = storage.Folder.around(output)
     folder.write(output.name, b"old\n")
 
     def fail() -> None:
@@ -213,7 +213,7 @@ def test_storage_that_fails_for_a_moment_is_tried_again_and_then_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-    folder = storage.Folder(str(tmp_path / "file" / "below"))
+    folder = storage.Folder.around(tmp_path / "file" / "below" / "x")
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ChatBatchError, match=r"Could not write to .*below: (NotADirectory|FileExists)Error"):
         folder.write("x", b"")

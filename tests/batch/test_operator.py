@@ -18,7 +18,8 @@ from tests.batch.conftest import prompts
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 
 DAGS = Path(__file__).parent / "dags" / "batches.py"
-HAS_STORE = tuple(int(part) for part in airflow_version.split(".")[:2]) >= (3, 3)
+VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
+HAS_STORE = VERSION >= (3, 3)
 
 
 def go(dag_id: str, **conf: Any) -> Result:
@@ -190,6 +191,7 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamaclou
     assert manifest["settled"] > 0
 
 
+@pytest.mark.skipif(VERSION < (3, 0), reason="in Airflow 2, dag.test() ends with the task's timeout and makes no retry")
 def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.turn_latency = 3.0
     result = go("timed_out", output_path=str(tmp_path / "results.jsonl"))
