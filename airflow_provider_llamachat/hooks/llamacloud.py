@@ -58,9 +58,8 @@ class LlamaCloudHook(BaseHook):
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Form fields for Airflow before 3.2, derived from the declarative ones.
 
-        On Airflow 2 all of them are plain text: its form fills and checks the fields of *every* connection type, so a check of
-        ours would refuse another type's connection that has a ``region`` or ``max_retries`` of its own; and it takes the number
-        0 of a number field for an empty one. The hook reads numbers from text.
+        A number is a text field on Airflow 2: its form takes the 0 of a number field for an empty one when a connection is opened
+        again, and saving it would lose "never retry". The hook reads numbers from text.
         """
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from flask_babel import lazy_gettext
@@ -69,17 +68,13 @@ class LlamaCloudHook(BaseHook):
 
         widgets: dict[str, Any] = {}
         for name, field in CONNECTION_TYPE["conn-fields"].items():
-            kind, validators = StringField, [Optional()]
-            if airflow_core_version():
-                if "integer" in field["schema"]["type"]:
-                    kind = IntegerField
-                if "enum" in field["schema"]:
-                    # Airflow 3.0 and 3.1 make a choice of it; they know it under this name only.
-                    validators.append(any_of(field["schema"]["enum"]))
+            kind = IntegerField if "integer" in field["schema"]["type"] and airflow_core_version() else StringField
+            # Airflow 3.0 and 3.1 make a choice of what is allowed; they know it under this name only.
+            allowed = [any_of(field["schema"]["enum"])] if "enum" in field["schema"] else []
             widgets[name] = kind(
                 label=lazy_gettext(field["label"]),
                 description=field["description"],
-                validators=validators,
+                validators=[Optional(), *allowed],
                 widget=BS3TextFieldWidget(),
             )
         return widgets

@@ -137,6 +137,14 @@ def test_a_wrong_key_is_told_with_what_to_do(form: FlaskForm, emulator: Emulator
     form.page.goto("about:blank")  # what was typed goes with the form
 
 
+def test_an_unknown_region_is_refused_before_it_is_stored(form: FlaskForm, old_airflow: AirflowStack) -> None:
+    form.add("unknown_region")
+    form.fill({"Base URL": "https://llamacloud.example", "Region": "asia"})
+    form.page.get_by_role("button", name="Save").click()
+    expect(form.page.get_by_text("must be one of: us, eu")).to_be_visible()
+    assert old_airflow.api.send("GET", "/connections/unknown_region").status_code == 404
+
+
 def test_connections_of_other_types_can_still_be_edited(form: FlaskForm, old_airflow: AirflowStack) -> None:
     extra = json.dumps({"region": "ap-southeast-2", "timeout": "never", "max_retries": "many", "project_id": 7})
     old_airflow.api.put_connection("of_another_type", {"conn_type": "generic", "extra": extra})
