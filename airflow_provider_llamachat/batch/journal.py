@@ -30,6 +30,9 @@ COMPACT_BYTES = 1024 * 1024
 COMPLETE = "complete.json"
 """Says that the results are in place and the parts on their way out: a kill in between must not make a retry ask again."""
 
+REMEMBERED = "batch.complete"
+"""The same in the task's memory, for a try that is lost after the parts are gone and before Airflow knows of its success."""
+
 Line = dict[str, Any]
 
 
@@ -101,9 +104,12 @@ class PartsJournal(Journal):
 
     :param output_path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of the results.
     :param scope: the task instance; another run with the same ``output_path`` keeps its parts apart.
+    :param memory: ``get_in_round(key)`` and ``set_in_round(key, value)`` of :class:`~..operators.base.TaskMemory`, or None. Between the
+        removal of the parts and the task's success only it tells a retry that the batch is complete.
     """
 
-    def __init__(self, output_path: Any, scope: Scope) -> None:
+    def __init__(self, output_path: Any, scope: Scope, memory: Any = None) -> None:
+        self._memory = memory
         self._name = output_path.name
         self._digest = scope.digest
         self._beside = Folder.around(output_path)
@@ -148,14 +154,16 @@ class PartsJournal(Journal):
         return past
 
     def _is_complete(self, positions: dict[str, int]) -> bool:
-        if COMPLETE not in self._folder.names():
-            return False
-        mark = b"".join(self._folder.lines(COMPLETE))
-        if self._beside.has(self._name) and mark == _mark(positions):
+        if marked := COMPLETE in self._folder.names():
+            mark = b"".join(self._folder.lines(COMPLETE))
+        else:
+            mark = str(self._memory.get_in_round(REMEMBERED) or "").encode() if self._memory is not None else b""
+        if mark == _mark(positions) and self._beside.has(self._name):
             log.info("An earlier try completed this batch: its results are in place.")
             self._complete = True
             return True
-        self._folder.remove_self()
+        if marked:
+            self._folder.remove_self()
         return False
 
     def _parts(self) -> list[str]:
@@ -238,6 +246,8 @@ class PartsJournal(Journal):
         """Remove this batch's parts; those of other runs are left alone."""
         if not self._complete:
             self._folder.write(COMPLETE, self._mark)
+            if self._memory is not None:
+                self._memory.set_in_round(REMEMBERED, self._mark.decode())
         self._folder.remove([name for name in self._folder.names() if name != COMPLETE])
         self._folder.remove_self()
         self._above.remove_if_empty()

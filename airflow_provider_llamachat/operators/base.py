@@ -70,12 +70,17 @@ class TaskMemory:
 
     A store that fails is reported and then treated as absent: the memory makes retries more exact, but a task must not fail
     for it.
+
+    A *round* is a first try with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is not found in a
+    later round, whose retries must not take an earlier round's turn for their own.
     """
 
     def __init__(self, context: Context, log: Any) -> None:
         # Only this key: Airflow 2 warns of a dozen old ones when all are looked at.
         self._store: Any = cast("Mapping[str, Any]", context).get("task_state_store")
         self._log = log
+        # Clearing a task raises it, nothing else does.
+        self._round = int(context["ti"].max_tries)
 
     @property
     def exists(self) -> bool:
@@ -106,3 +111,12 @@ class TaskMemory:
                 "The task state store could not be written (%s): going on without it.", type(problem).__name__
             )
             self._store = None
+
+    def get_in_round(self, key: str) -> Any:
+        """Return what an earlier try of this round kept under ``key``, or None."""
+        kept = self.get(key)
+        return kept.get("value") if isinstance(kept, dict) and kept.get("round") == self._round else None
+
+    def set_in_round(self, key: str, value: Any) -> None:
+        """Keep ``value`` under ``key`` for the retries of this round."""
+        self.set(key, {"round": self._round, "value": value})

@@ -136,7 +136,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         scope = Scope(ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))
         journal: Journal
         if path is not None:
-            journal = PartsJournal(path, scope)
+            journal = PartsJournal(path, scope, TaskMemory(context, self.log))
         else:
             self._check_xcom(len(items))
             journal = MemoryJournal(TaskMemory(context, self.log))

@@ -276,7 +276,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             session,
             prompt,
             retry=is_retry(context),
-            memory=Memory.from_value(memory.get("turn")),
+            memory=Memory.from_value(memory.get_in_round("turn")),
             has_store=memory.exists,
         )
         self._remember(context, session.session_id, begin.baseline, prompt, accepted=begin.accepted)
@@ -289,7 +289,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def _remember(self, context: Context, session_id: str, baseline: int, prompt: str, *, accepted: bool) -> None:
         from airflow_provider_llamachat.turns import Memory, fingerprint
 
-        TaskMemory(context, self.log).set("turn", Memory(session_id, baseline, fingerprint(prompt), accepted).as_dict())
+        turn = Memory(session_id, baseline, fingerprint(prompt), accepted)
+        TaskMemory(context, self.log).set_in_round("turn", turn.as_dict())
 
     def _watcher(self, context: Context, begin: Opening, session_id: str, prompt: str) -> Callable[[Event], None]:
         """Show events as they arrive; the first one is the proof that the server took the prompt, for the retries to know."""
