@@ -119,6 +119,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
     assert config.items() <= found["config"].items()
 
     form.reopen("llamacloud_default")
+    expect(form.field("API Key")).to_be_visible()  # a script of the page puts the labels
     assert form.values() == {**entered, "API Key": "", "Organization ID": ""}
     form.fill({"Project ID": DEFAULT_PROJECT_ID})
     form.save()
