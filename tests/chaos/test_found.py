@@ -1,0 +1,57 @@
+"""What random schedules found once, each as a test of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.chaos.handmade import ASK, BATCH, make
+from tests.chaos.lanes import Verdict
+from tests.chaos.plans import INDEX, Kill, Schedule, Task
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "trigger"])
+def test_a_cleared_task_whose_first_try_is_lost_asks_anew_in_the_next(
+    deferrable: bool, run: Callable[[Schedule], Verdict]
+) -> None:
+    first_of_second_round = ("ask", 3 if deferrable else 1)
+    verdict = run(
+        make(
+            Task("create", "create", 1, {"index_ids": [INDEX]}),
+            Task("ask", "ask", 2, {**ASK, "deferrable": deferrable}, (3,), again=True),
+            kills={first_of_second_round: Kill("KILL", point="send", number=1, before=True)},
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (1, 2, 2)
+
+
+def test_a_batch_that_is_lost_after_it_was_complete_is_not_asked_again_by_its_retry(
+    run: Callable[[Schedule], Verdict],
+) -> None:
+    verdict = run(
+        make(
+            Task("batch", "batch", 2, BATCH, (5, 6, 7)),
+            shape="batch",
+            kills={("batch", number): Kill("KILL", point="xcom", number=1, before=True) for number in (0, 1)},
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (2, 3, 3)
+
+
+def test_a_complete_batch_that_is_cleared_is_asked_anew_also_when_its_first_try_is_lost(
+    run: Callable[[Schedule], Verdict],
+) -> None:
+    verdict = run(
+        make(
+            Task("batch", "batch", 2, BATCH, (5, 6, 7), again=True),
+            shape="batch",
+            kills={("batch", 1): Kill("KILL", point="send", number=1, before=True)},
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (1, 6, 6)
