@@ -261,8 +261,9 @@ def _mark(positions: dict[str, int]) -> bytes:
 class MemoryJournal(Journal):
     """Records in memory, for a batch that returns its results; with a store, a retry finds them there.
 
-    :param store: ``get(key)``, ``set(key, value)`` and ``exists``: Airflow 3.3's task state store behind
-        :class:`~..operators.base.TaskMemory`, or None.
+    Clearing a complete batch asks anew; a retry of the try that completed it, lost before Airflow knew of its success, does not.
+
+    :param store: :class:`~..operators.base.TaskMemory` over Airflow 3.3's task state store, or None.
     """
 
     def __init__(self, store: Any = None) -> None:
@@ -270,17 +271,22 @@ class MemoryJournal(Journal):
         self.remembers = store is not None and store.exists
         self._records: list[dict[str, Any]] = []
         self._written = 0
+        self._mark = b""
 
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the store, if an earlier try left a batch unfinished there."""
+        """Read the store, if an earlier try left a batch there that was not complete, or not known to be."""
+        self._mark = _mark(positions)
         head = self._store.get("batch") if self.remembers else None
-        if isinstance(head, dict) and head.get("open") and isinstance(head.get("parts"), int):
+        if isinstance(head, dict) and isinstance(head.get("parts"), int) and (head.get("open") or self._is_complete()):
             self._written = head["parts"]
             for number in range(self._written):
                 values = self._store.get(f"batch.{number}")
                 kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
                 self._records.extend(record for record in kept if record is not None)
         return self.past(positions)
+
+    def _is_complete(self) -> bool:
+        return bool(self._store.get_in_round(REMEMBERED) == self._mark.decode())
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Keep the records; a part counts from the moment the head says so."""
@@ -307,9 +313,7 @@ class MemoryJournal(Journal):
         return results
 
     def forget(self) -> None:
-        """Mark the batch as complete, and empty what the store holds of it: answers do not belong there for good."""
+        """Mark the batch as complete."""
         if self.remembers:
-            self._store.set("batch", {"open": False, "parts": 0})
-            for number in range(self._written):
-                self._store.set(f"batch.{number}", [])
-        self._records.clear()
+            self._store.set_in_round(REMEMBERED, self._mark.decode())
+            self._store.set("batch", {"open": False, "parts": self._written})

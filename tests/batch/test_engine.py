@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.engine import Batch
-from airflow_provider_llamachat.batch.journal import MemoryJournal
+from airflow_provider_llamachat.batch.items import parse
+from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.client.throttle import Throttle
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
@@ -441,6 +445,105 @@ def test_an_intent_whose_forerunner_never_came_about_is_asked_where_the_session_
     runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered"] * 3
     assert [turn.prompt for turn in emulator.turns] == ["First", "Second", "Third"]
+
+
+def asked_ahead(runner: Runner, session_id: str) -> MemoryJournal:
+    """A journal as a kill leaves it: two prompts in flight in a shared session, a third meant to follow."""
+    journal = MemoryJournal()
+    keys = [item.key(runner.scope) for item in parse(runner.prompts, index_ids=[INDEX_FILINGS])]
+    journal.write([records.session(session_id), records.intent(keys[0], session_id, 0, opened=False)])
+    journal.write([records.intent(keys[1], session_id, 1, opened=False, ahead=True)])
+    journal.write([records.intent(keys[2], session_id, 2, opened=False, ahead=True)])
+    return journal
+
+
+def test_what_was_meant_to_follow_a_turn_that_never_came_is_asked_where_the_session_stands(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+    # The first two are refused, so the third finds an empty session where it was meant to be the third turn.
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", status=422, times=2))
+    runner.journal = lambda: asked_ahead(runner, session_id)
+    report = runner.run(session_mode="shared")
+    assert [(turn.prompt, turn.position) for turn in llamacloud_emulator.turns] == [("Third", 0)]
+    assert report.results.counts["answered"] == 1
+
+
+def test_what_was_meant_to_follow_a_turn_that_is_asked_again_comes_after_it(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+        client.send_message(session_id, "First")
+        with pytest.raises(errors.ChatTurnFailedError):
+            client.send_message(session_id, "Second")
+    runner.journal = lambda: asked_ahead(runner, session_id)
+    report = runner.run(session_mode="shared")
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == ["First", "Second", "Second", "Third"]
+    assert report.results.counts["answered"] == 3
+    assert report.settled == 1
+
+
+class FullDisk(PartsJournal):
+    """A journal whose disk gets full, and can not be read either then."""
+
+    room = 3
+    readable = True
+
+    def write(self, batch: list[dict[str, Any]]) -> None:
+        self.room -= 1
+        if self.room < 0:
+            self.readable = False
+            raise errors.ChatBatchError("the disk is full")
+        super().write(batch)
+
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        if not self.readable:
+            raise errors.ChatBatchError("the disk is broken")
+        return super().records()
+
+
+def test_a_journal_that_can_not_be_kept_ends_the_batch_before_anything_is_asked_without_it(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(40)
+    llamacloud_emulator.settings.turn_latency = 0.1
+    runner.journal = lambda: FullDisk(runner.output, runner.scope)
+    with pytest.raises(errors.ChatBatchError, match="disk is full"):
+        runner.run(max_concurrency=2)
+    posts = llamacloud_emulator.posts()
+    assert posts < 10
+    runner.journal = None
+    runner.run(max_concurrency=2)
+    assert outcomes(runner) == ["answered"] * 40
+    assert once_each(llamacloud_emulator)
+
+
+def test_tidying_up_never_hides_why_the_batch_failed(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    def journal() -> FullDisk:
+        made = FullDisk(runner.output, runner.scope)
+        made.room = 1000
+        load = made.load
+
+        def load_and_break(positions: dict[str, int]) -> records.Past:
+            past = load(positions)
+            made.readable = False
+            return past
+
+        made.load = load_and_break  # type: ignore[method-assign]  # breaks after it was read once
+        return made
+
+    runner.journal = journal
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
+    with pytest.raises(errors.ChatBatchError, match="tired"):
+        runner.run(fail_fast=True, delete_sessions=True)
+    assert "Sessions were left over: the disk is broken" in caplog.text
 
 
 def test_a_storm_of_429_slows_the_whole_batch_and_loses_nothing(

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout
 from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat import readiness
 from airflow_provider_llamachat.models import Index
 from airflow_provider_llamachat.readiness import IndexEvent, Readiness, is_newer, wait_until_ready
+from airflow_provider_llamachat.sensors.index import IndexReadySensor
 from airflow_provider_llamachat.testing import (
     INDEX_BUILDING,
     INDEX_FAILED,
@@ -131,6 +133,15 @@ def test_an_event_comes_back_as_what_the_trigger_met() -> None:
 def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
     with pytest.raises(errors.LlamaCloudError, match="not about indexes"):
         IndexEvent.parse(payload)
+
+
+def test_the_sensor_raises_what_the_trigger_met() -> None:
+    sensor = IndexReadySensor(task_id="wait", index_ids="idx")
+    failed = IndexEvent.of_failure(errors.IndexFailedError("it failed", index_id="idx"), ["idx"]).as_dict()
+    with pytest.raises(errors.IndexFailedError, match="it failed"):
+        sensor.execute_complete({}, failed)
+    with pytest.raises(AirflowSensorTimeout, match=r"idx \(status parsing\)"):
+        sensor.execute_complete({}, IndexEvent.timed_out(["idx"], {"idx": "status parsing"}).as_dict())
 
 
 # On a real Airflow ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]  # it ships no types
@@ -25,6 +26,7 @@ from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.batch.meter import Meter
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.exceptions import ChatBatchError
+from airflow_provider_llamachat.operators.base import TaskMemory
 from tests.batch.conftest import SCOPE
 
 try:
@@ -229,29 +231,28 @@ def test_storage_that_fails_for_a_moment_is_tried_again_and_then_reported(
     assert folder._trying("read", flaky) == storage.ATTEMPTS
 
 
-class Store:
-    """A task state store, as :class:`~airflow_provider_llamachat.operators.base.TaskMemory` shows it."""
-
-    exists = True
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def get(self, key: str) -> Any:
-        return self.values.get(key)
+class Store(dict[str, Any]):
+    """A task state store: keeps JSON values."""
 
     def set(self, key: str, value: Any) -> None:
-        self.values[key] = json.loads(json.dumps(value))
+        self[key] = json.loads(json.dumps(value))
 
 
-def test_with_a_store_a_retry_finds_the_records_and_a_complete_batch_leaves_none() -> None:
+def memory(store: Store | None, max_tries: int = 2) -> Any:
+    """The task's memory in a round of tries; clearing a task raises ``max_tries``."""
+    context: Any = {"task_state_store": store, "ti": SimpleNamespace(max_tries=max_tries)}
+    return TaskMemory(context, logging.getLogger("tests.memory"))
+
+
+def test_with_a_store_a_retry_finds_the_records_and_a_cleared_task_asks_anew() -> None:
     store = Store()
-    first = MemoryJournal(store)
+    first = MemoryJournal(memory(store))
     assert first.remembers
     assert first.load(POSITIONS) == Past()
     first.write([records.intent(KEYS[0], "s0", 0, opened=True), records.intent(KEYS[1], "s1", 0, opened=True)])
     first.write([records.result(KEYS[0], line(0), baseline=0), records.session("s9")])
-    second = MemoryJournal(store)
+    # Cleared before the batch was complete, it goes on all the same.
+    second = MemoryJournal(memory(store, max_tries=5))
     past = second.load(POSITIONS)
     assert (past.answered, set(past.intents), past.shared_session) == ({0}, {1}, "s9")
     assert set(second.opened_sessions()) == {"s0", "s1", "s9"}
@@ -260,14 +261,29 @@ def test_with_a_store_a_retry_finds_the_records_and_a_complete_batch_leaves_none
     assert results.lines is not None
     assert [item["outcome"] for item in results.lines] == ["answered", "answered", "unasked", "unasked"]
     second.forget()
-    assert MemoryJournal(store).load(POSITIONS) == Past()
+    lost = MemoryJournal(memory(store, max_tries=5))
+    assert lost.load(POSITIONS).answered == {0, 1}
+    assert lost.hand_over(POSITIONS, missing).lines == results.lines
+    assert MemoryJournal(memory(store, max_tries=8)).load(POSITIONS) == Past()
+    assert MemoryJournal(memory(store, max_tries=5)).load({"other prompts": 0}) == Past()
 
 
 @pytest.mark.parametrize("head", [None, 7, {"open": True, "parts": "x"}, {"open": True, "parts": 2}])
 def test_a_store_with_anything_else_in_it_is_as_good_as_empty(head: Any) -> None:
+    store = Store({"batch": head, "batch.0": "odd", "batch.1": [{"v": 9}, None]})
+    assert MemoryJournal(memory(store)).load(POSITIONS) == Past()
+
+
+def test_a_batch_whose_success_airflow_never_heard_of_is_not_asked_again(output: Any) -> None:
     store = Store()
-    store.values = {"batch": head, "batch.0": "odd", "batch.1": [{"v": 9}, None]}
-    assert MemoryJournal(store).load(POSITIONS) == Past()
+    journal = PartsJournal(output, SCOPE, memory(store))
+    journal.load(POSITIONS)
+    journal.write([records.result(key, line(position), baseline=0) for key, position in POSITIONS.items()])
+    journal.hand_over(POSITIONS, missing)
+    journal.forget()
+    assert PartsJournal(output, SCOPE, memory(store)).load(POSITIONS).answered == {0, 1, 2, 3}
+    assert PartsJournal(output, SCOPE, memory(store, max_tries=5)).load(POSITIONS) == Past()
+    assert PartsJournal(output, SCOPE, memory(None)).load(POSITIONS) == Past()
 
 
 def test_without_a_store_nothing_is_remembered() -> None:
@@ -276,7 +292,7 @@ def test_without_a_store_nothing_is_remembered() -> None:
     journal.write([records.result(KEYS[0], line(0), baseline=0)])
     assert journal.load(POSITIONS).answered == {0}
     journal.forget()
-    assert list(journal.records()) == []
+    assert MemoryJournal().load(POSITIONS) == Past()
 
 
 _kinds = st.sampled_from(["intent", "answered", "failed", "release"])
