@@ -40,11 +40,14 @@ from typing import Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
+from airflow_provider_llamachat.redaction import one_line
+
 
 class LlamaCloudError(AirflowException):
     """Root of all errors of this provider.
 
-    :param message: what happened, where (host, project), and what to do about it.
+    :param message: what happened, where (host, project), and what to do about it. Kept as one line of at most
+        :data:`~.redaction.MAX_MESSAGE` characters, whatever it quotes.
     :param status: the HTTP status of the answer, None when there was none.
     :param request_id: the server's id of the request, None when it gave none.
     :param session_id: the chat session concerned, None when there is none.
@@ -60,7 +63,7 @@ class LlamaCloudError(AirflowException):
         request_id: str | None = None,
         session_id: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.status = status
         self.request_id = request_id
         self.session_id = session_id
@@ -101,9 +104,16 @@ class LlamaCloudTimeoutError(LlamaCloudConnectionError):
 
 
 class LlamaCloudProtocolError(LlamaCloudError):
-    """What answered is not LlamaCloud's API: a redirect, an HTML page, broken JSON, an answer beyond all bounds."""
+    """What answered is not LlamaCloud's API: a redirect, an HTML page, broken JSON, an answer beyond all bounds.
+
+    :param accepted: True when a turn's stream had begun, so that the server is known to have taken the prompt.
+    """
 
     retryable = True
+
+    def __init__(self, message: str, *, accepted: bool | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.accepted = accepted
 
 
 class LlamaCloudStatusError(LlamaCloudError):
