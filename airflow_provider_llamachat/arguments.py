@@ -10,6 +10,9 @@ from typing import Any
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
+MAX_ID = 512
+"""Characters of an id at the most: far more than any has, and few enough for a URL."""
+
 _NOTHING = {"", "None", "null"}
 
 
@@ -38,6 +41,8 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
             raise InvalidArgumentError(
                 f"{name}[{position}] has to be an index id (a string that is not empty), got {type(item).__name__} {_shown(item)}."
             )
+        if len(item) > MAX_ID or not _is_text(item):
+            raise InvalidArgumentError(f"{name}[{position}] is no index id: {_shown(item)} ({len(item)} characters).")
     return list(dict.fromkeys(item.strip() for item in items))
 
 
@@ -80,12 +85,10 @@ def prompt(value: Any) -> str:
         raise InvalidArgumentError(
             f"prompt has to be text that is not blank, got {type(value).__name__} {_shown(value)}."
         )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as problem:
+    if not _is_text(value):
         raise InvalidArgumentError(
-            f"prompt contains half of a surrogate pair at character {problem.start}: it was cut or decoded wrongly and can not be sent."
-        ) from None
+            "prompt contains half of a surrogate pair: it was cut or decoded wrongly and can not be sent."
+        )
     return value
 
 
@@ -134,6 +137,14 @@ def seconds(value: Any, name: str) -> float:
     if not 0 < result < float("inf"):
         raise InvalidArgumentError(f"{name} has to be a number of seconds above 0, got {_shown(value)}.")
     return result
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from airflow_provider_llamachat.arguments import MAX_ID
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.models import Index, IndexPage, Project, Session, SessionPage, SessionSummary
 
@@ -68,13 +69,23 @@ class Call:
 def path_segment(name: str, value: Any) -> str:
     """Percent-encode ``value`` as one path segment.
 
-    :raises InvalidArgumentError: for an empty value and for ``.`` and ``..``, which no encoding protects from URL normalisation.
+    :raises InvalidArgumentError: for an empty value, for ``.`` and ``..``, which no encoding protects from URL normalisation, and
+        for what is too long or can not be written as UTF-8.
     """
     if not isinstance(value, str) or not value.strip():
         raise InvalidArgumentError(f"{name} is empty. Give the id as LlamaCloud returned it.")
     if value in {".", ".."}:
         raise InvalidArgumentError(f"{name} is {value!r}, which is no id. Give the id as LlamaCloud returned it.")
-    return quote(value, safe="")
+    if len(value) > MAX_ID:
+        raise InvalidArgumentError(
+            f"{name} has {len(value)} characters, so it is no id. Give the id as LlamaCloud returned it."
+        )
+    try:
+        return quote(value, safe="")
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            f"{name} contains half of a surrogate pair, so it is no id. Give the id as LlamaCloud returned it."
+        ) from None
 
 
 _CHAT = "/api/v1/chat"

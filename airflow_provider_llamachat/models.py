@@ -6,10 +6,14 @@ lost on its way to XCom. Reference: https://developers.llamaindex.ai/reference/ 
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+
+from airflow_provider_llamachat.arguments import MAX_ID
 
 log = logging.getLogger(__name__)
 
@@ -17,27 +21,80 @@ SharedAccess = Literal["query", "read_only"]
 """What a session's share link grants: reading the transcript only, or asking new questions as well."""
 
 
+MAX_EVENTS = 250_000
+"""Events of one history, or whole events of one turn, at the most."""
+
+_LARGEST = 2**63 - 1
+# What databases and Airflow's own messages can hold.
+
+
 class ApiModel(BaseModel):
     """Base of all models: immutable, keeps unknown fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
+    def as_json(self) -> dict[str, Any]:
+        """All fields, unknown ones included, as values that every JSON store takes: no NaN, no endless number."""
+        plain: dict[str, Any] = _plain(self.model_dump(mode="json"))
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    # The JSON reader bounds the depth.
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return None
+    return value
+
+
+# A turn that was paid for is not lost to a strange figure beside it: what is no number, no text, is None.
+
+
+def _number(value: Any) -> Any:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return value if abs(number) < _LARGEST and not isinstance(value, bool) else None
+
+
+def _count(value: Any) -> int | None:
+    return None if (number := _number(value)) is None else int(float(number) if isinstance(number, str) else number)
+
+
+def _texts(value: Any) -> list[str] | None:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else None
+
+
+def _reason(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
+
+
+Count = Annotated[int | None, BeforeValidator(_count)]
+Texts = Annotated[list[str] | None, BeforeValidator(_texts)]
+Reason = Annotated[str | None, BeforeValidator(_reason)]
+
 
 class Usage(ApiModel):
     """What one turn cost: tokens read and written, model calls (``turns``) and milliseconds."""
 
-    total_input_tokens: int | None = None
-    total_output_tokens: int | None = None
-    turns: int | None = None
-    duration_ms: float | None = None
+    total_input_tokens: Count = None
+    total_output_tokens: Count = None
+    turns: Count = None
+    duration_ms: Annotated[float | None, BeforeValidator(_number)] = None
 
 
 class JobMetadata(Usage):
     """Usage and outcome of a session's most recent turn."""
 
     is_error: bool | None = None
-    error: str | None = None
-    export_config_ids: list[str] | None = None
+    error: Reason = None
+    export_config_ids: Texts = None
 
 
 class Event(ApiModel):
@@ -96,10 +153,12 @@ class ToolResultEvent(Event):
 class StopEvent(Event):
     """The end of a turn. ``is_error`` is the verdict: HTTP 200 alone says nothing."""
 
-    usage: Usage = Field(default_factory=Usage)
-    is_error: bool = False
-    error: str | None = None
-    skipped_index_ids: list[str] | None = None
+    usage: Annotated[Usage, BeforeValidator(lambda value: value if isinstance(value, dict | Usage) else {})] = Field(
+        default_factory=Usage
+    )
+    is_error: Annotated[bool, BeforeValidator(lambda value: value is not None and value)] = False
+    error: Reason = None
+    skipped_index_ids: Texts = None
 
 
 EVENT_TYPES: dict[str, type[Event]] = {
@@ -119,18 +178,22 @@ def parse_event(data: Any) -> Event | None:
 
     :returns: the typed event; a plain :class:`Event` for a type this release does not know; None for what is no event at
         all or lacks what its type needs. An answer that was paid for is not lost to one bad event, so this never raises.
+        A ``user_input`` whose content is no text stays one, without content: it still begins a turn, and one that was not
+        counted could be asked a second time.
     """
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
         return None
     try:
         return EVENT_TYPES.get(data["type"], Event).model_validate(data)
     except (ValidationError, RecursionError):
-        return None
+        return UserInputEvent(type="user_input", content="") if data["type"] == "user_input" else None
 
 
 def _tolerant_events(value: Any) -> Any:
     if not isinstance(value, list):
         return value
+    if len(value) > MAX_EVENTS:
+        raise ValueError(f"{len(value)} events are more than any session has")
     events = [item if isinstance(item, Event) else parse_event(item) for item in value]
     if lost := sum(event is None for event in events):
         log.warning("Left out %d of %d events of the session's history: they are malformed.", lost, len(events))
@@ -144,10 +207,10 @@ class SessionSummary(ApiModel):
     text without a zone, as the server sends it.
     """
 
-    session_id: Annotated[str, Field(min_length=1)]
+    session_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
     last_updated_at: str | None = None
     generated_title: str | None = None
-    index_ids: list[str] | None = None
+    index_ids: Annotated[list[str] | None, Field(fail_fast=True)] = None
     job_metadata: JobMetadata | None = None
     shared_access: str | None = None
 
@@ -162,7 +225,7 @@ class Session(SessionSummary):
 class SessionPage(ApiModel):
     """One page of :meth:`list_sessions`."""
 
-    items: list[SessionSummary]
+    items: Annotated[list[SessionSummary], FailFast()]
     next_page_token: str | None = None
 
 
@@ -200,7 +263,7 @@ class Index(ApiModel):
 class IndexPage(ApiModel):
     """One page of :meth:`list_indexes`."""
 
-    items: list[Index]
+    items: Annotated[list[Index], FailFast()]
     next_page_token: str | None = None
 
 
@@ -237,5 +300,10 @@ class ChatTurn(ApiModel):
     position: int | None = None
 
     def usage_as_dict(self) -> dict[str, Any]:
-        """The usage as plain JSON values, as it goes to XCom."""
-        return self.usage.model_dump(mode="json")
+        """The usage as plain JSON values, as it goes to XCom: figures only, also those that this release does not know."""
+        figures = {**dict.fromkeys(Usage.model_fields), **self.usage.as_json()}
+        return {
+            name[:100]: value
+            for name, value in list(figures.items())[:50]
+            if value is None or isinstance(value, bool | int | float)
+        }
