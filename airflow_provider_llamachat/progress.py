@@ -72,12 +72,17 @@ class TurnLog:
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
             self._write(line)
-        while len(rest) > LINE:
-            cut = rest.rfind(" ", 1, LINE) if " " in rest[1:LINE] else LINE
-            self._write(rest[:cut])
-            rest = rest[cut:].lstrip(" ")
-        self._line = rest
-        if rest and time.monotonic() - self._since > PATIENCE:
+        # By position: what is left of a huge delta is not copied for each of its lines.
+        begin = 0
+        while len(rest) - begin > LINE:
+            cut = rest.rfind(" ", begin + 1, begin + LINE)
+            cut = begin + LINE if cut < 0 else cut
+            self._write(rest[begin:cut])
+            begin = cut
+            while rest.startswith(" ", begin):
+                begin += 1
+        self._line = rest[begin:]
+        if self._line and time.monotonic() - self._since > PATIENCE:
             self._flush()
 
     def _flush(self) -> None:
@@ -87,9 +92,9 @@ class TurnLog:
 
     def _write(self, line: str) -> None:
         self._since = time.monotonic()
-        while line.strip():
-            self._log.info("%s| %s", self._prefix, excerpt(line[:2000], limit=2000))
-            line = line[2000:]
+        for begin in range(0, len(line), 2000):
+            if (part := line[begin : begin + 2000]).strip():
+                self._log.info("%s| %s", self._prefix, excerpt(part, limit=2000))
 
 
 def _brief(value: Any) -> str:

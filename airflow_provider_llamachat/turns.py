@@ -7,6 +7,7 @@ session had before we first asked (the *baseline*) and what we asked, is our tur
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -29,6 +30,7 @@ from airflow_provider_llamachat.models import (
     Usage,
     UserInputEvent,
 )
+from airflow_provider_llamachat.redaction import excerpt
 
 
 class TurnFolder:
@@ -45,9 +47,10 @@ class TurnFolder:
         self._index_ids = index_ids
         self._position = position
         self._text: list[str] = []
-        self._text_deltas: list[str] = []
         self._thinking: list[str] = []
-        self._thinking_deltas: list[str] = []
+        # Not lists of pieces: a delta is a few characters, and each would cost sixty bytes more.
+        self._text_deltas = io.StringIO(newline="")
+        self._thinking_deltas = io.StringIO(newline="")
         self._tools: dict[str, ToolUse] = {}
         self._stop: StopEvent | None = None
 
@@ -57,15 +60,15 @@ class TurnFolder:
             return
         match event:
             case TextDeltaEvent():
-                self._text_deltas.append(event.content)
+                self._text_deltas.write(event.content)
             case TextEvent():
                 self._text.append(event.content)
-                self._text_deltas.clear()
+                self._text_deltas = io.StringIO(newline="")
             case ThinkingDeltaEvent():
-                self._thinking_deltas.append(event.content)
+                self._thinking_deltas.write(event.content)
             case ThinkingEvent():
                 self._thinking.append(event.content)
-                self._thinking_deltas.clear()
+                self._thinking_deltas = io.StringIO(newline="")
             case ToolCallEvent():
                 self._tools[event.call_id] = ToolUse(name=event.name, call_id=event.call_id, arguments=event.arguments)
             case ToolResultEvent():
@@ -90,10 +93,8 @@ class TurnFolder:
         return ChatTurn(
             session_id=self._session_id,
             prompt=self._prompt,
-            answer="\n\n".join([*self._text, *(["".join(self._text_deltas)] if self._text_deltas else [])]),
-            thinking="\n\n".join(
-                [*self._thinking, *(["".join(self._thinking_deltas)] if self._thinking_deltas else [])]
-            ),
+            answer=_joined(self._text, self._text_deltas),
+            thinking=_joined(self._thinking, self._thinking_deltas),
             tools=list(self._tools.values()),
             usage=stop.usage if stop else Usage(),
             skipped_index_ids=list(stop.skipped_index_ids or []) if stop else [],
@@ -103,6 +104,11 @@ class TurnFolder:
             error=stop.error if stop else None,
             position=self._position,
         )
+
+
+def _joined(whole: list[str], deltas: io.StringIO) -> str:
+    rest = deltas.getvalue()
+    return "\n\n".join([*whole, rest] if rest else whole)
 
 
 def fold(events: Iterable[Event], session_id: str, prompt: str, **known: Any) -> ChatTurn:
@@ -151,6 +157,16 @@ def count_turns(events: Iterable[Event]) -> int:
 def same_prompt(one: str, other: str) -> bool:
     """Whether two prompts are the same but for white space, which a server may fold when it records them."""
     return " ".join(one.split()) == " ".join(other.split())
+
+
+def is_plainly_another(recorded: str, prompt: str) -> bool:
+    """Whether a stream that begins with the prompt ``recorded`` answers something else than ``prompt``.
+
+    Less strict than :func:`same_prompt`: the stream is the answer to our own request, and a server may well add to a prompt, or cut
+    it. Only what has nothing of ours comes from a mix-up.
+    """
+    one, other = " ".join(recorded.split()), " ".join(prompt.split())
+    return bool(one) and one not in other and other not in one
 
 
 def judge(events: Sequence[Event], baseline: int, prompt: str, *, session_id: str = "") -> Verdict:
@@ -272,8 +288,12 @@ def indexes_to_ask(session: SessionSummary, index_ids: list[str] | None) -> list
     locked = bound and session.job_metadata is not None
     if locked and set(index_ids) != set(bound):
         raise InvalidArgumentError(
-            f"Chat session {session.session_id} was locked to the indexes {sorted(bound)} by its first message; "
-            f"index_ids={sorted(index_ids)} does not match. Leave index_ids out, or create another session.",
+            f"Chat session {session.session_id} was locked to the indexes {_shown(bound)} by its first message; "
+            f"index_ids={_shown(index_ids)} does not match. Leave index_ids out, or create another session.",
             session_id=session.session_id,
         )
     return list(index_ids)
+
+
+def _shown(index_ids: list[str]) -> str:
+    return excerpt(str(sorted(index_ids)[:20]), limit=600)
