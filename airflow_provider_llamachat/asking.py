@@ -16,6 +16,7 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     LlamaCloudConnectionError,
     LlamaCloudError,
+    LlamaCloudProtocolError,
     RateLimitError,
     RequestRefusedError,
 )
@@ -117,7 +118,7 @@ def ask(
     problem: LlamaCloudError | None = None
     while True:
         if look:
-            if isinstance(problem, LlamaCloudConnectionError):
+            if isinstance(problem, LlamaCloudConnectionError | LlamaCloudProtocolError):
                 accepted = problem.accepted is True
             try:
                 turn = yield from _settle(question, limits, baseline, problem, accepted, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,6 +16,7 @@ from airflow_provider_llamachat import endpoints, exceptions, models
 from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, ask
 from airflow_provider_llamachat.client import calls, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
+from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import aread_events
 from airflow_provider_llamachat.client.sync import Observer
 from airflow_provider_llamachat.client.throttle import Throttle, passing
@@ -34,11 +35,8 @@ class AsyncLlamaCloudClient:
         self.throttle = throttle
         self._calls = calls.Calls(config)
         self._http = httpx.AsyncClient(
-            base_url=config.base_url,
-            headers=calls.headers(config),
-            timeout=calls.timeouts(config),
-            verify=ssl_context(),
-            follow_redirects=False,
+            **calls.http_options(config),
+            event_hooks={"response": [calls.ahide_location]},
             # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
@@ -200,7 +198,10 @@ class AsyncLlamaCloudClient:
         asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
         limits = calls.limits(self.config, deadline, turn_timeout)
         steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
-        return await self._carry_out(steps, asked, limits.deadline, on_event)
+        try:
+            return await self._carry_out(steps, asked, limits.deadline, on_event)
+        except exceptions.LlamaCloudError as problem:
+            raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
 
     async def _carry_out(
         self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None
@@ -214,9 +215,7 @@ class AsyncLlamaCloudClient:
                     return cast("models.ChatTurn", end.value)
                 match step:
                     case ReadHistory():
-                        reply = await self.get_session(
-                            asked.session_id, project_id=asked.project_id, organization_id=asked.organization_id
-                        )
+                        reply = await self._send(self._calls.history(asked), calls.patience(deadline))
                     case Post():
                         reply = await self._post(asked, step.position, deadline, on_event)
                     case Pause():
@@ -228,7 +227,7 @@ class AsyncLlamaCloudClient:
         try:
             async with aclosing(self._stream(asked, deadline)) as events:
                 async for event in events:
-                    folder.add(event)
+                    folder.add(calls.checked(event, asked))
                     if on_event is not None:
                         on_event(event)
                     if folder.finished:
@@ -240,51 +239,43 @@ class AsyncLlamaCloudClient:
     async def _stream(self, asked: Question, deadline: float) -> AsyncGenerator[models.Event, None]:
         call = self._calls.stream(asked)
         accepted: bool | None = None
-
-        def tick() -> None:
-            if time.time() > deadline:
-                raise TimeoutError
-
         async with passing(self.throttle) as passage:
             try:
-                async with self._http.stream(
-                    call.endpoint.method,
-                    call.url,
-                    params=call.query or None,
-                    json=call.body,
-                    headers={"Accept": "text/event-stream"},
-                    timeout=calls.stream_timeouts(self.config, deadline),
-                ) as response:
+                async with self._answer(call, deadline) as response:
                     passage.answered(response.status_code, replies.retry_after(response.headers))
                     if not calls.is_event_stream(response):
-                        reply = replies.Reply(response.status_code, response.headers, await self._read(call, response))
+                        body = await self._read(call, response, deadline)
+                        reply = replies.Reply(response.status_code, response.headers, body)
                         replies.raise_for_status(call, reply, self.config)
                         raise replies.not_a_stream(call, reply, self.config)
                     accepted = True
-                    async with aclosing(aread_events(response.aiter_bytes(), asked.session_id, tick)) as events:
+                    async with (
+                        aclosing(self._chunks(response, deadline)) as chunks,
+                        aclosing(aread_events(chunks, asked.session_id, (self.config.api_key,))) as events,
+                    ):
                         async for event in events:
                             yield event
-            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+            except replies.TRANSPORT_PROBLEMS as problem:
                 raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
     async def _pages(
         self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
     ) -> AsyncIterator[Any]:
-        token: str | None = None
-        while True:
-            page = await self._send(self._calls.page(endpoint, page_size, token, project_id, organization_id))
+        pages = calls.Pages(endpoint)
+        while pages.more:
+            call = self._calls.page(endpoint, page_size, pages.token, project_id, organization_id)
+            page = await self._send(call)
             for item in page.items:
                 yield item
-            token = calls.next_token(page, token)
-            if token is None:
-                return
+            pages.turn(page.next_page_token)
 
-    async def _send(self, call: endpoints.Call) -> Any:
+    async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
-        async for attempt in AsyncRetrying(**replaying.policy(call, self.config)):
+        budget = replaying.Budget(self.config, patience)
+        async for attempt in AsyncRetrying(**replaying.policy(call, self.config, budget)):
             with attempt:
                 try:
-                    return replies.decode(call, await self._attempt(call), self.config)
+                    return replies.decode(call, await self._attempt(call, budget), self.config)
                 except exceptions.NotFoundError:
                     if doubtful and call.endpoint is endpoints.DELETE_SESSION:
                         return None  # our own earlier attempt deleted it, and its answer was lost
@@ -294,25 +285,44 @@ class AsyncLlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    async def _attempt(self, call: endpoints.Call) -> replies.Reply:
+    async def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
         # The gate comes before the clock: waiting for it is not the server's silence.
         async with passing(self.throttle) as passage:
             try:
-                async with (
-                    asyncio.timeout(self.config.total_timeout),
-                    self._http.stream(
-                        call.endpoint.method, call.url, params=call.query or None, json=call.body
-                    ) as response,
-                ):
-                    passage.answered(response.status_code, replies.retry_after(response.headers))
-                    return replies.Reply(response.status_code, response.headers, await self._read(call, response))
-            except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+                with budget.spend() as deadline:
+                    async with self._answer(call, deadline) as response:
+                        passage.answered(response.status_code, replies.retry_after(response.headers))
+                        body = await self._read(call, response, deadline)
+                        return replies.Reply(response.status_code, response.headers, body)
+            except replies.TRANSPORT_PROBLEMS as problem:
                 raise replies.connection_error(call, problem, self.config) from None
 
-    async def _read(self, call: endpoints.Call, response: httpx.Response) -> bytes:
+    @asynccontextmanager
+    async def _answer(self, call: endpoints.Call, deadline: float) -> AsyncIterator[httpx.Response]:
+        request = self._http.build_request(**calls.request(call, self.config, deadline))
+        async with asyncio.timeout(calls.left(deadline)):
+            response = await self._http.send(request, stream=True)
+        async with aclosing(response):
+            yield response
+
+    async def _chunks(self, response: httpx.Response, deadline: float) -> AsyncGenerator[bytes, None]:
+        unpacker = Unpacker(response.headers.get("content-encoding"))
+        raw = aiter(response.aiter_raw())
+        while True:
+            # One chunk may hide any number of waits: the head of a chunk can be dripped byte by byte.
+            async with asyncio.timeout(calls.left(deadline)):
+                chunk = await anext(raw, None)
+            if chunk is None:
+                break
+            for piece in unpacker.feed(chunk):
+                yield piece
+        unpacker.end()
+
+    async def _read(self, call: endpoints.Call, response: httpx.Response, deadline: float) -> bytes:
         body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > replies.MAX_BODY:
-                raise replies.too_large(call, self.config)
+        async with aclosing(self._chunks(response, deadline)) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > replies.MAX_BODY:
+                    raise replies.too_large(call, self.config)
         return bytes(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http.cookiejar import CookieJar
 from typing import Any
 
 import httpx
@@ -11,7 +12,8 @@ from airflow_provider_llamachat import __version__, endpoints
 from airflow_provider_llamachat.arguments import id_list, optional_choice
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
 from airflow_provider_llamachat.asking import Limits, Outcome, Question
-from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
+from airflow_provider_llamachat.client import decoding
+from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid, ssl_context
 from airflow_provider_llamachat.client.replaying import pause
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
@@ -19,13 +21,27 @@ from airflow_provider_llamachat.exceptions import (
     InvalidArgumentError,
     LlamaCloudConnectionError,
     LlamaCloudError,
+    LlamaCloudProtocolError,
 )
-from airflow_provider_llamachat.turns import TurnFolder
+from airflow_provider_llamachat.models import Event, UserInputEvent
+from airflow_provider_llamachat.turns import TurnFolder, is_plainly_another
 
 SHARED_ACCESS = ("query", "read_only")
 
 DEFAULT_TURN_TIMEOUT = 600.0
 """Seconds that one turn may take in all when the caller does not say."""
+
+LAST_LOOK = 30.0
+"""Seconds that reading a session's history may take at least, when the turn's own time is over."""
+
+MAX_PAGES = 10_000
+"""Pages of one listing at the most: a server that always has another one must not be followed for ever."""
+
+MAX_TOKEN = 8192
+"""Characters of a page token at the most; it has to fit into a URL."""
+
+LOCATION = "x-refused-location"
+"""Header under which a redirect's target is kept; see :func:`hide_location`."""
 
 
 class Calls:
@@ -73,6 +89,10 @@ class Calls:
         """Read one page of sessions or indexes."""
         query = {**self._scope(project_id, organization_id), "page_size": page_size, "page_token": page_token}
         return endpoint.call(query=query)
+
+    def history(self, question: Question) -> Call:
+        """Read the session of a question."""
+        return self.session(endpoints.GET_SESSION, question.session_id, question.project_id, question.organization_id)
 
     def stream(self, question: Question) -> Call:
         """Ask one question."""
@@ -147,24 +167,88 @@ def limits(config: ClientConfig, deadline: float | None, turn_timeout: float) ->
     )
 
 
-def headers(config: ClientConfig) -> dict[str, str]:
-    """Headers of every request."""
+class _NoCookies(CookieJar):
+    # The API knows its callers by their key. A server, or a proxy before it, must not make all later requests heavier.
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        pass
+
+    def add_cookie_header(self, request: Any) -> None:
+        pass
+
+
+def http_options(config: ClientConfig) -> dict[str, Any]:
+    """Settings of both httpx clients. The total time of a call is watched by the senders."""
     return {
-        "Authorization": f"Bearer {config.api_key}",
-        "Accept": "application/json",
-        "User-Agent": f"airflow-provider-llamachat/{__version__} httpx/{httpx.__version__}",
+        "base_url": config.base_url,
+        "headers": {
+            "Authorization": f"Bearer {config.api_key}",
+            "Accept": "application/json",
+            "Accept-Encoding": decoding.ACCEPTED,
+            "User-Agent": f"airflow-provider-llamachat/{__version__} httpx/{httpx.__version__}",
+        },
+        "verify": ssl_context(),
+        "follow_redirects": False,
+        "cookies": _NoCookies(),
     }
 
 
-def timeouts(config: ClientConfig) -> httpx.Timeout:
-    """Connect and silence limits; the total of a call is watched by the senders."""
-    return httpx.Timeout(config.timeout, connect=config.connect_timeout, pool=config.connect_timeout)
+def hide_location(response: httpx.Response) -> None:
+    """Keep a redirect's target from httpx, which parses it, and fails over some, although it is not to be followed."""
+    if "location" in response.headers:
+        response.headers[LOCATION] = response.headers.pop("location")
 
 
-def stream_timeouts(config: ClientConfig, deadline: float) -> httpx.Timeout:
-    """Limits for a turn's stream: a silence ends it at the deadline too, when that comes first."""
-    read = max(0.001, min(config.timeout, deadline - time.time()))
-    return httpx.Timeout(read, connect=min(config.connect_timeout, read), pool=config.connect_timeout)
+async def ahide_location(response: httpx.Response) -> None:
+    """Asynchronous form of :func:`hide_location`."""
+    hide_location(response)
+
+
+def request(call: Call, config: ClientConfig, deadline: float) -> dict[str, Any]:
+    """A call as arguments of httpx' ``build_request``.
+
+    :raises TimeoutError: the deadline has passed.
+    """
+    # A connection that is given up in the middle of its TLS handshake would stay open until it is collected: that wait, and the one
+    # for TCP before it, end by themselves before the deadline does.
+    connect = min(config.connect_timeout, left(deadline) / 2)
+    return {
+        "timeout": httpx.Timeout(config.timeout, connect=connect, pool=connect),
+        "method": call.endpoint.method,
+        "url": call.url,
+        "params": call.query or None,
+        "json": call.body,
+        "headers": {"Accept": "text/event-stream"} if call.endpoint is endpoints.STREAM_MESSAGE else None,
+    }
+
+
+def left(deadline: float) -> float:
+    """Seconds until ``deadline``.
+
+    :raises TimeoutError: there are none.
+    """
+    seconds = deadline - time.time()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def patience(deadline: float) -> float:
+    """Seconds for reading the history of a turn that ends at ``deadline``."""
+    return max(LAST_LOOK, deadline - time.time())
+
+
+def checked(event: Event, asked: Question) -> Event:
+    """Return an event of our turn's stream.
+
+    :raises LlamaCloudProtocolError: the stream answers another prompt; something on the way mixed answers up.
+    """
+    if isinstance(event, UserInputEvent) and is_plainly_another(event.content, asked.prompt):
+        raise LlamaCloudProtocolError(
+            f"The stream of the turn in session {asked.session_id} answers another prompt than was asked. Nothing of it was used. "
+            "Check that no proxy stands between here and LlamaCloud that mixes answers up.",
+            session_id=asked.session_id,
+        )
+    return event
 
 
 def outcome(folder: TurnFolder, problem: LlamaCloudError | None) -> Outcome:
@@ -178,10 +262,34 @@ def is_event_stream(response: httpx.Response) -> bool:
     return response.status_code == 200 and "text/event-stream" in response.headers.get("content-type", "").lower()
 
 
-def next_token(page: Any, token: str | None) -> str | None:
-    """The token of the next page; None at the end, and for a server that gives the same page again and again."""
-    following: str | None = page.next_page_token
-    return following if following and following != token else None
+class Pages:
+    """Follows a listing's page tokens, as long as they lead anywhere.
+
+    :ivar token: the token of the next page; None for the first.
+    :ivar more: whether there is a next page.
+    """
+
+    def __init__(self, endpoint: endpoints.Endpoint) -> None:
+        self._purpose = endpoint.purpose
+        self._seen: set[str] = set()
+        self.token: str | None = None
+        self.more = True
+
+    def turn(self, token: str | None) -> None:
+        """Go on to the page that a page named, if it did.
+
+        :raises LlamaCloudProtocolError: the listing goes round in circles, or does not end.
+        """
+        self.token, self.more = token, bool(token)
+        if not token:
+            return
+        if token in self._seen or len(self._seen) >= MAX_PAGES or len(token) > MAX_TOKEN:
+            raise LlamaCloudProtocolError(
+                f"Could not {self._purpose} to the end: after {len(self._seen) + 1} pages the server names "
+                f"{'a page that was there before' if token in self._seen else 'yet another page'}. "
+                "Check that the connection's Host is LlamaCloud."
+            )
+        self._seen.add(token)
 
 
 def cut_stream(session_id: str) -> LlamaCloudConnectionError:

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import logging
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,9 +60,29 @@ def may_replay(call: Call, problem: BaseException) -> bool:
     return False
 
 
-def policy(call: Call, config: ClientConfig) -> dict[str, Any]:
+class Budget:
+    """The time that a call may take in all its attempts; waiting at the gate of a throttle is not counted.
+
+    :param patience: seconds, when they are to be fewer than the configuration's ``total_timeout``.
+    """
+
+    def __init__(self, config: ClientConfig, patience: float | None = None) -> None:
+        self.seconds = config.total_timeout if patience is None else min(config.total_timeout, patience)
+        self._left = self.seconds
+
+    @contextlib.contextmanager
+    def spend(self) -> Iterator[float]:
+        """Count an attempt's time; gives the epoch seconds at which the attempt has to end."""
+        begin = time.time()
+        try:
+            yield begin + self._left
+        finally:
+            self._left -= max(0.0, time.time() - begin)
+
+
+def policy(call: Call, config: ClientConfig, budget: Budget) -> dict[str, Any]:
     """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and a total budget bound it, the last error is raised."""
-    stop: stop_base = stop_after_attempt(config.max_retries + 1) | stop_before_delay(config.total_timeout)
+    stop: stop_base = stop_after_attempt(config.max_retries + 1) | stop_before_delay(budget.seconds)
 
     def wait(state: RetryCallState) -> float:
         problem = state.outcome.exception() if state.outcome else None

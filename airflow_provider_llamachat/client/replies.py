@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,18 @@ import httpx
 from pydantic import ValidationError
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client.calls import LOCATION
 from airflow_provider_llamachat.client.config import REGIONS, ClientConfig
+from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.endpoints import Call
-from airflow_provider_llamachat.redaction import excerpt
+from airflow_provider_llamachat.models import SessionSummary
+from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of one answer that are read at the most: far above any session history, far below a worker's memory."""
+
+TRANSPORT_PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError)
+"""What httpx and the layers below it raise; UnicodeError comes from host names that no name server could be asked for."""
 
 _REFUSALS: dict[int, type[errors.RequestRefusedError]] = {
     401: errors.AuthenticationError,
@@ -45,12 +52,6 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
 
-    @property
-    def request_id(self) -> str | None:
-        """The server's id of the request, for a support ticket."""
-        value = self.headers.get("x-request-id")
-        return excerpt(value, limit=100) if value else None
-
 
 def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     """Return the model the endpoint promises, or raise what the answer means."""
@@ -62,28 +63,37 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
             raise _not_the_apis(call, reply, config, "it is an HTML page")
         return None
     try:
-        data = json.loads(reply.body)
+        data = parse_json(reply.body)
         if endpoint.many:
             return [endpoint.answer.model_validate(item) for item in data]
-        return endpoint.answer.model_validate(data)
-    except (ValueError, TypeError, RecursionError, ValidationError) as problem:
-        what = (
-            "; ".join(f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in problem.errors()[:3])
-            if isinstance(problem, ValidationError)
-            else "it is not JSON"
-        )
-        raise _not_the_apis(call, reply, config, what) from None
+        answer = endpoint.answer.model_validate(data)
+    except ValidationError as problem:
+        wrong = problem.errors(include_url=False, include_context=False, include_input=False)[:3]
+        what = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in wrong)
+    except (ValueError, TypeError) as problem:
+        what = f"it is not JSON: {problem}"
+    else:
+        if not _is_of_another_session(answer, call):
+            return answer
+        what = "it is another session's"
+    raise _not_the_apis(call, reply, config, what)
 
 
 def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises ({what}). "
+        f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises "
+        f"({_safe(what, config, 300)}). "
         f"Check that the connection's Host is LlamaCloud and that no proxy answers in its place. "
         f"The answer begins: {_quoted(reply.body, config)}",
-        status=reply.status,
-        request_id=reply.request_id,
-        session_id=call.session_id,
+        **_known(call, reply, config),
     )
+
+
+def _is_of_another_session(answer: Any, call: Call) -> bool:
+    # Whatever mixed the answers up: another session's history would tell of other turns, of the same prompt perhaps.
+    if call.session_id is None or not isinstance(answer, SessionSummary):
+        return False
+    return answer.session_id.strip().casefold() != call.session_id.strip().casefold()
 
 
 def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
@@ -91,10 +101,12 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     status = reply.status
     if 200 <= status < 300:
         return
-    known: dict[str, Any] = {"status": status, "request_id": reply.request_id, "session_id": call.session_id}
+    known = _known(call, reply, config)
     begin = f"Could not {purpose(call)}: {where(call, config)} answered {status}"
+    if status < 200:
+        raise errors.LlamaCloudProtocolError(f"{begin}, which ends no request. Check the connection's Host.", **known)
     if 300 <= status < 400:
-        location = reply.headers.get("location", "")
+        location = reply.headers.get(LOCATION, "")
         raise errors.LlamaCloudProtocolError(
             f"{begin}, a redirect to {excerpt(location, secrets=(config.api_key,), limit=200)!r}. It was not followed, because the API key "
             "would travel along. Check the connection's Host.",
@@ -102,7 +114,7 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
         )
     detail = error_detail(reply, config)
     message = f"{begin}{f' ({detail})' if detail else ''}."
-    ticket = f" [request {reply.request_id}]" if reply.request_id else ""
+    ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
     if status == 401:
         raise errors.AuthenticationError(f"{message} {_key_advice(config)}{ticket}", **known)
     if refusal := _REFUSALS.get(status):
@@ -125,8 +137,8 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
 def error_detail(reply: Reply, config: ClientConfig) -> str:
     """Return FastAPI's ``detail`` as one bounded, redacted line; for other bodies their beginning."""
     try:
-        detail = json.loads(reply.body)["detail"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        detail = parse_json(reply.body)["detail"]
+    except (ValueError, TypeError, KeyError):
         return _quoted(reply.body, config) if reply.body else ""
     if isinstance(detail, list):
         fields = []
@@ -134,11 +146,12 @@ def error_detail(reply: Reply, config: ClientConfig) -> str:
             if not isinstance(item, dict):
                 continue
             loc = item.get("loc")
-            place = ".".join(str(part) for part in loc[:8] if part != "body") if isinstance(loc, list) else ""
-            fields.append(f"{place or 'request'}: {item.get('msg', 'invalid')}")
+            parts = loc[:8] if isinstance(loc, list) else []
+            place = ".".join(_safe(part, config, 60) for part in parts if part != "body")
+            fields.append(f"{place or 'request'}: {_safe(item.get('msg', 'invalid'), config, 200)}")
         more = f"; and {len(detail) - 5} more" if len(detail) > 5 else ""
-        return excerpt("; ".join(fields) + more, secrets=(config.api_key,))
-    return excerpt(detail if isinstance(detail, str) else json.dumps(detail), secrets=(config.api_key,))
+        return _safe("; ".join(fields) + more, config)
+    return _safe(detail, config)
 
 
 def connection_error(
@@ -156,8 +169,10 @@ def connection_error(
             accepted=False,
             **known,
         )
-    if isinstance(problem, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol):
-        reason = excerpt(str(problem), secrets=(config.api_key,), limit=200)
+    if isinstance(
+        problem, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError
+    ):
+        reason = _safe(str(problem), config, 200)
         return errors.LlamaCloudConnectionError(
             f"{begin} could not be reached ({reason}). Check Host, proxy, certificates (SSL_CERT_FILE) and firewall.",
             accepted=False,
@@ -170,19 +185,21 @@ def connection_error(
             accepted=accepted,
             **known,
         )
-    reason = excerpt(str(problem), secrets=(config.api_key,), limit=200) or type(problem).__name__
+    if isinstance(problem, httpx.DecodingError):
+        return errors.LlamaCloudConnectionError(
+            f"{begin} sent an answer that can not be unpacked: {problem}.", accepted=accepted, **known
+        )
+    reason = _safe(str(problem), config, 200) or type(problem).__name__
     return errors.LlamaCloudConnectionError(f"{begin} broke the connection ({reason}).", accepted=accepted, **known)
 
 
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
     """The error for a successful answer to a prompt that is no event stream."""
-    kind = excerpt(reply.headers.get("content-type", "none"), limit=60)
+    kind = _safe(reply.headers.get("content-type", "none"), config, 60)
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} answered {reply.status} with content type {kind!r} in place of an event stream. "
         f"Check that no proxy answers for LlamaCloud. The answer begins: {_quoted(reply.body, config)}",
-        status=reply.status,
-        request_id=reply.request_id,
-        session_id=call.session_id,
+        **_known(call, reply, config),
     )
 
 
@@ -205,9 +222,15 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, OSError, IndexError):
             return None
-    return max(0.0, seconds) if seconds == seconds else None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def redacted(problem: errors.LlamaCloudError, config: ClientConfig) -> errors.LlamaCloudError:
+    """The same error without the key in its message: the reason of a failed turn is the server's own text."""
+    problem.args = (scrub(str(problem), (config.api_key,)),)
+    return problem
 
 
 def purpose(call: Call) -> str:
@@ -232,6 +255,20 @@ def _key_advice(config: ClientConfig) -> str:
         f"{f'region {config.region}' if config.region else 'the Host of the connection'}; {others}. "
         "Check the connection's API Key and Region (or Host)."
     )
+
+
+def _known(call: Call, reply: Reply, config: ClientConfig) -> dict[str, Any]:
+    request_id = reply.headers.get("x-request-id")
+    return {
+        "status": reply.status,
+        "request_id": _safe(request_id, config, 100) if request_id else None,
+        "session_id": call.session_id,
+    }
+
+
+def _safe(value: Any, config: ClientConfig, limit: int = MAX_EXCERPT) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return excerpt(text, secrets=(config.api_key,), limit=limit)
 
 
 def _quoted(body: bytes, config: ClientConfig) -> str:

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import Any, cast
 
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
+from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.exceptions import LlamaCloudProtocolError
-from airflow_provider_llamachat.models import EVENT_TYPES, Event, parse_event
+from airflow_provider_llamachat.models import (
+    EVENT_TYPES,
+    MAX_EVENTS,
+    Event,
+    TextDeltaEvent,
+    ThinkingDeltaEvent,
+    parse_event,
+)
 from airflow_provider_llamachat.redaction import excerpt
 
 log = logging.getLogger(__name__)
@@ -25,38 +32,63 @@ log = logging.getLogger(__name__)
 MAX_EVENT = 32 * 1024 * 1024
 """Bytes that may arrive without completing an event: enough for any tool result, small against a worker's memory."""
 
+MAX_TURN = 64 * 1024 * 1024
+"""Bytes of a turn's whole events, and characters of its deltas, at the most: no larger history could be read back."""
+
 
 class EventReader:
     """Turns server-sent events into :mod:`..models` events; what is malformed is logged and passed over."""
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, secrets: tuple[str, ...] = ()) -> None:
         self._session_id = session_id
+        self._secrets = secrets
         self._unknown: set[str] = set()
         self._malformed = 0
+        self._events = 0
+        self._whole = 0
+        self._deltas = 0
 
     def read(self, sse: ServerSentEvent) -> Event | None:
-        """Return the event, or None for a keep-alive, an empty data field, or something malformed."""
+        """Return the event, or None for a keep-alive, an empty data field, or something malformed.
+
+        :raises LlamaCloudProtocolError: the turn is larger than any can be.
+        """
         if not sse.data.strip():
             return None
         try:
-            event = parse_event(json.loads(sse.data))
-        except (ValueError, RecursionError):
+            event = parse_event(parse_json(sse.data))
+        except ValueError:
             event = None
         if event is None:
             self._malformed += 1
             # The first few are shown: an answer that was paid for goes on, and a hostile stream does not fill the log.
             if self._malformed <= 3:
-                log.warning(
-                    "Session %s: passed over a malformed event: %s", self._session_id, excerpt(sse.data, limit=200)
-                )
-        elif event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
+                shown = excerpt(sse.data, secrets=self._secrets, limit=200)
+                log.warning("Session %s: passed over a malformed event: %s", self._session_id, shown)
+            return None
+        if event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
             self._unknown.add(event.type)
             log.info(
                 "Session %s: the event type %s is newer than this provider; it is passed on as it is.",
                 self._session_id,
-                excerpt(event.type, limit=60),
+                excerpt(event.type, secrets=self._secrets, limit=60),
             )
+        self._weigh(event, len(sse.data))
         return event
+
+    def _weigh(self, event: Event, size: int) -> None:
+        if isinstance(event, TextDeltaEvent | ThinkingDeltaEvent):
+            self._deltas += len(event.content)
+        else:
+            self._whole += size
+            self._events += 1
+        if max(self._deltas, self._whole) > MAX_TURN or self._events > MAX_EVENTS:
+            raise LlamaCloudProtocolError(
+                f"The stream of the turn in session {self._session_id} goes on after {self._events} events with {self._whole} bytes, "
+                f"and {self._deltas} characters of deltas: more than any answer has. Check that the connection's Host is LlamaCloud.",
+                accepted=True,
+                session_id=self._session_id,
+            )
 
 
 class _Text:
@@ -65,19 +97,18 @@ class _Text:
     # The senders have checked the status and what the body is; the decoder's own check is of the same header.
     headers = httpx.Headers({"content-type": "text/event-stream"})
 
-    def __init__(self, chunks: Any, tick: Callable[[], None]) -> None:
+    def __init__(self, chunks: Any) -> None:
         self._chunks = chunks
-        self._tick = tick
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self.pending = 0
 
     def _take(self, chunk: bytes) -> str:
-        self._tick()
         self.pending += len(chunk)
         if self.pending > MAX_EVENT:
             raise LlamaCloudProtocolError(
                 f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
-                "Check that the connection's Host is LlamaCloud."
+                "Check that the connection's Host is LlamaCloud.",
+                accepted=True,
             )
         return self._decode(chunk)
 
@@ -93,15 +124,15 @@ class _Text:
 
 
 def read_events(
-    chunks: Iterable[bytes], session_id: str, tick: Callable[[], None] = lambda: None
+    chunks: Iterable[bytes], session_id: str, secrets: tuple[str, ...] = ()
 ) -> Generator[Event, None, None]:
     """Yield the events in a stream of bytes, however the bytes are cut.
 
-    :param tick: called for each chunk, keep-alives included; it may raise to end the reading (a deadline).
-    :raises LlamaCloudProtocolError: an event beyond :data:`MAX_EVENT`.
+    :param secrets: what must not appear in the log when a malformed event is quoted.
+    :raises LlamaCloudProtocolError: an event beyond :data:`MAX_EVENT`, or a turn beyond :data:`MAX_TURN`.
     """
-    text = _Text(chunks, tick)
-    reader = EventReader(session_id)
+    text = _Text(chunks)
+    reader = EventReader(session_id, secrets)
     for sse in EventSource(cast("httpx.Response", text)).iter_sse():
         text.pending = 0
         if (event := reader.read(sse)) is not None:
@@ -109,11 +140,11 @@ def read_events(
 
 
 async def aread_events(
-    chunks: AsyncIterable[bytes], session_id: str, tick: Callable[[], None] = lambda: None
+    chunks: AsyncIterable[bytes], session_id: str, secrets: tuple[str, ...] = ()
 ) -> AsyncGenerator[Event, None]:
     """Asynchronous form of :func:`read_events`."""
-    text = _Text(chunks, tick)
-    reader = EventReader(session_id)
+    text = _Text(chunks)
+    reader = EventReader(session_id, secrets)
     async with contextlib.aclosing(EventSource(cast("httpx.Response", text)).aiter_sse()) as events:
         async for sse in events:
             text.pending = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -14,7 +14,9 @@ from tenacity import Retrying
 from airflow_provider_llamachat import endpoints, exceptions, models
 from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, ask
 from airflow_provider_llamachat.client import calls, replaying, replies
-from airflow_provider_llamachat.client.config import ClientConfig, ssl_context
+from airflow_provider_llamachat.client.config import ClientConfig
+from airflow_provider_llamachat.client.deadlines import obey_deadlines, until
+from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import read_events
 from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask
 
@@ -33,13 +35,8 @@ class LlamaCloudClient:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self._calls = calls.Calls(config)
-        self._http = httpx.Client(
-            base_url=config.base_url,
-            headers=calls.headers(config),
-            timeout=calls.timeouts(config),
-            verify=ssl_context(),
-            follow_redirects=False,
-        )
+        self._http = httpx.Client(**calls.http_options(config), event_hooks={"response": [calls.hide_location]})
+        obey_deadlines(self._http)
 
     def __enter__(self) -> Self:
         return self
@@ -222,7 +219,10 @@ class LlamaCloudClient:
         asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
         limits = calls.limits(self.config, deadline, turn_timeout)
         steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
-        return self._carry_out(steps, asked, limits.deadline, on_event)
+        try:
+            return self._carry_out(steps, asked, limits.deadline, on_event)
+        except exceptions.LlamaCloudError as problem:
+            raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
 
     def _carry_out(self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None) -> models.ChatTurn:
         reply: models.Session | Outcome | None = None
@@ -234,9 +234,7 @@ class LlamaCloudClient:
                     return cast("models.ChatTurn", end.value)
                 match step:
                     case ReadHistory():
-                        reply = self.get_session(
-                            asked.session_id, project_id=asked.project_id, organization_id=asked.organization_id
-                        )
+                        reply = self._send(self._calls.history(asked), calls.patience(deadline))
                     case Post():
                         reply = self._post(asked, step.position, deadline, on_event)
                     case Pause():
@@ -248,7 +246,7 @@ class LlamaCloudClient:
         try:
             with closing(self._stream(asked, deadline)) as events:
                 for event in events:
-                    folder.add(event)
+                    folder.add(calls.checked(event, asked))
                     if on_event is not None:
                         on_event(event)
                     if folder.finished:
@@ -260,46 +258,34 @@ class LlamaCloudClient:
     def _stream(self, asked: Question, deadline: float) -> Generator[models.Event, None, None]:
         call = self._calls.stream(asked)
         accepted: bool | None = None
-
-        def tick() -> None:
-            if time.time() > deadline:
-                raise TimeoutError
-
         try:
-            with self._http.stream(
-                call.endpoint.method,
-                call.url,
-                params=call.query or None,
-                json=call.body,
-                headers={"Accept": "text/event-stream"},
-                timeout=calls.stream_timeouts(self.config, deadline),
-            ) as response:
+            with self._answer(call, deadline) as response:
                 if not calls.is_event_stream(response):
                     reply = replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
                     replies.raise_for_status(call, reply, self.config)
                     raise replies.not_a_stream(call, reply, self.config)
                 accepted = True
-                yield from read_events(response.iter_bytes(), asked.session_id, tick)
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+                yield from read_events(self._chunks(response, deadline), asked.session_id, (self.config.api_key,))
+        except replies.TRANSPORT_PROBLEMS as problem:
             raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
     def _pages(
         self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
     ) -> Iterator[Any]:
-        token: str | None = None
-        while True:
-            page = self._send(self._calls.page(endpoint, page_size, token, project_id, organization_id))
+        pages = calls.Pages(endpoint)
+        while pages.more:
+            call = self._calls.page(endpoint, page_size, pages.token, project_id, organization_id)
+            page = self._send(call)
             yield from page.items
-            token = calls.next_token(page, token)
-            if token is None:
-                return
+            pages.turn(page.next_page_token)
 
-    def _send(self, call: endpoints.Call) -> Any:
+    def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
-        for attempt in Retrying(**replaying.policy(call, self.config)):
+        budget = replaying.Budget(self.config, patience)
+        for attempt in Retrying(**replaying.policy(call, self.config, budget)):
             with attempt:
                 try:
-                    return replies.decode(call, self._attempt(call), self.config)
+                    return replies.decode(call, self._attempt(call, budget), self.config)
                 except exceptions.NotFoundError:
                     if doubtful and call.endpoint is endpoints.DELETE_SESSION:
                         return None  # our own earlier attempt deleted it, and its answer was lost
@@ -309,22 +295,38 @@ class LlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    def _attempt(self, call: endpoints.Call) -> replies.Reply:
-        deadline = time.time() + self.config.total_timeout
+    def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
         try:
-            with self._http.stream(
-                call.endpoint.method, call.url, params=call.query or None, json=call.body
-            ) as response:
+            with budget.spend() as deadline, self._answer(call, deadline) as response:
                 return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+        except replies.TRANSPORT_PROBLEMS as problem:
             raise replies.connection_error(call, problem, self.config) from None
+
+    @contextmanager
+    def _answer(self, call: endpoints.Call, deadline: float) -> Iterator[httpx.Response]:
+        request = self._http.build_request(**calls.request(call, self.config, deadline))
+        with until(deadline):
+            response = self._http.send(request, stream=True)
+        with closing(response):
+            yield response
+
+    def _chunks(self, response: httpx.Response, deadline: float) -> Generator[bytes, None, None]:
+        unpacker = Unpacker(response.headers.get("content-encoding"))
+        raw = response.iter_raw()
+        while True:
+            with until(deadline):
+                chunk = next(raw, None)
+            if chunk is None:
+                break
+            calls.left(deadline)
+            yield from unpacker.feed(chunk)
+        unpacker.end()
 
     def _read(self, call: endpoints.Call, response: httpx.Response, deadline: float) -> bytes:
         body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > replies.MAX_BODY:
-                raise replies.too_large(call, self.config)
-            if time.time() > deadline:
-                raise TimeoutError
+        with closing(self._chunks(response, deadline)) as chunks:
+            for chunk in chunks:
+                body += chunk
+                if len(body) > replies.MAX_BODY:
+                    raise replies.too_large(call, self.config)
         return bytes(body)

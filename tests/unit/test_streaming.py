@@ -96,14 +96,6 @@ def test_an_incomplete_event_at_the_end_is_not_an_event() -> None:
     assert list(read_events([b'data: {"type": "text", "content": "a"}\n'], "s")) == []
 
 
-def test_the_deadline_is_asked_at_every_chunk() -> None:
-    def late() -> None:
-        raise TimeoutError
-
-    with pytest.raises(TimeoutError):
-        list(read_events([b": keep-alive\n\n"], "s", late))
-
-
 async def _chunks(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
