@@ -141,7 +141,10 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
     if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-_:%\[\]]+", parts.netloc):
         raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
     path = re.sub(r"(/api(/v1)?)?/*$", "", parts.path.rstrip("/"))
+    # A default port that is written out is dropped, so that a region's base URL is still known as the region's.
     number = own_port or port
+    if number == {"https": 443, "http": 80}[parts.scheme.lower()]:
+        number = None
     hostname = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme.lower()}://{hostname}{f':{number}' if number else ''}{path}"
 

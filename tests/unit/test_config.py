@@ -30,7 +30,10 @@ US, EU = "https://api.cloud.llamaindex.ai", "https://api.cloud.eu.llamaindex.ai"
         ("127.0.0.1", {"port": 8080, "scheme": "http"}, "http://127.0.0.1:8080"),
         ("http://127.0.0.1:9", {"port": 8080}, "http://127.0.0.1:9"),
         ("example.com", {"scheme": "ftp"}, "https://example.com"),
-        ("http://[::1]:80", {}, "http://[::1]:80"),
+        ("http://[::1]:80", {}, "http://[::1]"),
+        (US, {"port": 443}, US),
+        (US + ":443/api/v1", {}, US),
+        ("https://example.com", {"port": 8443}, "https://example.com:8443"),
     ],
 )
 def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str, object], expected: str) -> None:
