@@ -199,9 +199,9 @@ def _fault(dice: random.Random) -> Fault:
         extra["delay"] = dice.uniform(0.0001, 0.0006)
     if kind in _STREAM_FAULTS:
         extra["after_events"] = dice.choice((0, 0, 1, 2, 3, 5, 8, 13))
-    return Fault(
-        kind, endpoint=endpoint, times=dice.choice((1, 1, 1, 2, 3)), skip=dice.choice((0, 0, 0, 1, 2)), **extra
-    )
+    # A batch that is refused again and again slows down to a request every few seconds, as it should, and keeps a lane busy.
+    times = 1 if extra.get("status") == 429 else dice.choice((1, 1, 1, 2, 3))
+    return Fault(kind, endpoint=endpoint, times=times, skip=dice.choice((0, 0, 0, 1, 2)), **extra)
 
 
 def _tasks(dice: random.Random, shape: Shape, store: bool) -> list[Task]:
