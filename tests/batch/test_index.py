@@ -272,7 +272,7 @@ def test_the_trigger_looks_at_all_indexes_at_the_same_time(llamacloud_emulator: 
     llamacloud_emulator.inject(Fault("delay", endpoint="index", delay=0.3, times=None))
     begun = time.monotonic()
     assert asyncio.run(first(ready_trigger(index_ids=ids).run())) == {"state": "ready", "index_ids": ids}
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 2.5
 
 
 @airflow
