@@ -125,7 +125,7 @@ def _answers(run: DagRun, evidence: Evidence, finding: Finding) -> None:
             continue
         name, vault = task.task.name, task.task.vaults[0]
         for answer, usage in zip(task.answers, task.usages, strict=True):
-            finding.violations += [f"{name}: {problem}" for problem in _wrong(answer, vault)]
+            finding.violations += [f"{name}: {problem}" for problem in wrong_answer(answer, vault)]
             tokens = {
                 turn.output_tokens
                 for turn in evidence.turns
@@ -157,7 +157,7 @@ def _reasons(run: DagRun, evidence: Evidence, finding: Finding) -> None:
                 finding.violations.append(f"{task.task.name}: no turn failed, but told: {result['message']}")
 
 
-def _wrong(answer: Any, vault: int) -> Iterator[str]:
+def wrong_answer(answer: Any, vault: int) -> Iterator[str]:
     if not isinstance(answer, str) or code(vault) not in answer:
         yield f"{answer!r} is no answer to {prompt(vault)!r}"
     elif any(code(other) in answer for other in range(VAULTS) if other != vault):
@@ -182,7 +182,7 @@ def _batches(run: DagRun, evidence: Evidence, finding: Finding) -> None:
             finding.violations.append(f"{name}: the manifest says {manifest}, the lines {outcomes}")
         for vault, line in zip(task.task.vaults, lines, strict=True):
             if line["outcome"] == "answered":
-                finding.violations += [f"{name}: {problem}" for problem in _wrong(line["answer"], vault)]
+                finding.violations += [f"{name}: {problem}" for problem in wrong_answer(line["answer"], vault)]
                 if not any(
                     turn.session_id == line["session_id"]
                     and turn.prompt == line["prompt"]

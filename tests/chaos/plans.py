@@ -29,9 +29,9 @@ def code(number: int) -> str:
     return f"code-{number * 7919 % 99991:05d}-"
 
 
-def documents() -> list[dict[str, Any]]:
+def documents(count: int = VAULTS) -> list[dict[str, Any]]:
     """The passages of the index that is asked."""
-    return [{"text": f"{code(number)} opens vault{number}x.", "document": "vaults"} for number in range(VAULTS)]
+    return [{"text": f"{code(number)} opens vault{number}x.", "document": "vaults"} for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
