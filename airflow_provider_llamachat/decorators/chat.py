@@ -55,11 +55,14 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
 
     def execute(self, context: Context) -> str:
         """Call the function, render what it returns, and ask it."""
+        return self._ask(context)
+
+    def _ask(self, context: Context) -> str:
         context_merge(context, self.op_kwargs)
         arguments_by_name = determine_kwargs(self.python_callable, self.op_args, context)
         self.prompt = arguments.prompt(self.python_callable(*self.op_args, **arguments_by_name))
         self.render_template_fields(context)
-        return SendChatMessageOperator.execute(self, context)
+        return super()._ask(context)
 
 
 def llamachat_task(python_callable: Callable[..., str] | None = None, **kwargs: Any) -> TaskDecorator:

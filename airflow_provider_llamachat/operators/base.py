@@ -65,6 +65,16 @@ def is_retry(context: Context) -> bool:
     return int(ti.try_number) > int(ti.max_tries) - int(retries) + 1
 
 
+def is_stale(context: Context, try_number: Any) -> bool:
+    """Whether the event that a task resumes with is an earlier try's.
+
+    Airflow 3.0 and 3.1 forget to clear how a try that failed after its deferral was resumed, so its retry begins with the old event.
+
+    :param try_number: of the try that deferred; None (deferred by an older release): it is taken for this one.
+    """
+    return try_number is not None and int(try_number) != int(context["ti"].try_number)
+
+
 class TaskMemory:
     """A task's own memory across its tries: Airflow 3.3's task state store; without one, nothing is remembered.
 

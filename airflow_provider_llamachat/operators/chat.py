@@ -16,7 +16,7 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     NotFoundError,
 )
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry, is_stale
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -33,7 +33,7 @@ ON_INTERRUPTED = ("fail", "ask_again")
 class CreateChatSessionOperator(LlamaCloudOperator):
     """Create a LlamaCloud chat session, and hand its id to the tasks after it.
 
-    XComs: ``session_id`` (text, pushed the moment the API answers), ``index_ids`` (list of text, or None for an unbound
+    XComs: ``session_id`` (text, pushed the moment the API answers), ``index_ids`` (list of text, empty for an unbound
     session), ``return_value`` (the whole session as JSON).
 
     A retry on Airflow 3.3 and later takes over the session that the earlier try created, if it is untouched. On older versions
@@ -91,7 +91,8 @@ class CreateChatSessionOperator(LlamaCloudOperator):
                 self.log.info("Created chat session %s.", session.session_id)
                 TaskMemory(context, self.log).set("session_id", session.session_id)
         self.push(context, "session_id", session.session_id)
-        self.push(context, "index_ids", session.index_ids)
+        # Never None: Airflow 3.0 refuses that as an XCom, and a task that failed for it would leave its session behind.
+        self.push(context, "index_ids", session.index_ids or [])
         return session.model_dump(mode="json")
 
     def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
@@ -190,6 +191,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> str:
         """Ask, or take up what an earlier try asked; defer if told to."""
+        return self._ask(context)
+
+    def _ask(self, context: Context) -> str:
         from airflow_provider_llamachat.lineage import record_inputs
         from airflow_provider_llamachat.turns import indexes_to_ask
 
@@ -216,7 +220,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 **self.scope(),
             }
             if self.deferrable and not self._answered(session, begin, prompt):
-                self._defer(question)
+                self._defer(context, question)
             watcher = self._watcher(context, begin, session_id, prompt)
             try:
                 turn = client.send_message(**question, resume=begin.resume, on_event=watcher)
@@ -230,9 +234,11 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
         """Resume after the trigger: read the answer from the session's history, or raise what the trigger met.
 
-        :param known: ``baseline``, ``prompt`` and ``index_ids`` as they were when the task was deferred; a Dag that changed meanwhile, or a
-            template that renders differently now, does not make the task look for another question's answer.
+        :param known: ``try_number``, ``baseline``, ``prompt`` and ``index_ids`` as they were when the task was deferred; a Dag that changed
+            meanwhile, or a template that renders differently now, does not make the task look for another question's answer.
         """
+        if is_stale(context, known.get("try_number")):
+            return self._ask(context)
         from airflow_provider_llamachat.lineage import record_inputs
         from airflow_provider_llamachat.triggers.events import TurnEvent
         from airflow_provider_llamachat.turns import State, judge
@@ -315,13 +321,16 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         return begin.resume and judge(session.events, begin.baseline, prompt).state is State.FINISHED
 
-    def _defer(self, question: dict[str, Any]) -> None:
+    def _defer(self, context: Context, question: dict[str, Any]) -> None:
         from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 
         self.defer(
             trigger=ChatTurnTrigger(llamacloud_conn_id=self.llamacloud_conn_id, log_answer=self.log_answer, **question),
             method_name="execute_complete",
-            kwargs={name: question[name] for name in ("baseline", "prompt", "index_ids")},
+            kwargs={
+                **{name: question[name] for name in ("baseline", "prompt", "index_ids")},
+                "try_number": context["ti"].try_number,
+            },
         )
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import IndexFailedError, InvalidArgumentError
+from airflow_provider_llamachat.operators.base import is_stale
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -74,9 +75,12 @@ class IndexReadySensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> None:
         """Wait on this worker, or look once and defer."""
-        if not self.deferrable:
+        if self.deferrable:
+            self._look_and_defer(context)
+        else:
             super().execute(context)
-            return
+
+    def _look_and_defer(self, context: Context) -> None:
         try:
             ready = self.poke(context)
         except IndexFailedError as problem:
@@ -98,6 +102,7 @@ class IndexReadySensor(BaseSensorOperator):
                 **self._scope(),
             ),
             method_name="execute_complete",
+            kwargs={"try_number": context["ti"].try_number},
         )
 
     def poke(self, context: Context) -> bool:
@@ -113,8 +118,14 @@ class IndexReadySensor(BaseSensorOperator):
             indexes = (client.get_index(index_id, expand_sync=wait_for_sync, **self._scope()) for index_id in ids)
             return not self._readiness.pending(indexes)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> None:
-        """Resume after the trigger: end, or raise what it met."""
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> None:
+        """Resume after the trigger: end, or raise what it met.
+
+        :param known: ``try_number`` of the try that deferred.
+        """
+        if is_stale(context, known.get("try_number")):
+            self._look_and_defer(context)
+            return
         from airflow_provider_llamachat.readiness import READY, TIMED_OUT, IndexEvent
 
         outcome = IndexEvent.parse(event)

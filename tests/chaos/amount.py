@@ -1,7 +1,7 @@
 """How much chaos, from the environment.
 
 ``CHAOS_SCHEDULES``: how many schedules; ``CHAOS_LANES``: how many side by side; ``CHAOS_SYSTEM``: how many on a whole Airflow;
-``CHAOS_CELERY=1``: with Celery, Redis and PostgreSQL; ``CHAOS_SEED``: this schedule alone, as its seed was printed.
+``CHAOS_SEED``: this schedule alone, as its seed was printed.
 """
 
 from __future__ import annotations
