@@ -109,9 +109,13 @@ class Preparer:
         :raises SharedSessionError: the session that all prompts share is not to be had.
         :raises LlamaCloudError: the item's own session is not to be had.
         """
-        intent = self._intents.pop(item.position, None)
-        if intent is not None and (prepared := await self._take_up(item, intent)) is not None:
-            return prepared
+        intent = self._intents.get(item.position)
+        if intent is not None:
+            prepared = await self._take_up(item, intent)
+            # Not before: when the session can not be read, the second look has to know where the item was asked.
+            del self._intents[item.position]
+            if prepared is not None:
+                return prepared
         if item.session_id is not None:
             return await self._existing(item, item.session_id)
         if self._options.session_mode == "shared":

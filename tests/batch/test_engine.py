@@ -361,6 +361,26 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
     assert report.settled == 4
 
 
+def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_be_read_for_a_while(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    llamacloud_emulator.settings.turn_latency = 1.0
+
+    def kill_soon(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(0.5, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(kill_soon)
+    assert llamacloud_emulator.posts() == 6
+    runner.config = replace(runner.config, max_retries=0)
+    llamacloud_emulator.inject(Fault("reset_before", endpoint="get", times=3))
+    report = runner.run()
+    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert (outcomes(runner), report.settled) == (["answered"] * 6, 6)
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+
+
 def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
         runner.run(Batch.kill)
