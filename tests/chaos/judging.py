@@ -146,7 +146,10 @@ def _reasons(run: DagRun, evidence: Evidence, finding: Finding) -> None:
     for task in run.tasks.values():
         if task.task.kind != "ask":
             continue
-        states = [turn.state for turn in evidence.turns if turn.prompt == prompt(task.task.vaults[0])]
+        asked = prompt(task.task.vaults[0])
+        states = [turn.state for turn in evidence.turns if turn.prompt == asked]
+        if any(request.prompt == asked and request.fault == "huge" for request in evidence.requests):
+            continue  # a stream that begins, and belongs to no turn
         for process in task.processes:
             result = process.result
             if result is None or result["state"] != "failed":
