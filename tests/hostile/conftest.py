@@ -35,8 +35,8 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "indexes": lambda c: c.list_indexes(),
     "index": lambda c: c.get_index("idx-1", expand_sync=True),
     "sync": lambda c: c.sync_index("idx-1"),
-    "stream": lambda c: c.stream_message(SESSION, PROMPT, index_ids=["idx-1"], turn_timeout=1.0),
-    "send": lambda c: c.send_message(SESSION, PROMPT, index_ids=["idx-1"], baseline=0, turn_timeout=1.0),
+    "stream": lambda c: c.stream_message(SESSION, PROMPT, index_ids=["idx-1"], turn_timeout=0.5),
+    "send": lambda c: c.send_message(SESSION, PROMPT, index_ids=["idx-1"], baseline=0, turn_timeout=0.5),
 }
 """Everything a client can be asked for."""
 

@@ -1,0 +1,246 @@
+"""Endless and enormous answers end in bounded time and memory, for both clients."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import calls, decoding, replies, streaming
+from airflow_provider_llamachat.client.decoding import Unpacker, parse_json
+from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.models import Session, TextDeltaEvent, parse_event
+from airflow_provider_llamachat.progress import TurnLog
+from airflow_provider_llamachat.turns import TurnFolder
+from tests.hostile.conftest import SESSION, Caller
+from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
+
+CHUNKED = "Transfer-Encoding: chunked"
+STREAM = "text/event-stream"
+
+DRIPS: dict[str, Answer] = {
+    "100 Continue": lambda _r: endless(b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.05),
+    "100 Continue, fast": lambda _r: endless(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 500),
+    "the head": lambda _r: endless(b"a", b"HTTP/1.1 200 OK\r\nX-A: ", 0.05),
+    "a body": lambda _r: endless(b" ", http(length=False), 0.05),
+    "an error's body": lambda _r: endless(b" ", http(status="503 X", length=False), 0.05),
+    "the size of a chunk": lambda _r: endless(b"0", http(b"", "200 OK", CHUNKED, kind=STREAM, length=False), 0.05),
+    "the name in gzip": lambda _r: endless(
+        b"a", http(b"\x1f\x8b\x08\x08" + bytes(6), "200 OK", "Content-Encoding: gzip", kind=STREAM, length=False), 0.05
+    ),
+    "the name in gzip, fast": lambda _r: endless(
+        b"a" * 65536, http(b"\x1f\x8b\x08\x08" + bytes(6), "200 OK", "Content-Encoding: gzip", length=False)
+    ),
+    "keep-alives": lambda _r: endless(b": k\n\n", http(kind=STREAM, length=False), 0.05),
+    "empty events": lambda _r: endless(b"id: 7\ndata:\n\n", http(kind=STREAM, length=False), 0.05),
+    "deltas": lambda _r: endless(
+        b'data: {"type": "text_delta", "content": "and "}\n\n', http(kind=STREAM, length=False), 0.05
+    ),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_whatever_is_dripped_ends_at_the_deadline(drip: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "LAST_LOOK", 0.2)
+    for name in ("get", "send"):
+        problem = caller.meets(name, DRIPS[drip], within=5.0, max_retries=0, total_timeout=0.3)
+        assert isinstance(problem, errors.LlamaCloudError), name
+        if drip not in {"100 Continue, fast", "the name in gzip, fast"}:
+            assert isinstance(problem, errors.LlamaCloudTimeoutError | errors.ChatTurnInterruptedError), (name, problem)
+
+
+def test_a_stream_without_the_safety_net_ends_at_its_deadline(caller: Caller) -> None:
+    for drip in ("100 Continue", "the size of a chunk", "keep-alives", "deltas"):
+        assert isinstance(caller.meets("stream", DRIPS[drip], within=5.0), errors.LlamaCloudTimeoutError)
+
+
+def test_all_attempts_of_a_call_share_its_time(caller: Caller) -> None:
+    begin = time.monotonic()
+    problem = caller.meets("get", DRIPS["a body"], max_retries=50, total_timeout=0.7)
+    assert isinstance(problem, errors.LlamaCloudTimeoutError)
+    assert time.monotonic() - begin < 3.0
+
+
+def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "LAST_LOOK", 0.5)
+
+    def answer(request: Request) -> Iterable[bytes | float]:
+        return [http(kind=STREAM)] if request.method == "POST" else endless(b" ", http(length=False), 0.05)
+
+    begin = time.monotonic()
+    problem = caller.meets("send", answer, max_retries=20, total_timeout=300.0)
+    assert isinstance(problem, errors.LlamaCloudTimeoutError)
+    assert time.monotonic() - begin < 5.0
+
+
+def packed(size: int) -> bytes:
+    packer = zlib.compressobj(9, wbits=31)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(size)) + packer.flush()
+
+
+@pytest.mark.parametrize("name", ["get", "stream"])
+@pytest.mark.parametrize("kind", ["application/json", STREAM])
+def test_a_gzip_bomb_is_not_unpacked(
+    name: str, kind: str, caller: Caller, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "MAX_BODY", 2**22)
+    monkeypatch.setattr(streaming, "MAX_EVENT", 2**22)
+    bomb = packed(200)  # 200 MiB in 200 kB
+    answer = http(bomb, "200 OK", "Content-Encoding: gzip", kind=kind)
+    problem = caller.meets(name, lambda _r: [answer], timeout=5.0, total_timeout=10.0, max_retries=0)
+    assert isinstance(problem, errors.LlamaCloudProtocolError)
+    assert "more than 4 MiB" in str(problem)
+    assert peak() < 30
+
+
+def test_a_bomb_in_a_bomb_is_refused_unopened(caller: Caller, peak: Callable[[], float]) -> None:
+    answer = http(gzip.compress(packed(100)), "200 OK", "Content-Encoding: gzip, gzip")
+    problem = caller.meets("get", lambda _r: [answer], max_retries=0)
+    assert isinstance(problem, errors.LlamaCloudConnectionError)
+    assert "was not asked for" in str(problem)
+    assert peak() < 10
+
+
+def test_compressed_answers_are_read(caller: Caller) -> None:
+    event = b'data: {"type": "stop", "usage": {"turns": 2}}\n\n'
+    stream = http(gzip.compress(event), "200 OK", "Content-Encoding: gzip", kind=STREAM)
+    assert caller.meets("stream", lambda _r: [stream])[0].usage.turns == 2
+    plain = json.dumps({"session_id": SESSION, "events": [{"type": "text", "content": "x" * 100_000}]}).encode()
+    whole = gzip.compress(plain)
+
+    def answer(request: Request) -> list[bytes | float]:
+        assert request.header("accept-encoding") == "gzip"
+        # The first answer breaks off in the middle: it is asked for again.
+        return [http(whole[: -9 if request.number == 0 else None], "200 OK", "Content-Encoding: GZIP")]
+
+    assert caller.meets("get", answer).events[0].content == "x" * 100_000
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_unpacking_does_not_depend_on_the_chunks(size: int) -> None:
+    data = json.dumps(list(range(3000))).encode()
+    raw = gzip.compress(data) + b"trailing bytes"
+    unpacker = Unpacker("x-gzip")
+    pieces = [piece for at in range(0, len(raw), size) for piece in unpacker.feed(raw[at : at + size])]
+    unpacker.end()
+    assert b"".join(pieces) == data
+
+
+def test_a_large_answer_is_left_at_the_bound(
+    caller: Caller, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "MAX_BODY", 2**20)
+    with RawServer(lambda _r: endless(b" " * 65536, http(length=False))) as server:
+        with pytest.raises(errors.LlamaCloudProtocolError, match="more than 1 MiB"):
+            caller("get", server.url, timeout=5.0, total_timeout=20.0)
+        assert server.sent < 20 * 2**20  # what the network's buffers hold
+    assert peak() < 15
+
+
+def many(item: str, size: int) -> bytes:
+    return f'{{"session_id": "{SESSION}", "events": [{",".join([item] * size)}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "item", ["[]", '{"type": "x"}', '{"type":"tool_call","name":"","call_id":"1"}', "[[[[[[[[]]]]]]]]"]
+)
+def test_small_values_do_not_become_large_memory(
+    item: str, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "MAX_ELEMENTS", 200_000)
+    text = many(item, 4_000_000 // len(item))
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="200000 values"):
+        parse_json(text)
+    assert time.process_time() - begin < 3
+    assert peak() < 30  # what making the text took
+    assert len(parse_json(many("[]", 60_000))["events"]) == 60_000
+    assert peak() < 40
+
+
+def test_values_in_texts_do_not_count() -> None:
+    text = json.dumps({"content": "a,b,[c]," * 400_000}).encode()
+    assert text.count(b",") > decoding.MAX_ELEMENTS / 2
+    assert len(parse_json(text)["content"]) == 3_200_000
+
+
+def test_a_history_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_llamachat.models.MAX_EVENTS", 5)
+    assert len(Session.model_validate({"session_id": "s", "events": [{"type": "x"}] * 5}).events) == 5
+    with pytest.raises(ValueError, match="6 events"):
+        Session.model_validate({"session_id": "s", "events": [{"type": "x"}] * 6})
+
+
+def endless_events(block: bytes) -> Iterator[bytes]:
+    while True:
+        yield block * 100
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"type": "text_delta", "content": "%s"}\n\n' % (b"x" * 900),
+        b'data: {"type": "text", "content": "%s"}\n\n' % (b"x" * 900),
+        b'data: {"type": "tool_call", "name": "t", "call_id": "1", "arguments": {"q": "%s"}}\n\n' % (b"x" * 900),
+        b'data: {"type": "new", "x": "%s"}\n\n' % (b"x" * 900),
+    ],
+)
+def test_a_turn_without_end_is_bounded(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "MAX_TURN", 2**20)
+    with pytest.raises(errors.LlamaCloudProtocolError, match="more than any answer has") as caught:
+        for _ in read_events(endless_events(event), SESSION):
+            pass
+    assert caught.value.accepted is True
+
+
+def test_a_turn_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "MAX_EVENTS", 50)
+    delta, text = b'data: {"type": "text_delta", "content": "x"}\n\n', b'data: {"type": "text", "content": "x"}\n\n'
+    assert len(list(read_events([delta] * 500, SESSION))) == 500
+    with pytest.raises(errors.LlamaCloudProtocolError):
+        list(read_events([text] * 51, SESSION))
+
+
+def test_deltas_are_kept_in_the_memory_of_their_characters(peak: Callable[[], float]) -> None:
+    folder = TurnFolder(SESSION, "q")
+    event = TextDeltaEvent(type="text_delta", content="ab")
+    for _ in range(400_000):
+        folder.add(event)
+    assert len(folder.turn().answer) == 800_000
+    assert peak() < 12  # four bytes a character at the most, and the answer itself; as a list of pieces 25
+
+
+@pytest.mark.parametrize("text", ["x" * 4_000_000, "word " * 800_000, " " * 4_000_000, "\n" * 1_000_000])
+def test_a_huge_delta_is_logged_in_linear_time(text: str) -> None:
+    logger = logging.getLogger("tests.hostile.quiet")
+    logger.disabled = True
+    event = parse_event({"type": "text_delta", "content": text})
+    assert event is not None
+    begin = time.process_time()
+    TurnLog(logger)(event)
+    assert time.process_time() - begin < 3.0
+
+
+def test_a_listing_that_goes_in_circles_or_never_ends_is_left(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MAX_PAGES", 5)
+
+    def page(token: str) -> list[bytes | float]:
+        return [http(json.dumps({"items": [], "next_page_token": token}).encode())]
+
+    tokens: dict[str, Callable[[Request], str]] = {
+        "same": lambda _request: "A",
+        "circle": lambda request: "AB"[request.number % 2],
+        "endless": lambda request: str(request.number),
+        "huge": lambda _request: "x" * 100_000,
+    }
+    for name, token in tokens.items():
+        for method in ("list", "indexes"):
+            problem = caller.meets(method, lambda request, token=token: page(token(request)))  # type: ignore[misc]  # a default argument binds it
+            assert isinstance(problem, errors.LlamaCloudProtocolError), name
+            assert "to the end" in str(problem)
