@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import json
 import re
 from urllib.parse import quote
 
@@ -49,8 +48,8 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
 def scrub(text: str, secrets: tuple[str, ...]) -> str:
     """Replace each of ``secrets`` in ``text`` by ``***`` without shortening it.
 
-    Also as a URL, JSON, HTML, Base64 (of an ``Authorization: Basic`` header as well) and hexadecimal digits would hold them, in upper or
-    lower case; and whatever looks like one of LlamaCloud's keys.
+    Also as a URL, JSON, source code, HTML, Base64 (of an ``Authorization: Basic`` header as well) and hexadecimal digits would hold
+    them, in upper or lower case; and whatever looks like one of LlamaCloud's keys.
     """
     for secret in secrets:
         if secret:
@@ -66,13 +65,15 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _pattern(secret: str) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, _forms(secret))), re.IGNORECASE)
+    # Any number of backslashes: JSON in JSON, and the representation of bytes in it, escape what was escaped.
+    forms = ("".join(char if char.isalnum() else rf"\\*{re.escape(char)}" for char in form) for form in _forms(secret))
+    return re.compile("|".join(forms), re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=16)
 def _forms(secret: str) -> tuple[str, ...]:
     raw = secret.encode("utf-8", "replace")
-    forms = {secret, quote(secret, safe=""), json.dumps(secret)[1:-1], html.escape(secret), raw.hex()}
+    forms = {secret, quote(secret, safe=""), html.escape(secret), raw.hex()}
     for before in range(3):
         # In Base64 the same bytes look different at each of three offsets; the digits that mix with their neighbours are left out.
         digits = base64.b64encode(b"\x00" * before + raw).decode().rstrip("=")

@@ -1,0 +1,107 @@
+"""A body, a header or a page that echoes the API key: no notation that programs use puts it into a message."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import html
+import json
+import time
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.redaction import MAX_MESSAGE, excerpt, one_line, scrub
+from tests.hostile.conftest import KEY, Caller
+from tests.hostile.rawserver import http
+
+ECHOES: dict[str, bytes] = {
+    "plain": KEY.encode(),
+    "bearer": f"Authorization: Bearer {KEY}".encode(),
+    "json": json.dumps({"headers": {"authorization": f"Bearer {KEY}"}}).encode(),
+    "detail": json.dumps({"detail": f"bad key {KEY}"}).encode(),
+    "detail as object": json.dumps({"detail": {"key": KEY}}).encode(),
+    "detail as list": json.dumps({"detail": [{"loc": ["header", KEY], "msg": KEY, "input": KEY}]}).encode(),
+    "json in json": json.dumps({"detail": json.dumps({"key": KEY})}).encode(),
+    "json in json in text": json.dumps(json.dumps(json.dumps(KEY))).encode(),
+    "representation": repr({"k": KEY.encode()}).encode(),
+    "url": quote(KEY, safe="").encode(),
+    "query": f"/login?next=%2F&key={quote_plus(KEY)}".encode(),
+    "html": f"<pre>{html.escape(KEY)}</pre>".encode(),
+    "base64": base64.b64encode(f"Bearer {KEY}".encode()),
+    "basic, 1": base64.b64encode(f"u:{KEY}".encode()),
+    "basic, 2": base64.b64encode(f"us:{KEY}x".encode()),
+    "base64 for urls": base64.urlsafe_b64encode(f"\xff\xfe{KEY}\xff".encode("latin-1")),
+    "hexadecimal": KEY.encode().hex().upper().encode(),
+    "upper case": KEY.upper().encode(),
+    "utf-16": KEY.encode("utf-16-le"),
+    "utf-16 with a mark": codecs.BOM_UTF16_BE + KEY.encode("utf-16-be"),
+    "at the window's edge": b" " * 790 + KEY.encode() * 3,
+    "between": b"\x00".join([b"x" * 150, KEY.encode()]),
+}
+
+
+def shows(text: str) -> bool:
+    """Whether any of the notations stands in the text."""
+    plain = text.lower().replace("\\", "")
+    return any(
+        part.lower() in plain
+        for part in (
+            "canary",
+            "63616e617279",
+            *(base64.b64encode(b"." * n + b"<canary>")[4:-4].decode() for n in range(3)),
+        )
+    )
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("status", ["200 OK", "400 X", "403 X", "503 X", "302 X"])
+def test_an_echo_of_the_key_is_not_shown(echo: str, status: str, caller: Caller) -> None:
+    text = ECHOES[echo]
+    line = text.replace(b"\x00", b"").decode("latin-1")
+    answer = http(text, status, f"Location: /{line}", f"X-Request-Id: {line}", kind=f"text/{line}")
+    for name in ("get", "stream", "projects"):
+        problem = caller.meets(name, lambda _r: [answer], max_retries=0)
+        assert isinstance(problem, errors.LlamaCloudError)
+        assert not shows(str(problem)), problem
+        assert not shows(str(problem.request_id))
+
+
+def test_the_check_itself_would_see_it() -> None:
+    for echo, text in ECHOES.items():
+        if "utf-16" not in echo:
+            assert shows(text.decode("latin-1")), echo
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60), st.text(max_size=30))
+def test_any_key_is_found_in_any_notation(key: str, around: str) -> None:
+    for text in (
+        key,
+        quote(key, safe=""),
+        json.dumps(key),
+        json.dumps(json.dumps(key)),
+        html.escape(key),
+        key.encode().hex(),
+    ):
+        left, right = json.dumps(around)[1:-1], around
+        assert text.strip('"') not in scrub(f"{left}{text}{right}", (key,)) or text.strip('"') in left + "***" + right
+
+
+@given(st.text(max_size=4000))
+def test_a_message_is_one_bounded_line_and_stays_as_it_is(text: str) -> None:
+    line = one_line(text)
+    assert len(line) <= MAX_MESSAGE
+    assert one_line(line) == line
+    assert len(line.splitlines()) <= 1
+    line.encode()
+
+
+def test_redaction_takes_no_time_over_hostile_text() -> None:
+    begin = time.process_time()
+    for text in (KEY[:-1] * 20_000, "\\" * 1_000_000, "bearer " * 100_000, "llx-" * 200_000, "=\\" * 300_000):
+        scrub(text, (KEY,))
+        excerpt(text, secrets=(KEY,))
+    assert time.process_time() - begin < 5.0
