@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import asking, turns
-from airflow_provider_llamachat.batch import lines
+from airflow_provider_llamachat.batch import engine
 from airflow_provider_llamachat.exceptions import ServerError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
@@ -124,13 +124,13 @@ def test_a_broken_promise_is_found(
 
 def swaps_lines(patch: pytest.MonkeyPatch) -> None:
     """Answers land in the lines of other prompts."""
-    made = lines.line
+    made = engine.line
 
     def swapped(item: Any, prepared: Any, result: Any, **options: Any) -> Any:
         right = made(item, prepared, result, **options)
         return {**right, "answer": str(right["answer"]).replace("code-", "kode-")}
 
-    patch.setattr(lines, "line", swapped)
+    patch.setattr(engine, "line", swapped)
 
 
 def miscounts(patch: pytest.MonkeyPatch) -> None:
