@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +67,18 @@ class Runner:
     def parts(self) -> list[Path]:
         """The part files that are there."""
         return sorted(Path(f"{self.output}.parts").glob("*/*"))
+
+
+def outcomes(runner: Runner) -> list[str]:
+    """The outcome in each line of the results."""
+    return [line["outcome"] for line in runner.lines]
+
+
+def once_each(emulator: LlamaCloudEmulator) -> bool:
+    """Whether every prompt that was completed was completed once."""
+    return all(
+        count == 1 for count in Counter(turn.prompt for turn in emulator.turns if turn.state == "completed").values()
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +18,8 @@ from hypothesis import strategies as st
 
 from airflow_provider_llamachat.batch import journal as journals
 from airflow_provider_llamachat.batch import records, storage
-from airflow_provider_llamachat.batch.committer import Committer
 from airflow_provider_llamachat.batch.items import Item, Scope
 from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
-from airflow_provider_llamachat.batch.meter import Meter
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.exceptions import ChatBatchError
 from airflow_provider_llamachat.operators.base import TaskMemory
@@ -322,117 +318,6 @@ def test_an_answer_is_final_whatever_comes_after(steps: list[tuple[int, str]]) -
     past = Past.of(made, POSITIONS)
     assert past.answered == answered
     assert {position: intent.session_id for position, intent in past.intents.items()} == open_intents
-
-
-def test_records_are_committed_in_groups_in_order_and_off_the_loop() -> None:
-    groups: list[list[dict[str, Any]]] = []
-    threads = set()
-
-    def write(group: list[dict[str, Any]]) -> None:
-        threads.add(threading.current_thread())
-        time.sleep(0.02)
-        groups.append(group)
-
-    async def run() -> None:
-        async with Committer(write, 0.02) as committer:
-            await asyncio.gather(*(committer.commit({"n": number}) for number in range(5)))
-            assert len(groups) == 1
-            await committer.durable()
-            assert len(groups) == 1
-            committer.note({"n": 5})
-            await committer.durable()
-            assert groups[-1] == [{"n": 5}]
-            committer.note({"n": 6})
-            waiting = asyncio.create_task(committer.commit({"n": 7}))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            committer.note({"n": 8})
-
-    asyncio.run(run())
-    assert [record["n"] for group in groups for record in group] == list(range(9))
-    assert threading.main_thread() not in threads
-
-
-def test_a_journal_that_can_not_be_written_ends_the_batch_with_its_reason() -> None:
-    def write(group: list[dict[str, Any]]) -> None:
-        raise ChatBatchError("the disk is full")
-
-    async def wait() -> None:
-        async with Committer(write, 0.0) as committer:
-            with pytest.raises(ChatBatchError, match="disk is full"):
-                await asyncio.gather(committer.commit({}), committer.commit({}))
-            with pytest.raises(ChatBatchError, match="disk is full"):
-                committer.note({})
-
-    async def end() -> None:
-        async with Committer(write, 10.0) as committer:
-            committer.note({})
-
-    for broken in (wait, end):
-        with pytest.raises(ChatBatchError, match="disk is full"):
-            asyncio.run(broken())
-
-
-def test_a_group_that_is_being_written_is_written_to_its_end_before_the_next() -> None:
-    written: list[int] = []
-    begun = threading.Event()
-
-    def write(group: list[dict[str, Any]]) -> None:
-        begun.set()
-        time.sleep(0.1)
-        written.extend(record["n"] for record in group)
-
-    async def run() -> None:
-        async with Committer(write, 0.0) as committer:
-            committer.note({"n": 0})
-            await asyncio.to_thread(begun.wait)
-            committer.note({"n": 1})
-
-    asyncio.run(run())
-    assert written == [0, 1]
-
-
-def test_the_meter_speaks_at_tenths_and_quarters_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    now = [0.0]
-    meter = Meter(logging.getLogger("tests.meter"), 100, kept=10, clock=lambda: now[0])
-    for number in range(40):
-        now[0] += 0.5
-        meter.add(answered=number != 3, usage={"total_input_tokens": 5, "total_output_tokens": None})
-    lines = [record.getMessage() for record in caplog.records]
-    assert [text.split(" done")[0] for text in lines] == [f"Batch: {n} of 100" for n in (20, 30, 40, 50)]
-    assert lines[-1].endswith("1 failed, 120.0 a minute, 200 input and 0 output tokens, time left 25 s.")
-    assert meter.due_in() == 15.0
-    now[0] += 20
-    assert meter.due_in() == 0.0
-    meter.say()
-    assert "time left 50 s" in caplog.messages[-1]
-    caplog.clear()
-    fast = Meter(logging.getLogger("tests.meter"), 10, clock=lambda: 0.0)
-    for _ in range(9):
-        fast.add(answered=True, usage=None)
-    assert caplog.messages == []
-
-
-@pytest.mark.parametrize(
-    ("done", "seconds", "text"),
-    [
-        (0, 5, "unknown"),
-        (1, 60, "1 h 39 min"),
-        (4, 60, "24 min 00 s"),
-        (1, 600, "16 h 30 min"),
-        (50, 60, "60 s"),
-        (100, 60, "0 s"),
-    ],
-)
-def test_time_left_is_readable(done: int, seconds: float, text: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    now = [0.0]
-    meter = Meter(logging.getLogger("tests.meter"), 100, clock=lambda: now[0])
-    meter.done = done
-    now[0] = seconds
-    meter.say()
-    assert caplog.messages[-1].endswith(f"time left {text}.")
 
 
 def test_scopes_do_not_share_parts(tmp_path: Path) -> None:

@@ -1,0 +1,292 @@
+"""What later looks and later tries make of what an earlier one left: outages, kills, journals, sessions that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.engine import Batch
+from airflow_provider_llamachat.batch.items import parse
+from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
+from airflow_provider_llamachat.client import LlamaCloudClient
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from tests.batch.conftest import Runner, once_each, outcomes, prompts
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", endpoint="stream", status=503, times=3),
+        Fault("status", endpoint="create", status=503, times=3),
+        Fault("reset_before", endpoint="stream", times=3),
+        Fault("status", endpoint="stream", status=429, retry_after="0", times=3),
+    ],
+    ids=lambda fault: f"{fault.endpoint} {fault.kind} {fault.status}",
+)
+def test_what_met_an_outage_is_asked_once_more_at_the_end(
+    fault: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    runner.config = replace(runner.config, max_retries=0)
+    llamacloud_emulator.inject(fault)
+    report = runner.run(max_concurrency=2)
+    assert outcomes(runner) == ["answered"] * 6
+    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert "Batch: 6 of 6 done (100 %), 0 failed" in caplog.text
+    assert llamacloud_emulator.completed() == 6
+    assert once_each(llamacloud_emulator)
+    assert report.settled == 0
+
+
+def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 0.8
+    runner.prompts = prompts(2)
+    report = runner.run(turn_timeout=0.5, max_concurrency=1)
+    assert outcomes(runner) == ["answered"] * 2
+    assert emulator.posts() == emulator.completed() == 2
+    assert report.results.counts["interrupted"] == 0
+
+
+def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
+    runner.run(ask_again=True)
+    assert outcomes(runner).count("interrupted") == 1
+    assert llamacloud_emulator.posts() == 6
+
+
+def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answers(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 1.0
+    runner.prompts = prompts(8)
+
+    def during(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(0.5, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(during, max_concurrency=4, delete_sessions=True)
+    assert emulator.deleted == []
+    assert 0 < emulator.posts() <= 4
+    report = runner.run(max_concurrency=4)
+    assert outcomes(runner) == ["answered"] * 8
+    assert emulator.posts() == emulator.completed() == 8
+    assert report.settled == 4
+
+
+def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_be_read_for_a_while(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    llamacloud_emulator.settings.turn_latency = 1.0
+
+    def kill_soon(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(0.5, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(kill_soon)
+    assert llamacloud_emulator.posts() == 6
+    runner.config = replace(runner.config, max_retries=0)
+    llamacloud_emulator.inject(Fault("reset_before", endpoint="get", times=3))
+    report = runner.run()
+    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert (outcomes(runner), report.settled) == (["answered"] * 6, 6)
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+
+
+def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+        runner.run(Batch.kill)
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_so(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=1)
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=1)
+    assert emulator.posts(prompt=runner.prompts[2]["prompt"]) == 1
+    runner.run(fail_fast=True, max_concurrency=1, ask_again=True)
+    assert outcomes(runner) == ["answered"] * 6
+    assert emulator.posts(prompt=runner.prompts[2]["prompt"]) == 2
+
+
+def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True)
+    gone = next(turn.session_id for turn in llamacloud_emulator.turns if turn.state == "failed")
+    with LlamaCloudClient(runner.config) as client:
+        client.delete_session(gone)
+    runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+    assert f"the session {gone}" in caplog.text
+    assert once_each(llamacloud_emulator)
+
+
+def test_a_shared_session_that_is_gone_is_replaced(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, session_mode="shared")
+    with LlamaCloudClient(runner.config) as client:
+        client.delete_session(next(iter(llamacloud_emulator.sessions)))
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert "going on in a new one" in caplog.text
+
+
+def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with LlamaCloudClient(runner.config) as client:
+        mine = client.create_session([INDEX_FILINGS]).session_id
+        runner.prompts = ["Other", {"prompt": "Mine", "session_id": mine}]
+        llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Mine"))
+        with pytest.raises(errors.ChatBatchError):
+            runner.run(fail_fast=True)
+        client.delete_session(mine)
+    runner.run()
+    assert outcomes(runner) == ["answered", "failed"]
+    assert runner.lines[1]["error"]["type"] == "NotFoundError"
+
+
+def test_an_intent_whose_forerunner_never_came_about_is_asked_where_the_session_stands(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    runner.prompts = ["First", "Second", "Third"]
+    emulator.settings.turn_latency = 0.5
+    emulator.inject(Fault("hang", endpoint="stream", prompt="Second"))
+
+    def during(batch: Batch) -> None:
+        asyncio.get_running_loop().call_later(1.2, batch.kill)
+
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(during, session_mode="shared")
+    emulator.settings.turn_latency = 0.0
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert [turn.prompt for turn in emulator.turns] == ["First", "Second", "Third"]
+
+
+def asked_ahead(runner: Runner, session_id: str) -> MemoryJournal:
+    """A journal as a kill leaves it: two prompts in flight in a shared session, a third meant to follow."""
+    journal = MemoryJournal()
+    keys = [item.key(runner.scope) for item in parse(runner.prompts, index_ids=[INDEX_FILINGS])]
+    journal.write([records.session(session_id), records.intent(keys[0], session_id, 0, opened=False)])
+    journal.write([records.intent(keys[1], session_id, 1, opened=False, ahead=True)])
+    journal.write([records.intent(keys[2], session_id, 2, opened=False, ahead=True)])
+    return journal
+
+
+def test_what_was_meant_to_follow_a_turn_that_never_came_is_asked_where_the_session_stands(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+    # The first two are refused, so the third finds an empty session where it was meant to be the third turn.
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", status=422, times=2))
+    runner.journal = lambda: asked_ahead(runner, session_id)
+    report = runner.run(session_mode="shared")
+    assert [(turn.prompt, turn.position) for turn in llamacloud_emulator.turns] == [("Third", 0)]
+    assert report.results.counts["answered"] == 1
+
+
+def test_what_was_meant_to_follow_a_turn_that_is_asked_again_comes_after_it(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+        client.send_message(session_id, "First")
+        with pytest.raises(errors.ChatTurnFailedError):
+            client.send_message(session_id, "Second")
+    runner.journal = lambda: asked_ahead(runner, session_id)
+    report = runner.run(session_mode="shared")
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == ["First", "Second", "Second", "Third"]
+    assert report.results.counts["answered"] == 3
+    assert report.settled == 1
+
+
+class FullDisk(PartsJournal):
+    """A journal whose disk gets full, and can not be read either then."""
+
+    room = 3
+    readable = True
+
+    def write(self, batch: list[dict[str, Any]]) -> None:
+        self.room -= 1
+        if self.room < 0:
+            self.readable = False
+            raise errors.ChatBatchError("the disk is full")
+        super().write(batch)
+
+    def records(self) -> Iterator[dict[str, Any] | None]:
+        if not self.readable:
+            raise errors.ChatBatchError("the disk is broken")
+        return super().records()
+
+
+def test_a_journal_that_can_not_be_kept_ends_the_batch_before_anything_is_asked_without_it(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(40)
+    llamacloud_emulator.settings.turn_latency = 0.1
+    runner.journal = lambda: FullDisk(runner.output, runner.scope)
+    with pytest.raises(errors.ChatBatchError, match="disk is full"):
+        runner.run(max_concurrency=2)
+    posts = llamacloud_emulator.posts()
+    assert posts < 10
+    runner.journal = None
+    runner.run(max_concurrency=2)
+    assert outcomes(runner) == ["answered"] * 40
+    assert once_each(llamacloud_emulator)
+
+
+def test_tidying_up_never_hides_why_the_batch_failed(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    def journal() -> FullDisk:
+        made = FullDisk(runner.output, runner.scope)
+        made.room = 1000
+        load = made.load
+
+        def load_and_break(positions: dict[str, int]) -> records.Past:
+            past = load(positions)
+            made.readable = False
+            return past
+
+        made.load = load_and_break  # type: ignore[method-assign]  # breaks after it was read once
+        return made
+
+    runner.journal = journal
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
+    with pytest.raises(errors.ChatBatchError, match="tired"):
+        runner.run(fail_fast=True, delete_sessions=True)
+    assert "Sessions were left over: the disk is broken" in caplog.text
