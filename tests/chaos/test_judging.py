@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import asking, turns
-from airflow_provider_llamachat.batch import engine
+from airflow_provider_llamachat.batch import engine, lines
 from airflow_provider_llamachat.exceptions import ServerError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
@@ -124,7 +124,7 @@ def test_a_broken_promise_is_found(
 
 def swaps_lines(patch: pytest.MonkeyPatch) -> None:
     """Answers land in the lines of other prompts."""
-    made = engine.line
+    made = lines.line
 
     def swapped(item: Any, prepared: Any, result: Any, **options: Any) -> Any:
         right = made(item, prepared, result, **options)
