@@ -132,7 +132,7 @@ def seconds(value: Any, name: str) -> float:
     number = value.total_seconds() if hasattr(value, "total_seconds") else value
     try:
         result = float("nan") if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = float("nan")
     if not 0 < result < float("inf"):
         raise InvalidArgumentError(f"{name} has to be a number of seconds above 0, got {_shown(value)}.")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     ChatTurnInterruptedError,
+    ConflictError,
     LlamaCloudConnectionError,
     LlamaCloudError,
     LlamaCloudProtocolError,
     RateLimitError,
-    RequestRefusedError,
 )
 from airflow_provider_llamachat.models import ChatTurn, Session
 from airflow_provider_llamachat.redaction import excerpt
@@ -60,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ReadHistory:
-    """Step: read the whole session; send back a :class:`~.models.Session`."""
+    """Step: read the whole session; send back a :class:`~.models.Session`, or why it could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,23 @@ class Outcome:
 
 
 Step = ReadHistory | Post | Pause
-Asking = Generator[Step, Session | Outcome | None, ChatTurn]
+Reply = Session | LlamaCloudError | Outcome | None
+Asking = Generator[Step, Reply, ChatTurn]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What the history says of our turn, at last.
+
+    :param turn: the finished turn; None when the prompt was never accepted, or when ``interrupted`` says why its end is not there.
+    :param asked: how often our prompt stands in the history since the baseline.
+    :param turns: how many turns the session has.
+    """
+
+    turn: ChatTurn | None = None
+    interrupted: ChatTurnInterruptedError | None = None
+    asked: int = 0
+    turns: int = 0
 
 
 def ask(
@@ -120,25 +136,25 @@ def ask(
         if look:
             if isinstance(problem, LlamaCloudConnectionError | LlamaCloudProtocolError):
                 accepted = problem.accepted is True
-            try:
-                turn = yield from _settle(question, limits, baseline, problem, accepted, now)
-            except ChatTurnInterruptedError as interrupted:
+            settled = yield from _settle(question, limits, baseline, problem, accepted, now)
+            if settled.turn is not None:
+                return _checked(question, settled.turn)
+            if settled.interrupted is not None:
+                if isinstance(problem, ConflictError) and posts == 1:
+                    raise problem  # nothing of ours keeps the session busy
                 if not (
-                    ask_again and posts == 0 and interrupted.reason in {"stalled", "overtaken", "foreign", "vanished"}
+                    ask_again
+                    and posts == 0
+                    and settled.asked <= 1
+                    and settled.interrupted.reason in {"stalled", "overtaken", "foreign", "vanished"}
                 ):
-                    raise
-                session = yield ReadHistory()
-                assert isinstance(session, Session)  # noqa: S101  # the drivers' contract
-                if judge(session.events, baseline, question.prompt).asked > 1:
-                    raise
+                    raise settled.interrupted
                 log.warning(
                     "on_interrupted='ask_again': asking once more in session %s. The interrupted turn may already have been billed. %s",
                     question.session_id,
-                    interrupted,
+                    settled.interrupted,
                 )
-                baseline, ask_again, turn = count_turns(session.events), False, None
-            if turn is not None:
-                return _checked(question, turn)
+                baseline, ask_again = settled.turns, False
         if posts >= limits.max_posts and problem is not None:
             raise problem
         if now() >= limits.deadline:
@@ -149,7 +165,11 @@ def ask(
         if outcome.turn is not None and outcome.turn.finished:
             return _checked(question, outcome.turn)
         problem = outcome.problem or _interrupted(question, "stalled", None)
-        if isinstance(problem, RequestRefusedError) or (problem.status is not None and 300 <= problem.status < 400):
+        if isinstance(problem, ConflictError) and (resume or posts > 1):
+            # What keeps the session busy may be an earlier post of ours that the history does not show yet.
+            look = accepted = True
+            continue
+        if _is_final(problem):
             raise problem
         known_refused = isinstance(problem, RateLimitError) or (
             isinstance(problem, LlamaCloudConnectionError) and problem.accepted is False
@@ -172,36 +192,83 @@ def _settle(
     problem: LlamaCloudError | None,
     accepted: bool,
     now: Callable[[], float],
-) -> Generator[Step, Session | Outcome | None, ChatTurn | None]:
-    """Read the history until it is clear what became of our turn: the turn, or None when it was never accepted."""
-    size, changed_at, looks, announced = -1, now(), 0, False
+) -> Generator[Step, Reply, _Settled]:
+    """Read the history until it is clear what became of our turn.
+
+    A history that can not be read for the moment is no reason to give up a turn that may be paid for.
+    """
+    size, changed_at, announced, warned = -1, now(), False, False
+    verdict: Verdict | None = None
+    reads = looks = turns = 0
     while True:
-        session = yield ReadHistory()
-        assert isinstance(session, Session)  # noqa: S101  # the drivers' contract
-        looks += 1
-        verdict = judge(session.events, baseline, question.prompt, session_id=question.session_id)
-        if verdict.state is State.FINISHED and verdict.turn is not None:
-            log.info("Session %s already holds the answer to this prompt: adopting it.", question.session_id)
-            return verdict.turn.model_copy(update={"index_ids": question.index_ids})
-        if verdict.state is State.FOREIGN:
-            raise _interrupted(question, "foreign", problem)
-        # Without a sign of acceptance one more look, a moment later, tells a lost request from one that is being recorded.
-        if verdict.state is State.ABSENT and not accepted and (problem is None or looks > 1):
-            return None
-        if verdict.size != size:
-            size, changed_at = verdict.size, now()
-        if now() >= limits.deadline:
-            raise _interrupted(question, "deadline", problem, verdict, accepted)
-        if now() - changed_at >= limits.stall_after:
-            reason = "vanished" if verdict.state is State.ABSENT else "overtaken" if verdict.overtaken else "stalled"
-            raise _interrupted(question, reason, problem, verdict, accepted)
-        if verdict.state is State.RUNNING and not announced:
+        read = yield ReadHistory()
+        reads += 1
+        failure = _unreadable(question, read)
+        if failure is None:
+            assert isinstance(read, Session)  # noqa: S101  # what is no failure is a session
+            looks += 1
+            turns = count_turns(read.events)
+            verdict = judge(read.events, baseline, question.prompt, session_id=question.session_id)
+            if verdict.state is State.FINISHED and verdict.turn is not None:
+                log.info("Session %s already holds the answer to this prompt: adopting it.", question.session_id)
+                return _Settled(verdict.turn.model_copy(update={"index_ids": question.index_ids}))
+            if verdict.state is State.FOREIGN:
+                return _Settled(interrupted=_interrupted(question, "foreign", problem), turns=turns)
+            # Without a sign of acceptance one more look, a moment later, tells a lost request from one that is being recorded.
+            if verdict.state is State.ABSENT and not accepted and (problem is None or looks > 1):
+                return _Settled(turns=turns)
+            if verdict.size != size:
+                size, changed_at = verdict.size, now()
+        over = now() >= limits.deadline
+        if over or now() - changed_at >= limits.stall_after:
+            if failure is not None and problem is None and verdict is None and not accepted:
+                raise failure  # nothing is known of any turn, so this is all there is to say
+            reason = "deadline" if over else _reason(failure, verdict)
+            cause = problem if failure is None else failure
+            interrupted = _interrupted(question, reason, cause, verdict, accepted)
+            return _Settled(interrupted=interrupted, asked=verdict.asked if verdict else 0, turns=turns)
+        if failure is not None and not warned:
+            warned = True
+            log.warning("%s Looking again and again, until the turn's time is over.", failure)
+        elif verdict is not None and verdict.state is State.RUNNING and not announced:
             announced = True
             log.info(
                 "Session %s is at work on this prompt: waiting for it instead of asking again.", question.session_id
             )
-        seconds = min(limits.poll * 1.5 ** min(looks - 1, 10), limits.poll_max, limits.stall_after / 4)
+        seconds = min(limits.poll * 1.5 ** min(reads - 1, 10), limits.poll_max, limits.stall_after / 4)
         yield Pause(max(0.0, min(seconds, limits.deadline - now())))
+
+
+def _is_final(problem: LlamaCloudError) -> bool:
+    redirect = problem.status is not None and 300 <= problem.status < 400
+    return redirect or not problem.retryable
+
+
+def _unreadable(question: Question, read: Reply) -> LlamaCloudError | None:
+    """Why what was read tells nothing; None for a history.
+
+    :raises LlamaCloudError: it will not be readable later either.
+    """
+    if isinstance(read, LlamaCloudError):
+        if _is_final(read):
+            raise read
+        return read
+    assert isinstance(read, Session)  # noqa: S101  # the drivers' contract
+    if read.job_metadata is not None and not read.events:
+        # "Nothing was ever asked here" is what decides about asking again, so it must not come from half an answer.
+        return LlamaCloudProtocolError(
+            f"Session {question.session_id} says that it was asked before, but its history is empty.",
+            session_id=question.session_id,
+        )
+    return None
+
+
+def _reason(failure: LlamaCloudError | None, verdict: Verdict | None) -> str:
+    if failure is not None or verdict is None:
+        return "unreadable"
+    if verdict.state is State.ABSENT:
+        return "vanished"
+    return "overtaken" if verdict.overtaken else "stalled"
 
 
 def _checked(question: Question, turn: ChatTurn) -> ChatTurn:
@@ -223,6 +290,7 @@ _REASONS = {
     "overtaken": "another turn began in the session before this one ended (a session answers one turn at a time)",
     "foreign": "another prompt stands in the session where this one should: something else asks in the same session",
     "unasked": "turn_timeout passed before the server took the prompt",
+    "unreadable": "the session's history could not be read, so what became of the turn is not known",
 }
 _IN_DOUBT = (
     "The prompt was not sent again, because it may already have been billed. A retry of the task looks for the answer first; "

@@ -26,7 +26,8 @@ class Endpoint:
     :param purpose: completes "could not …" in messages.
     :param answer: model of the answer, ``list[...]`` of it when ``many``; None where the answer has no body or is a stream.
     :param replay: whether a request that may have been processed can be sent again. Creating a session can: at worst an
-        empty session is left over. A turn can not: that would be paid for twice.
+        empty session is left over. So can syncing an index: a sync that runs is not started twice (409). A turn can not: that would
+        be paid for twice.
     """
 
     name: str
@@ -105,17 +106,3 @@ GET_PROJECT = Endpoint("project", "GET", "/api/v1/projects/{project_id}", "read 
 LIST_INDEXES = Endpoint("indexes", "GET", "/api/v1/indexes", "list indexes", IndexPage)
 GET_INDEX = Endpoint("index", "GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
 SYNC_INDEX = Endpoint("sync", "POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
-
-ALL = (
-    CREATE_SESSION,
-    LIST_SESSIONS,
-    GET_SESSION,
-    GET_SESSION_SUMMARY,
-    DELETE_SESSION,
-    STREAM_MESSAGE,
-    LIST_PROJECTS,
-    GET_PROJECT,
-    LIST_INDEXES,
-    GET_INDEX,
-    SYNC_INDEX,
-)

@@ -40,14 +40,14 @@ from typing import Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_provider_llamachat.redaction import one_line
+from airflow_provider_llamachat.redaction import one_line, scrub
 
 
 class LlamaCloudError(AirflowException):
     """Root of all errors of this provider.
 
     :param message: what happened, where (host, project), and what to do about it. Kept as one line of at most
-        :data:`~.redaction.MAX_MESSAGE` characters, whatever it quotes.
+        :data:`~.redaction.MAX_MESSAGE` characters, whatever it quotes, and without anything that looks like a key.
     :param status: the HTTP status of the answer, None when there was none.
     :param request_id: the server's id of the request, None when it gave none.
     :param session_id: the chat session concerned, None when there is none.
@@ -63,7 +63,7 @@ class LlamaCloudError(AirflowException):
         request_id: str | None = None,
         session_id: str | None = None,
     ) -> None:
-        super().__init__(one_line(message))
+        super().__init__(one_line(scrub(message, ())))
         self.status = status
         self.request_id = request_id
         self.session_id = session_id
@@ -198,7 +198,8 @@ class ChatTurnInterruptedError(ChatTurnError):
 
     :param reason: ``stalled`` (in the history, but no longer growing), ``deadline`` (``turn_timeout`` passed), ``vanished``
         (accepted, yet not in the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (somebody
-        else's turn stands where ours should be), ``unasked`` (``turn_timeout`` passed before the server took the prompt).
+        else's turn stands where ours should be), ``unreadable`` (the history could not be read), ``unasked`` (``turn_timeout`` passed
+        before the server took the prompt).
     :param accepted: True when the server was seen to take the prompt, False when nobody can tell, or when it did not.
     """
 

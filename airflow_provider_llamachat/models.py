@@ -9,17 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from airflow_provider_llamachat.arguments import MAX_ID
 
 log = logging.getLogger(__name__)
-
-SharedAccess = Literal["query", "read_only"]
-"""What a session's share link grants: reading the transcript only, or asking new questions as well."""
-
 
 MAX_EVENTS = 250_000
 """Events of one history, or whole events of one turn, at the most."""
@@ -71,6 +67,12 @@ def _texts(value: Any) -> list[str] | None:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else None
 
 
+def _verdict(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip().lower() not in {"", "0", "false", "no", "none", "null"}
+    return bool(value)
+
+
 def _reason(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
 
@@ -92,7 +94,7 @@ class Usage(ApiModel):
 class JobMetadata(Usage):
     """Usage and outcome of a session's most recent turn."""
 
-    is_error: bool | None = None
+    is_error: Annotated[bool | None, BeforeValidator(lambda value: None if value is None else _verdict(value))] = None
     error: Reason = None
     export_config_ids: Texts = None
 
@@ -156,7 +158,7 @@ class StopEvent(Event):
     usage: Annotated[Usage, BeforeValidator(lambda value: value if isinstance(value, dict | Usage) else {})] = Field(
         default_factory=Usage
     )
-    is_error: Annotated[bool, BeforeValidator(lambda value: value is not None and value)] = False
+    is_error: Annotated[bool, BeforeValidator(_verdict)] = False
     error: Reason = None
     skipped_index_ids: Texts = None
 
@@ -219,7 +221,8 @@ class Session(SessionSummary):
     """A chat session with its whole ordered history."""
 
     # model_validate would rebuild each event from its base class' fields without this: the union is resolved by parse_event.
-    events: Annotated[list[Any], BeforeValidator(_tolerant_events)] = Field(default_factory=list)
+    # No default: what lacks its history must not pass for a session that was never asked anything.
+    events: Annotated[list[Any], BeforeValidator(_tolerant_events)]
 
 
 class SessionPage(ApiModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -154,9 +155,13 @@ def count_turns(events: Iterable[Event]) -> int:
     return sum(isinstance(event, UserInputEvent) for event in events)
 
 
+def _folded(prompt: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", prompt).split())
+
+
 def same_prompt(one: str, other: str) -> bool:
-    """Whether two prompts are the same but for white space, which a server may fold when it records them."""
-    return " ".join(one.split()) == " ".join(other.split())
+    """Whether two prompts are the same but for white space and Unicode form, which a server may change when it records them."""
+    return _folded(one) == _folded(other)
 
 
 def is_plainly_another(recorded: str, prompt: str) -> bool:
@@ -165,7 +170,7 @@ def is_plainly_another(recorded: str, prompt: str) -> bool:
     Less strict than :func:`same_prompt`: the stream is the answer to our own request, and a server may well add to a prompt, or cut
     it. Only what has nothing of ours comes from a mix-up.
     """
-    one, other = " ".join(recorded.split()), " ".join(prompt.split())
+    one, other = _folded(recorded), _folded(prompt)
     return bool(one) and one not in other and other not in one
 
 
@@ -193,7 +198,7 @@ def judge(events: Sequence[Event], baseline: int, prompt: str, *, session_id: st
 
 def fingerprint(prompt: str) -> str:
     """A short, stable digest of a prompt: enough to tell whether a retry asks the same, and safe to store."""
-    return hashlib.sha256(" ".join(prompt.split()).encode()).hexdigest()[:24]
+    return hashlib.sha256(_folded(prompt).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""The only I/O of this provider: LlamaCloud's chat API over httpx, synchronous and asynchronous. No Airflow import.
+"""The only I/O of this provider: LlamaCloud's chat API over httpx, synchronous and asynchronous. Of Airflow it
+needs the exception classes only.
 
 Layers, top first: :mod:`.sync` and :mod:`.aio` (thin senders), :mod:`.calls` (what both say alike), :mod:`.streaming`
 (bytes to events), :mod:`.replies` (answers and errors), :mod:`.replaying` (what is sent again, and when), :mod:`.config`.

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, closing
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -13,14 +14,18 @@ import httpx
 from tenacity import AsyncRetrying
 
 from airflow_provider_llamachat import endpoints, exceptions, models
-from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, ask
+from airflow_provider_llamachat.arguments import seconds
+from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, Reply, ask
 from airflow_provider_llamachat.client import calls, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
 from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import aread_events
 from airflow_provider_llamachat.client.sync import Observer
 from airflow_provider_llamachat.client.throttle import Throttle, passing
-from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask
+from airflow_provider_llamachat.turns import TurnFolder
+
+LARGE = 512 * 1024
+"""Bytes of an answer from which on it is decoded in a thread: a history of some megabytes would stop the event loop."""
 
 
 class AsyncLlamaCloudClient:
@@ -34,8 +39,9 @@ class AsyncLlamaCloudClient:
         self.config = config
         self.throttle = throttle
         self._calls = calls.Calls(config)
-        self._http = httpx.AsyncClient(
-            **calls.http_options(config),
+        self._http = calls.http_client(
+            httpx.AsyncClient,
+            config,
             event_hooks={"response": [calls.ahide_location]},
             # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
@@ -145,14 +151,14 @@ class AsyncLlamaCloudClient:
             return False
         return True
 
-    async def stream_message(
+    def stream_message(
         self,
         session_id: str,
         prompt: str,
         *,
-        index_ids: list[str],
+        index_ids: list[str] | None = None,
         require_all_indexes: bool = False,
-        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         project_id: str | None = None,
         organization_id: str | None = None,
     ) -> AsyncIterator[models.Event]:
@@ -165,12 +171,18 @@ class AsyncLlamaCloudClient:
             project_id=project_id,
             organization_id=organization_id,
         )
-        async with aclosing(self._stream(asked, time.time() + turn_timeout)) as events:
+        return self._events(asked, seconds(turn_timeout, "turn_timeout"))
+
+    async def _events(self, asked: Question, patience: float) -> AsyncGenerator[models.Event, None]:
+        deadline = time.time() + patience
+        if not asked.index_ids:
+            asked, _ = calls.completed(asked, 0, await self._send(self._calls.history(asked)))
+        async with aclosing(self._stream(asked, deadline)) as events:
             async for event in events:
                 yield event
                 if isinstance(event, models.StopEvent):
                     return
-        raise calls.ended_early(session_id)
+        raise calls.ended_early(asked.session_id)
 
     async def send_message(
         self,
@@ -183,22 +195,26 @@ class AsyncLlamaCloudClient:
         resume: bool = False,
         accepted: bool = False,
         ask_again: bool = False,
-        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
         on_event: Observer | None = None,
         project_id: str | None = None,
         organization_id: str | None = None,
     ) -> models.ChatTurn:
         """Ask and return the finished turn, paid for once; see :meth:`.sync.LlamaCloudClient.send_message`."""
-        scope = {"project_id": project_id, "organization_id": organization_id}
-        if baseline is None or not index_ids:
-            session = await self.get_session(session_id, **scope)
-            index_ids = indexes_to_ask(session, index_ids)
-            baseline = count_turns(session.events) if baseline is None else baseline
-        asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
+        asked = calls.question(
+            session_id,
+            prompt,
+            index_ids,
+            require_all_indexes=require_all_indexes,
+            project_id=project_id,
+            organization_id=organization_id,
+        )
         limits = calls.limits(self.config, deadline, turn_timeout)
-        steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
         try:
+            if baseline is None or not asked.index_ids:
+                asked, baseline = calls.completed(asked, baseline, await self._send(self._calls.history(asked)))
+            steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
             return await self._carry_out(steps, asked, limits.deadline, on_event)
         except exceptions.LlamaCloudError as problem:
             raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
@@ -206,7 +222,7 @@ class AsyncLlamaCloudClient:
     async def _carry_out(
         self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None
     ) -> models.ChatTurn:
-        reply: models.Session | Outcome | None = None
+        reply: Reply = None
         with closing(steps):
             while True:
                 try:
@@ -215,7 +231,10 @@ class AsyncLlamaCloudClient:
                     return cast("models.ChatTurn", end.value)
                 match step:
                     case ReadHistory():
-                        reply = await self._send(self._calls.history(asked), calls.patience(deadline))
+                        try:
+                            reply = await self._send(self._calls.history(asked), calls.patience(deadline))
+                        except exceptions.LlamaCloudError as problem:
+                            reply = problem
                     case Post():
                         reply = await self._post(asked, step.position, deadline, on_event)
                     case Pause():
@@ -239,24 +258,27 @@ class AsyncLlamaCloudClient:
     async def _stream(self, asked: Question, deadline: float) -> AsyncGenerator[models.Event, None]:
         call = self._calls.stream(asked)
         accepted: bool | None = None
-        async with passing(self.throttle) as passage:
-            try:
-                async with self._answer(call, deadline) as response:
-                    passage.answered(response.status_code, replies.retry_after(response.headers))
-                    if not calls.is_event_stream(response):
-                        body = await self._read(call, response, deadline)
-                        reply = replies.Reply(response.status_code, response.headers, body)
-                        replies.raise_for_status(call, reply, self.config)
-                        raise replies.not_a_stream(call, reply, self.config)
-                    accepted = True
-                    async with (
-                        aclosing(self._chunks(response, deadline)) as chunks,
-                        aclosing(aread_events(chunks, asked.session_id, (self.config.api_key,))) as events,
-                    ):
-                        async for event in events:
-                            yield event
-            except replies.TRANSPORT_PROBLEMS as problem:
-                raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
+        try:
+            async with (
+                passing(self.throttle, deadline) as passage,
+                self._answer(call, deadline) as response,
+            ):
+                passage.answered(response.status_code, replies.retry_after(response.headers))
+                if not calls.is_event_stream(response):
+                    reply = replies.Reply(
+                        response.status_code, response.headers, await self._read(call, response, deadline)
+                    )
+                    replies.raise_for_status(call, reply, self.config)
+                    raise replies.not_a_stream(call, reply, self.config)
+                accepted = True
+                async with (
+                    aclosing(self._chunks(response, deadline)) as chunks,
+                    aclosing(aread_events(chunks, asked.session_id, (self.config.api_key,))) as events,
+                ):
+                    async for event in events:
+                        yield event
+        except replies.TRANSPORT_PROBLEMS as problem:
+            raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
     async def _pages(
         self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
@@ -275,10 +297,13 @@ class AsyncLlamaCloudClient:
         async for attempt in AsyncRetrying(**replaying.policy(call, self.config, budget)):
             with attempt:
                 try:
-                    return replies.decode(call, await self._attempt(call, budget), self.config)
-                except exceptions.NotFoundError:
-                    if doubtful and call.endpoint is endpoints.DELETE_SESSION:
-                        return None  # our own earlier attempt deleted it, and its answer was lost
+                    reply = await self._attempt(call, budget)
+                    if len(reply.body) < LARGE:
+                        return replies.decode(call, reply, self.config)
+                    return await asyncio.to_thread(replies.decode, call, reply, self.config)
+                except exceptions.RequestRefusedError as problem:
+                    if doubtful and replaying.shows_success(call, problem):
+                        return None
                     raise
                 except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
                     doubtful = True

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import time
+from dataclasses import replace
+from datetime import timedelta
 from http.cookiejar import CookieJar
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from airflow_provider_llamachat import __version__, endpoints
-from airflow_provider_llamachat.arguments import id_list, optional_choice
+from airflow_provider_llamachat.arguments import id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
 from airflow_provider_llamachat.asking import Limits, Outcome, Question
 from airflow_provider_llamachat.client import decoding
 from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid, ssl_context
+from airflow_provider_llamachat.client.deadlines import NotSentError
 from airflow_provider_llamachat.client.replaying import pause
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,
+    LlamaCloudConfigError,
     LlamaCloudConnectionError,
     LlamaCloudError,
     LlamaCloudProtocolError,
 )
-from airflow_provider_llamachat.models import Event, UserInputEvent
-from airflow_provider_llamachat.turns import TurnFolder, is_plainly_another
+from airflow_provider_llamachat.models import Event, Session, UserInputEvent
+from airflow_provider_llamachat.redaction import excerpt
+from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask, is_plainly_another
 
 SHARED_ACCESS = ("query", "read_only")
 
@@ -146,18 +152,30 @@ def question(
     project_id: str | None,
     organization_id: str | None,
 ) -> Question:
-    """Check the arguments of a turn; the API wants at least one index id, for a bound session too."""
+    """Check the arguments of a turn, before anything is sent; ``index_ids`` may be left for :func:`completed`."""
     endpoints.path_segment("session_id", session_id)
-    ids = id_list(index_ids)
-    if not ids:
-        raise InvalidArgumentError("index_ids has to name at least one index for a turn.", session_id=session_id)
-    return Question(session_id, checked_prompt(prompt), ids, require_all_indexes, project_id, organization_id)
+    return Question(
+        session_id,
+        checked_prompt(prompt),
+        id_list(index_ids) or [],
+        require_all_indexes,
+        checked_uuid("project_id", project_id),
+        checked_uuid("organization_id", organization_id),
+    )
 
 
-def limits(config: ClientConfig, deadline: float | None, turn_timeout: float) -> Limits:
+def completed(asked: Question, baseline: int | None, session: Session) -> tuple[Question, int]:
+    """Take from the session what the caller left open: the indexes (the API wants at least one id, for a bound session too), and
+    how many turns there were before.
+    """
+    known = replace(asked, index_ids=indexes_to_ask(session, asked.index_ids))
+    return known, count_turns(session.events) if baseline is None else baseline
+
+
+def limits(config: ClientConfig, deadline: float | None, turn_timeout: float | timedelta) -> Limits:
     """The limits of one turn: an absolute deadline wins over a duration."""
     return Limits(
-        deadline=time.time() + turn_timeout if deadline is None else deadline,
+        deadline=time.time() + seconds(turn_timeout, "turn_timeout") if deadline is None else deadline,
         # The history grows by whole events, more seldom than the stream's bytes: it gets twice the silence of a stream.
         stall_after=2 * config.timeout,
         max_posts=config.max_retries + 1,
@@ -192,6 +210,25 @@ def http_options(config: ClientConfig) -> dict[str, Any]:
     }
 
 
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+
+
+def http_client(kind: type[Http], config: ClientConfig, **options: Any) -> Http:
+    """Make an httpx client.
+
+    :raises LlamaCloudConfigError: the environment's certificates or proxies do not allow it.
+    """
+    settings = http_options(config)
+    try:
+        return kind(**settings, **options)
+    except (OSError, ValueError, ImportError, httpx.InvalidURL) as problem:
+        reason = re.sub(r"//[^/@\s]*@", "//…@", str(problem))  # a proxy's URL may hold a password
+        raise LlamaCloudConfigError(
+            f"No HTTP client can be made with the proxies that this process' environment names: {excerpt(reason, limit=200)} "
+            "Correct HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or NO_PROXY where this Airflow component is started."
+        ) from None
+
+
 def hide_location(response: httpx.Response) -> None:
     """Keep a redirect's target from httpx, which parses it, and fails over some, although it is not to be followed."""
     if "location" in response.headers:
@@ -206,11 +243,13 @@ async def ahide_location(response: httpx.Response) -> None:
 def request(call: Call, config: ClientConfig, deadline: float) -> dict[str, Any]:
     """A call as arguments of httpx' ``build_request``.
 
-    :raises TimeoutError: the deadline has passed.
+    :raises NotSentError: the deadline has passed.
     """
+    if deadline <= time.time():
+        raise NotSentError
     # A connection that is given up in the middle of its TLS handshake would stay open until it is collected: that wait, and the one
     # for TCP before it, end by themselves before the deadline does.
-    connect = min(config.connect_timeout, left(deadline) / 2)
+    connect = min(config.connect_timeout, max(0.001, deadline - time.time()) / 2)
     return {
         "timeout": httpx.Timeout(config.timeout, connect=connect, pool=connect),
         "method": call.endpoint.method,
@@ -246,6 +285,7 @@ def checked(event: Event, asked: Question) -> Event:
         raise LlamaCloudProtocolError(
             f"The stream of the turn in session {asked.session_id} answers another prompt than was asked. Nothing of it was used. "
             "Check that no proxy stands between here and LlamaCloud that mixes answers up.",
+            accepted=True,
             session_id=asked.session_id,
         )
     return event
@@ -258,8 +298,12 @@ def outcome(folder: TurnFolder, problem: LlamaCloudError | None) -> Outcome:
 
 
 def is_event_stream(response: httpx.Response) -> bool:
-    """Whether the answer is a turn's stream. The status comes first: an error body is JSON, whatever was asked for."""
-    return response.status_code == 200 and "text/event-stream" in response.headers.get("content-type", "").lower()
+    """Whether the answer is a turn's stream. The status comes first: an error body is JSON, whatever was asked for.
+
+    One without any content type is read as a stream: it answers a prompt that was paid for.
+    """
+    kind = response.headers.get("content-type", "").lower()
+    return response.status_code == 200 and (not kind or "text/event-stream" in kind)
 
 
 class Pages:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, InvalidArgumentError, LlamaCloudConfigError
+from airflow_provider_llamachat.redaction import excerpt
 
 REGIONS = {"us": "https://api.cloud.llamaindex.ai", "eu": "https://api.cloud.eu.llamaindex.ai"}
 """Base URL of each region. An API key belongs to one of them."""
@@ -53,7 +54,7 @@ class ClientConfig:
         host: str | None = None,
         port: int | None = None,
         scheme: str | None = None,
-        region: str | None = None,
+        region: Any = None,
         project_id: Any = None,
         organization_id: Any = None,
         timeout: Any = None,
@@ -106,7 +107,7 @@ def checked_api_key(api_key: str | None) -> str:
     return key
 
 
-def base_url(host: str | None, *, port: int | None = None, scheme: str | None = None, region: str | None = None) -> str:
+def base_url(host: str | None, *, port: int | None = None, scheme: str | None = None, region: Any = None) -> str:
     """Return the base URL for what a connection says. ``host`` wins over ``region``.
 
     A host may lack its scheme (https is meant), end in slashes, or carry ``/api/v1`` from a pasted example.
@@ -115,12 +116,17 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
     """
     text = (host or "").strip()
     if not text:
-        name = (region or "").strip().lower() or DEFAULT_REGION
+        name = ("" if region is None else str(region)).strip().lower() or DEFAULT_REGION
         if name not in REGIONS:
             raise LlamaCloudConfigError(
-                f"The connection's region {name[:40]!r} is not known. Use one of {', '.join(REGIONS)}, or enter the base URL as Host."
+                f"The connection's region {excerpt(name, limit=40)!r} is not known. "
+                f"Use one of {', '.join(REGIONS)}, or enter the base URL as Host."
             )
         return REGIONS[name]
+    if re.match(r"(?i)(https?://)?llx-", text):
+        raise LlamaCloudConfigError(
+            "The connection's Host looks like an API key. The key goes into the password (API Key); leave Host empty and choose a region."
+        )
     if "://" not in text:
         chosen = (scheme or "").strip().lower()
         text = f"{chosen if chosen in {'http', 'https'} else 'https'}://{text}"
@@ -140,7 +146,10 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
         )
     if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-_:%\[\]]+", parts.netloc):
         raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
-    path = re.sub(r"(/api(/v1)?)?/*$", "", parts.path.rstrip("/"))
+    if own_port == 0 or parts.hostname in {"http", "https"}:
+        raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
+    # What was copied from an example of the API may name a call as well.
+    path = re.sub(r"(?i)/api(/v1(/.*)?)?$", "", parts.path.rstrip("/"))
     # A default port that is written out is dropped, so that a region's base URL is still known as the region's.
     number = own_port or port
     if number == {"https": 443, "http": 80}[parts.scheme.lower()]:
@@ -160,7 +169,7 @@ def checked_uuid(name: str, value: Any) -> str | None:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value).strip()))
     except ValueError:
         raise InvalidArgumentError(
-            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {str(value)[:60]!r}."
+            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {excerpt(str(value), limit=60)!r}."
         ) from None
 
 
@@ -172,11 +181,11 @@ def _number(name: str, value: Any, default: float, *, minimum: float, whole: boo
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not minimum <= number < float("inf") or (whole and number != int(number)):
         raise LlamaCloudConfigError(
-            f"The connection's {name} has to be {kind} of at least {minimum:g}, got {str(value)[:40]!r}. "
+            f"The connection's {name} has to be {kind} of at least {minimum:g}, got {excerpt(str(value), limit=40)!r}. "
             "Correct it in the connection's extra fields."
         )
     return number
@@ -199,13 +208,24 @@ def ssl_context() -> ssl.SSLContext:
     """Return the process' one TLS context. Building it takes tens of milliseconds: never do that on an event loop.
 
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` are honoured as by httpx; a change of theirs gives a new context.
+
+    :raises LlamaCloudConfigError: they name nothing that can be read.
     """
     import httpx
 
     key = (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
     with _contexts_lock:
         if key not in _contexts:
-            _contexts[key] = httpx.create_ssl_context()
+            try:
+                _contexts[key] = httpx.create_ssl_context()
+            except OSError as problem:  # a file that is not there, or (SSLError) holds no certificates
+                named = ", ".join(
+                    f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)
+                )
+                raise LlamaCloudConfigError(
+                    f"The certificates that this process' environment names can not be read ({excerpt(named, limit=300)}): "
+                    f"{excerpt(str(problem), limit=200)}. Correct them where this Airflow component is started."
+                ) from None
         return _contexts[key]
 
 

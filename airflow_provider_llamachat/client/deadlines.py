@@ -20,6 +20,10 @@ import httpx
 _deadline: ContextVar[float] = ContextVar("llamacloud_deadline", default=float("inf"))
 
 
+class NotSentError(TimeoutError):
+    """The time was over before anything was sent."""
+
+
 @contextlib.contextmanager
 def until(deadline: float) -> Iterator[None]:
     """Let no network operation in this block last beyond ``deadline`` (epoch seconds); it then fails as a time-out."""

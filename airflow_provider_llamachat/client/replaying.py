@@ -10,17 +10,24 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_before_delay
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
 from tenacity.stop import stop_base
 
+from airflow_provider_llamachat import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.endpoints import Call
-from airflow_provider_llamachat.exceptions import LlamaCloudConnectionError, LlamaCloudStatusError
+from airflow_provider_llamachat.exceptions import (
+    ConflictError,
+    LlamaCloudConnectionError,
+    LlamaCloudStatusError,
+    NotFoundError,
+    RequestRefusedError,
+)
 
 log = logging.getLogger(__name__)
 
-REPLAYED_STATUSES = frozenset({429, 502, 503, 504})
-"""Statuses after which a replayable call is sent again. 500 is not one: it is the server's own bug, and stays."""
+REPLAYED_STATUSES = frozenset({425, 429, 502, 503, 504})
+"""Statuses after which a replayable call is sent again; 408 counts as a time-out. 500 is not one: it is the server's own bug."""
 
 FIRST_WAIT = 0.5
 MAX_WAIT = 20.0
@@ -60,35 +67,50 @@ def may_replay(call: Call, problem: BaseException) -> bool:
     return False
 
 
+def shows_success(call: Call, problem: RequestRefusedError) -> bool:
+    """Whether this refusal tells that an earlier attempt of the same call had worked, and its answer was lost."""
+    if call.endpoint is endpoints.DELETE_SESSION:
+        return isinstance(problem, NotFoundError)
+    return call.endpoint is endpoints.SYNC_INDEX and isinstance(problem, ConflictError)
+
+
 class Budget:
-    """The time that a call may take in all its attempts; waiting at the gate of a throttle is not counted.
+    """The time that a call may take in all its attempts and pauses; waiting at the gate of a throttle is not counted.
 
     :param patience: seconds, when they are to be fewer than the configuration's ``total_timeout``.
     """
 
     def __init__(self, config: ClientConfig, patience: float | None = None) -> None:
         self.seconds = config.total_timeout if patience is None else min(config.total_timeout, patience)
-        self._left = self.seconds
+        self.left = self.seconds
 
     @contextlib.contextmanager
     def spend(self) -> Iterator[float]:
         """Count an attempt's time; gives the epoch seconds at which the attempt has to end."""
         begin = time.time()
         try:
-            yield begin + self._left
+            yield begin + self.left
         finally:
-            self._left -= max(0.0, time.time() - begin)
+            self.left -= max(0.0, time.time() - begin)
+
+
+class _Spent(stop_base):
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        return self._budget.left <= retry_state.upcoming_sleep
 
 
 def policy(call: Call, config: ClientConfig, budget: Budget) -> dict[str, Any]:
     """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and a total budget bound it, the last error is raised."""
-    stop: stop_base = stop_after_attempt(config.max_retries + 1) | stop_before_delay(budget.seconds)
 
     def wait(state: RetryCallState) -> float:
         problem = state.outcome.exception() if state.outcome else None
         return pause(state.attempt_number, getattr(problem, "retry_after", None))
 
     def announce(state: RetryCallState) -> None:
+        budget.left -= state.upcoming_sleep
         problem = state.outcome.exception() if state.outcome else None
         log.warning(
             "Attempt %d of %d failed; trying again in %.1f s. %s",
@@ -100,7 +122,7 @@ def policy(call: Call, config: ClientConfig, budget: Budget) -> dict[str, Any]:
 
     return {
         "retry": retry_if_exception(lambda problem: may_replay(call, problem)),
-        "stop": stop,
+        "stop": stop_after_attempt(config.max_retries + 1) | _Spent(budget),
         "wait": wait,
         "before_sleep": announce,
         "reraise": True,

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client.calls import LOCATION
 from airflow_provider_llamachat.client.config import REGIONS, ClientConfig
+from airflow_provider_llamachat.client.deadlines import NotSentError
 from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.models import SessionSummary
@@ -127,7 +129,11 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
             retry_after=wait,
             **known,
         )
-    if status >= 500:
+    if status == 408:
+        raise errors.LlamaCloudTimeoutError(
+            f"{message} The server, or a proxy before it, gave up waiting; later it may work.{ticket}", **known
+        )
+    if status >= 500 or status == 425:
         raise errors.ServerError(
             f"{message} The server, or a proxy before it, failed; later it may work.{ticket}", retry_after=wait, **known
         )
@@ -163,15 +169,18 @@ def connection_error(
     """
     begin = f"Could not {purpose(call)}: {where(call, config)}"
     known: dict[str, Any] = {"session_id": call.session_id}
-    if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout):
+    if isinstance(problem, NotSentError):
         return errors.LlamaCloudTimeoutError(
-            f"{begin} could not be reached within {config.connect_timeout:g} s. Check Host, proxy and firewall.",
+            f"{begin} was not asked: the time allowed was over before.", accepted=False, **known
+        )
+    if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout) and not accepted:
+        return errors.LlamaCloudTimeoutError(
+            f"{begin} could not be reached in time (at most {config.connect_timeout:g} s). Check Host, proxy and firewall.",
             accepted=False,
             **known,
         )
-    if isinstance(
-        problem, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError
-    ):
+    unreached = httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError
+    if isinstance(problem, unreached) and not accepted:
         reason = _safe(str(problem), config, 200)
         return errors.LlamaCloudConnectionError(
             f"{begin} could not be reached ({reason}). Check Host, proxy, certificates (SSL_CERT_FILE) and firewall.",
@@ -196,9 +205,12 @@ def connection_error(
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
     """The error for a successful answer to a prompt that is no event stream."""
     kind = _safe(reply.headers.get("content-type", "none"), config, 60)
+    # A page in HTML comes from something before LlamaCloud; whatever else answers a prompt with a success may have taken it.
+    is_page = "html" in kind.lower()
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} answered {reply.status} with content type {kind!r} in place of an event stream. "
         f"Check that no proxy answers for LlamaCloud. The answer begins: {_quoted(reply.body, config)}",
+        accepted=None if is_page else True,
         **_known(call, reply, config),
     )
 
@@ -221,7 +233,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         seconds = float(value)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            when = email.utils.parsedate_to_datetime(value)
+            # The oldest of the three forms that RFC 9110 knows names no zone; all are in UTC.
+            seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
         except (TypeError, ValueError, OverflowError, OSError, IndexError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

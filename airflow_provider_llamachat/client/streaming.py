@@ -100,6 +100,7 @@ class _Text:
     def __init__(self, chunks: Any) -> None:
         self._chunks = chunks
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._after_return = False
         self.pending = 0
 
     def _take(self, chunk: bytes) -> str:
@@ -110,7 +111,16 @@ class _Text:
                 "Check that the connection's Host is LlamaCloud.",
                 accepted=True,
             )
-        return self._decode(chunk)
+        return self._with_plain_ends(self._decode(chunk))
+
+    def _with_plain_ends(self, text: str) -> str:
+        # The decoder holds a last CR back until it sees what follows. On a stream of CRs alone that would be the event after the
+        # last one: never.
+        if not text:
+            return text
+        begin = 1 if self._after_return and text[0] == "\n" else 0
+        self._after_return = text[-1] == "\r"
+        return text[begin:].replace("\r\n", "\n").replace("\r", "\n")
 
     def iter_text(self) -> Generator[str, None, None]:
         for chunk in cast("Iterable[bytes]", self._chunks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -12,13 +13,14 @@ import httpx
 from tenacity import Retrying
 
 from airflow_provider_llamachat import endpoints, exceptions, models
-from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, ask
+from airflow_provider_llamachat.arguments import seconds
+from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, Reply, ask
 from airflow_provider_llamachat.client import calls, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.deadlines import obey_deadlines, until
 from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import read_events
-from airflow_provider_llamachat.turns import TurnFolder, count_turns, indexes_to_ask
+from airflow_provider_llamachat.turns import TurnFolder
 
 Observer = Callable[[models.Event], None]
 """Is shown each event of a turn as it arrives."""
@@ -35,7 +37,7 @@ class LlamaCloudClient:
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
         self._calls = calls.Calls(config)
-        self._http = httpx.Client(**calls.http_options(config), event_hooks={"response": [calls.hide_location]})
+        self._http = calls.http_client(httpx.Client, config, event_hooks={"response": [calls.hide_location]})
         obey_deadlines(self._http)
 
     def __enter__(self) -> Self:
@@ -154,9 +156,9 @@ class LlamaCloudClient:
         session_id: str,
         prompt: str,
         *,
-        index_ids: list[str],
+        index_ids: list[str] | None = None,
         require_all_indexes: bool = False,
-        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         project_id: str | None = None,
         organization_id: str | None = None,
     ) -> Iterator[models.Event]:
@@ -165,7 +167,9 @@ class LlamaCloudClient:
         This is one POST without any safety net: what to do about a failure is the caller's business. :meth:`send_message` is the
         safe form. The last event is a ``StopEvent``; its ``is_error`` is the turn's verdict.
 
-        :param turn_timeout: seconds that the whole stream may take.
+        :param index_ids: indexes the turn may use; None means those the session is bound to.
+        :param turn_timeout: seconds (or a timedelta) that the whole stream may take.
+        :raises InvalidArgumentError: an argument is not usable; nothing was sent.
         :raises ChatTurnInterruptedError: the stream ended without a ``StopEvent``.
         """
         asked = calls.question(
@@ -176,12 +180,18 @@ class LlamaCloudClient:
             project_id=project_id,
             organization_id=organization_id,
         )
-        with closing(self._stream(asked, time.time() + turn_timeout)) as events:
+        return self._events(asked, seconds(turn_timeout, "turn_timeout"))
+
+    def _events(self, asked: Question, patience: float) -> Generator[models.Event, None, None]:
+        deadline = time.time() + patience
+        if not asked.index_ids:
+            asked, _ = calls.completed(asked, 0, self._send(self._calls.history(asked)))
+        with closing(self._stream(asked, deadline)) as events:
             for event in events:
                 yield event
                 if isinstance(event, models.StopEvent):
                     return
-        raise calls.ended_early(session_id)
+        raise calls.ended_early(asked.session_id)
 
     def send_message(
         self,
@@ -194,7 +204,7 @@ class LlamaCloudClient:
         resume: bool = False,
         accepted: bool = False,
         ask_again: bool = False,
-        turn_timeout: float = calls.DEFAULT_TURN_TIMEOUT,
+        turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
         on_event: Observer | None = None,
         project_id: str | None = None,
@@ -208,24 +218,28 @@ class LlamaCloudClient:
         :param accepted: with ``resume``: the server was seen to take the question. It is then not posted again just because the history
             does not show it.
         :param ask_again: with ``resume``, post once more when the turn is there, unfinished and no longer growing.
-        :param turn_timeout: seconds for the whole turn; ``deadline`` (epoch seconds) wins over it.
+        :param turn_timeout: seconds (or a timedelta) for the whole turn; ``deadline`` (epoch seconds) wins over it.
         :param on_event: is shown each event as it arrives; nothing when the answer is read from the history.
         """
-        scope = {"project_id": project_id, "organization_id": organization_id}
-        if baseline is None or not index_ids:
-            session = self.get_session(session_id, **scope)
-            index_ids = indexes_to_ask(session, index_ids)
-            baseline = count_turns(session.events) if baseline is None else baseline
-        asked = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, **scope)
+        asked = calls.question(
+            session_id,
+            prompt,
+            index_ids,
+            require_all_indexes=require_all_indexes,
+            project_id=project_id,
+            organization_id=organization_id,
+        )
         limits = calls.limits(self.config, deadline, turn_timeout)
-        steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
         try:
+            if baseline is None or not asked.index_ids:
+                asked, baseline = calls.completed(asked, baseline, self._send(self._calls.history(asked)))
+            steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
             return self._carry_out(steps, asked, limits.deadline, on_event)
         except exceptions.LlamaCloudError as problem:
             raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
 
     def _carry_out(self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None) -> models.ChatTurn:
-        reply: models.Session | Outcome | None = None
+        reply: Reply = None
         with closing(steps):
             while True:
                 try:
@@ -234,7 +248,10 @@ class LlamaCloudClient:
                     return cast("models.ChatTurn", end.value)
                 match step:
                     case ReadHistory():
-                        reply = self._send(self._calls.history(asked), calls.patience(deadline))
+                        try:
+                            reply = self._send(self._calls.history(asked), calls.patience(deadline))
+                        except exceptions.LlamaCloudError as problem:
+                            reply = problem
                     case Post():
                         reply = self._post(asked, step.position, deadline, on_event)
                     case Pause():
@@ -286,9 +303,9 @@ class LlamaCloudClient:
             with attempt:
                 try:
                     return replies.decode(call, self._attempt(call, budget), self.config)
-                except exceptions.NotFoundError:
-                    if doubtful and call.endpoint is endpoints.DELETE_SESSION:
-                        return None  # our own earlier attempt deleted it, and its answer was lost
+                except exceptions.RequestRefusedError as problem:
+                    if doubtful and replaying.shows_success(call, problem):
+                        return None
                     raise
                 except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
                     doubtful = True

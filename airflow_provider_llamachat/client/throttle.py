@@ -13,20 +13,22 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from airflow_provider_llamachat.client.deadlines import NotSentError
+
 log = logging.getLogger(__name__)
 
 MAX_PAUSE = 300.0
 """Seconds that one ``Retry-After`` is obeyed at the most."""
 MAX_SPACING = 30.0
 """Seconds between two requests at the most, however often the server refuses."""
-_TRAVEL = 2.0
 # Seconds after its start by which a request has surely reached the server, although the answer's first byte is not there yet.
-_REMEMBERED = 4096
+_TRAVEL = 2.0
 # Accepted requests that are looked back at when the server's limit has to be guessed.
-_RECOVERY = 0.98
+_REMEMBERED = 4096
 # Factor on the spacing with each accepted request: half of it is won back in about 35 requests.
-_FIRST_SPACING = 0.25
+_RECOVERY = 0.98
 # Seconds between two requests after a refusal that nothing is known about: others may have used the limit up.
+_FIRST_SPACING = 0.25
 
 
 class Passage:
@@ -158,9 +160,20 @@ class Throttle:
 
 
 @asynccontextmanager
-async def passing(throttle: Throttle | None) -> AsyncIterator[Passage]:
-    """Wait at the gate, if there is one, and let the request be counted whatever comes of it."""
-    passage = Passage(None) if throttle is None else await throttle.enter()
+async def passing(throttle: Throttle | None, deadline: float | None = None) -> AsyncIterator[Passage]:
+    """Wait at the gate, if there is one, and let the request be counted whatever comes of it.
+
+    :param deadline: epoch seconds at which the waiting ends.
+    :raises NotSentError: it came before the gate opened.
+    """
+    if throttle is None:
+        passage = Passage(None)
+    else:
+        try:
+            async with asyncio.timeout(None if deadline is None else deadline - time.time()):
+                passage = await throttle.enter()
+        except TimeoutError:
+            raise NotSentError from None
     try:
         yield passage
     finally:

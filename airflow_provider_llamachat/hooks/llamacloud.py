@@ -5,6 +5,8 @@ Importing this module imports neither httpx nor pydantic, because Airflow's web 
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from airflow_provider_llamachat.exceptions import (
     RequestRefusedError,
 )
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
+from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, Event, Session, SessionSummary
+    from airflow_provider_llamachat.models import ChatTurn, Event, Project, Session, SessionSummary
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +107,12 @@ class LlamaCloudHook(BaseHook):
         """Return a new asynchronous client (close it, or use ``async with``) without ever blocking the event loop."""
         from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
-        from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-
+        # Reading it from disk takes a quarter of a second, once in a process.
+        client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         connection = await get_async_connection(self.llamacloud_conn_id, hook=self)
         extra = await get_async_extra_dejson(connection)
-        return await AsyncLlamaCloudClient.open(_config(connection, extra))
+        opened: AsyncLlamaCloudClient = await client.AsyncLlamaCloudClient.open(_config(connection, extra))
+        return opened
 
     def get_config(self) -> ClientConfig:
         """Return the checked configuration that the connection gives.
@@ -137,13 +141,15 @@ class LlamaCloudHook(BaseHook):
             with LlamaCloudClient(config) as client:
                 if config.project_id:
                     project = client.get_project(config.project_id)
-                    return True, f"Connected to {config.base_url}, project {project.name!r} ({project.id})."
+                    return True, f"Connected to {config.base_url}, project {_named(project)}."
                 projects = client.list_projects()
         except AuthenticationError as problem:
             return False, f"API key or region: {problem}"
         except RequestRefusedError as problem:
             what = "Project or organization" if config.project_id or config.organization_id else "API key"
             return False, f"{what}: {problem}"
+        except LlamaCloudConfigError as problem:
+            return False, str(problem)
         except LlamaCloudConnectionError as problem:
             return False, f"Network: {problem}"
         except LlamaCloudError as problem:
@@ -155,7 +161,7 @@ class LlamaCloudHook(BaseHook):
                 f"API key: {config.base_url} accepts it, but it sees no project. Check its organization and role.",
             )
         more = f"; the key sees {len(projects)} projects" if len(projects) > 1 else ""
-        return True, f"Connected to {config.base_url}, default project {default.name!r} ({default.id}){more}."
+        return True, f"Connected to {config.base_url}, default project {_named(default)}{more}."
 
     def create_session(
         self,
@@ -207,7 +213,13 @@ class LlamaCloudHook(BaseHook):
         return self.get_conn().send_message(session_id, prompt, index_ids=index_ids, **options)
 
 
+def _named(project: Project) -> str:
+    return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"
+
+
 def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
+    from airflow.providers.common.compat.sdk import mask_secret
+
     from airflow_provider_llamachat.client import ClientConfig
 
     config = ClientConfig.build(
@@ -221,6 +233,8 @@ def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
         timeout=extra.get("timeout"),
         max_retries=extra.get("max_retries"),
     )
+    # Airflow masks the password as it stands there; white space around it, which is no part of the key, would keep it from matching.
+    mask_secret(config.api_key)
     if config.is_plain_http and config.base_url not in _warned_hosts:
         _warned_hosts.add(config.base_url)
         log.warning(

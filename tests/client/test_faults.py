@@ -202,14 +202,21 @@ def test_a_body_that_echoes_the_key_does_not_put_it_into_the_message(
         ("-4", 0.0),
         (formatdate(time.time() + 3600, usegmt=True), 3600.0),
         (formatdate(time.time() - 60, usegmt=True), 0.0),
+        (time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(time.time() + 3600)), 3600.0),
         ("soon", None),
         ("", None),
         ("nan", None),
     ],
-    ids=["seconds", "fraction", "negative", "date to come", "date gone by", "words", "empty", "nan"],
+    ids=["seconds", "fraction", "negative", "date to come", "date gone by", "date of C", "words", "empty", "nan"],
 )
-def test_retry_after_in_both_its_forms(value: str, expected: float | None) -> None:
-    seconds = replies.retry_after({"retry-after": value})
+def test_retry_after_in_all_its_forms(value: str, expected: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        seconds = replies.retry_after({"retry-after": value})
+    finally:
+        monkeypatch.undo()
+        time.tzset()
     assert seconds == (pytest.approx(expected, abs=300) if expected is not None else None)
 
 

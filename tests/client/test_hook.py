@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import redact
 
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, LlamaCloudConfigError
@@ -22,6 +23,7 @@ from airflow_provider_llamachat.testing import (
     Fault,
     LlamaCloudEmulator,
 )
+from tests.hostile.rawserver import RawServer, http
 
 
 @pytest.fixture
@@ -194,6 +196,49 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
     ok, message = connect(extra=extra).test_connection()
     assert not ok
     assert message.startswith("Project or organization: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("SSL_CERT_FILE", "/nonexistent/ca.pem", "SSL_CERT_FILE=/nonexistent/ca.pem"),
+        ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE="),
+        ("HTTPS_PROXY", "proxy:bad:port", "HTTPS_PROXY"),
+        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "HTTPS_PROXY"),
+        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "ALL_PROXY"),
+        ("NO_PROXY", "[::1", "NO_PROXY"),
+    ],
+)
+def test_an_environment_that_allows_no_client_is_named(
+    variable: str, value: str, words: str, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_llamachat.client import config
+
+    monkeypatch.setattr(config, "_contexts", {})
+    monkeypatch.setenv(variable, value)
+    hook = connect()
+    ok, message = hook.test_connection()
+    assert (ok, words in message) == (False, True), message
+    assert "hidden" not in message
+    with pytest.raises(LlamaCloudConfigError):
+        hook.get_conn()
+    with pytest.raises(LlamaCloudConfigError):
+        asyncio.run(hook.get_async_conn())
+
+
+def test_a_project_with_an_endless_name_is_shown_in_part(connect: Any) -> None:
+    project = {"id": DEFAULT_PROJECT_ID, "name": "x" * 100_000, "is_default": True}
+    for extra in ({}, {"project_id": DEFAULT_PROJECT_ID}):
+        body = json.dumps(project if extra else [project]).encode()
+        with RawServer(lambda _: [http(body)]) as server:  # noqa: B023  # the server ends with this round
+            ok, message = connect(host=server.url, extra=json.dumps(extra)).test_connection()
+        assert (ok, len(message) < 400) == (True, True), message
+
+
+def test_a_key_with_white_space_around_it_is_masked_as_it_is_used(connect: Any) -> None:
+    key = "a-key-of-no-special-form-0123456789"
+    assert connect(password=f" {key}\n").get_config().api_key == key
+    assert key not in redact(f"the header is Bearer-like: {key}")
 
 
 def test_a_configuration_error_is_one_of_ours(connect: Any) -> None:

@@ -75,7 +75,8 @@ def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, m
 
     begin = time.monotonic()
     problem = caller.meets("send", answer, max_retries=20, total_timeout=300.0)
-    assert isinstance(problem, errors.LlamaCloudTimeoutError)
+    assert isinstance(problem, errors.ChatTurnInterruptedError)
+    assert (problem.reason, problem.accepted) == ("deadline", True)
     assert time.monotonic() - begin < 5.0
 
 

@@ -146,7 +146,8 @@ def test_the_answer_of_another_session_is_refused(kind: str, caller: Caller) -> 
         return [http(json.dumps({"session_id": "ses-2", "events": turn}).encode())]
 
     problem = caller.meets(kind, answer)
-    assert isinstance(problem, errors.LlamaCloudProtocolError)
+    wanted = errors.ChatTurnInterruptedError if kind == "send" else errors.LlamaCloudProtocolError
+    assert isinstance(problem, wanted)
     assert "another session's" in str(problem)
 
 

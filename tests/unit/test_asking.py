@@ -28,6 +28,10 @@ class World:
     ends_at: float | None = None
     grows: bool = False
     reads: int = 0
+    unreadable: dict[int, errors.LlamaCloudError] = field(default_factory=dict)
+    """Errors that reading the history meets, by number of the read from 1; 0 stands for every read."""
+    job_metadata: dict[str, Any] | None = None
+    late: list[dict[str, Any]] = field(default_factory=list)
 
     def post(self) -> Outcome:
         self.posts += 1
@@ -51,6 +55,13 @@ class World:
             return Outcome(problem=errors.LlamaCloudConnectionError("no route", accepted=False))
         if what == "rate":
             return Outcome(problem=errors.RateLimitError("slow down", retry_after=7.0, status=429))
+        if what == "conflict":
+            return Outcome(problem=errors.ConflictError("busy", status=409))
+        if what == "late":
+            # Taken, but the history shows it only when it has ended.
+            self.late = [{"type": "user_input", "content": "q"}, {"type": "text", "content": "a"}, _stop()]
+            self.ends_at = self.clock + 20.0
+            return Outcome(problem=errors.LlamaCloudTimeoutError("silence"))
         if what == "refused":
             return Outcome(problem=errors.UnprocessableError("bad", status=422))
         if what == "redirect":
@@ -67,14 +78,18 @@ class World:
             return Outcome(problem=errors.LlamaCloudConnectionError("cut", accepted=True))
         raise AssertionError(what)
 
-    def read(self) -> Session:
+    def read(self) -> Session | errors.LlamaCloudError:
         self.reads += 1
+        if problem := self.unreadable.get(self.reads, self.unreadable.get(0)):
+            return problem
         if self.ends_at is not None and self.clock >= self.ends_at:
-            self.history += [{"type": "text", "content": "a"}, _stop()]
+            self.history += self.late or [{"type": "text", "content": "a"}, _stop()]
             self.ends_at = None
         elif self.grows and self.ends_at is not None:
             self.history.append({"type": "thinking", "content": "…"})
-        return Session.model_validate({"session_id": "ses-1", "events": list(self.history)})
+        return Session.model_validate(
+            {"session_id": "ses-1", "events": list(self.history), "job_metadata": self.job_metadata}
+        )
 
 
 def _stop(is_error: bool = False) -> dict[str, Any]:
@@ -276,19 +291,106 @@ def test_ask_again_waits_for_a_turn_that_still_runs() -> None:
     assert world.posts == 0
 
 
+def test_ask_again_goes_by_the_last_look_and_asks_right_after_it() -> None:
+    world = World(["answer"], [{"type": "user_input", "content": "q"}])
+    steps = ask(QUESTION, Limits(600.0, 60.0, 3), baseline=0, resume=True, ask_again=True, now=lambda: world.clock)
+    taken: list[Any] = [next(steps)]
+    while not isinstance(taken[-1], Post):
+        if isinstance(taken[-1], Pause):
+            world.clock += taken[-1].seconds
+        taken.append(steps.send(world.read() if isinstance(taken[-1], ReadHistory) else None))
+    assert [type(step) for step in taken[-3:]] == [Pause, ReadHistory, Post]
+    assert taken[-1].position == 1
+
+
+BROKEN = errors.ServerError("boom", status=500)
+
+
+@pytest.mark.parametrize("what", ["runs_on", "cut"])
+def test_a_history_that_can_not_be_read_for_a_while_does_not_end_the_waiting(what: str) -> None:
+    world = World([what], unreadable={1: BROKEN, 2: errors.LlamaCloudTimeoutError("silence"), 4: BROKEN})
+    if what == "cut":
+        with pytest.raises(errors.ChatTurnInterruptedError, match="no longer grows"):
+            run(world)
+    else:
+        assert run(world).answer == "a"
+    assert world.posts == 1
+
+
+@pytest.mark.parametrize("deadline", [600.0, 10.0])
+def test_a_turn_whose_history_stays_unreadable_is_interrupted_and_known_to_be_accepted(deadline: float) -> None:
+    world = World(["runs_on"], unreadable={0: BROKEN})
+    with pytest.raises(errors.ChatTurnInterruptedError, match="boom") as caught:
+        run(world, deadline=deadline)
+    assert (caught.value.reason, caught.value.accepted) == ("unreadable" if deadline > 60 else "deadline", True)
+    assert (world.posts, world.clock <= 60.0) == (1, True)
+
+
+def test_where_nothing_is_known_of_a_turn_the_reason_why_the_history_can_not_be_read_is_raised() -> None:
+    world = World(["answer"], unreadable={0: BROKEN})
+    with pytest.raises(errors.ServerError, match="boom"):
+        run(world, resume=True)
+    assert world.posts == 0
+
+
+@pytest.mark.parametrize(
+    "problem", [errors.NotFoundError("gone", status=404), errors.LlamaCloudProtocolError("moved", status=307)]
+)
+def test_a_history_that_will_never_be_readable_is_not_waited_for(problem: errors.LlamaCloudError) -> None:
+    world = World(["lost"], unreadable={0: problem})
+    with pytest.raises(type(problem)):
+        run(world)
+    assert (world.posts, world.reads, world.clock) == (1, 1, 0.0)
+
+
+def test_an_empty_history_of_a_session_that_was_asked_before_proves_nothing() -> None:
+    world = World(["lost", "answer"], job_metadata={"turns": 1})
+    with pytest.raises(errors.ChatTurnInterruptedError, match="its history is empty") as caught:
+        run(world)
+    assert (caught.value.reason, world.posts) == ("unreadable", 1)
+
+
+def test_a_busy_session_after_a_doubtful_post_is_waited_for() -> None:
+    world = World(["late", "conflict"])
+    assert run(world).answer == "a"
+    assert world.posts == 2
+
+
+def test_a_session_that_stays_busy_after_a_doubtful_post_leaves_the_answer_to_a_retry() -> None:
+    with pytest.raises(errors.ChatTurnInterruptedError) as caught:
+        run(World(["lost", "conflict"]))
+    assert (caught.value.reason, caught.value.accepted) == ("vanished", True)
+
+
+def test_a_session_that_is_busy_with_something_else_is_a_conflict() -> None:
+    for resume in (False, True):
+        world = World(["conflict"])
+        with pytest.raises(errors.ConflictError):
+            run(world, resume=resume)
+        assert world.posts == 1
+
+
 ACCEPTED = {"answer", "runs_on", "cut", "error_stop", "vanish"}
 _STEPS = st.lists(
-    st.sampled_from(["answer", "runs_on", "cut", "connect", "rate", "lost", "e500", "error_stop", "vanish", "refused"]),
+    st.sampled_from(
+        ["answer", "runs_on", "conflict", "cut", "connect", "rate", "lost", "e500", "error_stop", "vanish", "refused"]
+    ),
     max_size=6,
 )
 
 
 @settings(max_examples=300)
-@given(script=_STEPS, resume=st.booleans(), deadline=st.floats(0.5, 300.0), max_posts=st.integers(1, 6))
+@given(
+    script=_STEPS,
+    unreadable=st.sets(st.integers(1, 8)),
+    resume=st.booleans(),
+    deadline=st.floats(0.5, 300.0),
+    max_posts=st.integers(1, 6),
+)
 def test_no_schedule_of_failures_posts_after_something_was_accepted(
-    script: list[str], resume: bool, deadline: float, max_posts: int
+    script: list[str], unreadable: set[int], resume: bool, deadline: float, max_posts: int
 ) -> None:
-    world = World(list(script))
+    world = World(list(script), unreadable=dict.fromkeys(unreadable, BROKEN))
     accepted_at: list[int] = []
     post: Callable[[], Outcome] = world.post
 
@@ -302,6 +404,6 @@ def test_no_schedule_of_failures_posts_after_something_was_accepted(
     try:
         assert run(world, resume=resume, deadline=deadline, max_posts=max_posts).answer == "a"
     except errors.LlamaCloudError:
-        assert script, "an error out of nothing"
+        assert script or unreadable, "an error out of nothing"
     assert world.posts <= max_posts
     assert world.clock <= deadline + 0.001

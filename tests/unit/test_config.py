@@ -25,6 +25,9 @@ US, EU = "https://api.cloud.llamaindex.ai", "https://api.cloud.eu.llamaindex.ai"
         (US + "/api/v1", {}, US),
         (US + "/api/v1/", {}, US),
         (US + "/api", {}, US),
+        (US + "/API/V1", {}, US),
+        (US + "/api/v1/chat/ses-1", {}, US),
+        ("https://proxy.example/api/v10", {}, "https://proxy.example/api/v10"),
         ("HTTPS://API.cloud.llamaindex.ai", {}, US),
         ("https://proxy.example/llama/api/v1", {}, "https://proxy.example/llama"),
         ("127.0.0.1", {"port": 8080, "scheme": "http"}, "http://127.0.0.1:8080"),
@@ -51,6 +54,10 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
         ("https://exa mple.com", {}, "not a plain base URL"),
         ("https://example.com:notaport", {}, "not a URL"),
         ("https://[::1", {}, "not a URL"),
+        ("https:/example.com", {}, "not a plain base URL"),
+        ("example.com:0", {}, "not a plain base URL"),
+        ("llx-secret", {}, "looks like an API key"),
+        ("https://llx-secret", {}, "looks like an API key"),
     ],
 )
 def test_a_host_that_can_not_work_is_refused_without_repeating_it(
@@ -106,11 +113,21 @@ def test_values_may_be_strings_as_forms_store_them() -> None:
         {"max_retries": [1]},
         {"project_id": "my project"},
         {"organization_id": 17},
+        {"timeout": 10**400},
+        {"region": 1},
     ],
 )
 def test_a_value_that_is_not_usable_is_named(values: dict[str, object]) -> None:
     with pytest.raises(LlamaCloudConfigError, match=next(iter(values))):
         ClientConfig.build(api_key="llx-a", **values)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("name", ["region", "timeout", "max_retries", "project_id", "organization_id", "host"])
+@pytest.mark.parametrize("key", ["llx-canary-0123456789", "LLX-canary-0123456789"])
+def test_a_key_in_the_wrong_field_is_not_shown(name: str, key: str) -> None:
+    with pytest.raises(LlamaCloudConfigError) as caught:
+        ClientConfig.build(api_key="llx-a", **{name: key})  # type: ignore[arg-type]  # wrong on purpose
+    assert "canary" not in str(caught.value)
 
 
 def test_blank_ids_are_none() -> None:
