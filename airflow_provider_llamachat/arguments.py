@@ -16,6 +16,17 @@ MAX_ID = 512
 _NOTHING = {"", "None", "null"}
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether ``value`` is None, blank, or what None renders to in a template."""
+    return value is None or (isinstance(value, str) and value.strip() in _NOTHING)
+
+
+def scope(project_id: Any, organization_id: Any) -> dict[str, Any]:
+    """Project and organization as a client takes them; None leaves it to the connection."""
+    values = {"project_id": project_id, "organization_id": organization_id}
+    return {name: None if is_nothing(value) else value for name, value in values.items()}
+
+
 def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
     """Return ``value`` as a list of ids, None for "not given".
 
@@ -24,14 +35,12 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
 
     :raises InvalidArgumentError: anything else, an empty id, or something in the list that is not a string.
     """
-    if value is None:
+    if is_nothing(value):
         return None
     items: list[Any]
     if isinstance(value, str):
         text = value.strip()
-        if text in _NOTHING:
-            return None
-        items = _parsed_list(text, name) if text.startswith(("[", "(", "{")) else [text]
+        items = parsed_list(text, name) if text.startswith(("[", "(", "{")) else [text]
     elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | dict):
         items = list(value)
     else:
@@ -46,7 +55,11 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
     return list(dict.fromkeys(item.strip() for item in items))
 
 
-def _parsed_list(text: str, name: str) -> list[Any]:
+def parsed_list(text: str, name: str) -> list[Any]:
+    """Return the list that a rendered template holds.
+
+    :raises InvalidArgumentError: it is neither a JSON nor a Python list.
+    """
     for parse in (json.loads, ast.literal_eval):
         try:
             parsed = parse(text)
@@ -55,7 +68,7 @@ def _parsed_list(text: str, name: str) -> list[Any]:
         if isinstance(parsed, list | tuple):
             return list(parsed)
     raise InvalidArgumentError(
-        f'{name} looks like a list, but is neither a JSON nor a Python list: {_shown(text)}. Write it like ["idx-1", "idx-2"].'
+        f'{name} has to be a list, and this is neither a JSON nor a Python list: {_shown(text)}. Write it like ["one", "two"].'
     )
 
 
@@ -68,7 +81,7 @@ def session_id(value: Any) -> str:
     """
     if isinstance(value, Mapping):
         value = value.get("session_id")
-    if not isinstance(value, str) or value.strip() in _NOTHING:
+    if not isinstance(value, str) or is_nothing(value):
         raise InvalidArgumentError(
             f"session_id has to be the id of a chat session, got {type(value).__name__} {_shown(value)}. "
             'Take it from the task that created the session: create.output["session_id"].'
@@ -104,7 +117,7 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
 
 def optional_choice(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
     """Like :func:`choice`, with None (or what None renders to) meaning "not given"."""
-    if value is None or (isinstance(value, str) and value.strip() in _NOTHING):
+    if is_nothing(value):
         return None
     return choice(value, name, choices)
 

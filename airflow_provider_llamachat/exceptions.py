@@ -26,6 +26,7 @@
     │   ├── IndexFailedError             [F] the index's own status is ``failed``
     │   └── IndexNotReadyError               the deadline passed before all indexes were ready
     └── ChatBatchError                       about a whole batch (some items failed, or nothing was started)
+        └── ChatBatchRefusedError        [F] every prompt of a batch was refused, and would be refused again
 
 ``[F]`` marks the classes that also are Airflow's ``AirflowFailException``: the task fails at once and burns no retry, because
 the same request would be refused again. All others leave the decision to the task's ``retries``.
@@ -231,6 +232,12 @@ class IndexNotReadyError(IndexStateError):
 
 
 class ChatBatchError(LlamaCloudError):
-    """A batch ended with failed items, or was refused before anything was asked."""
+    """A batch ended with failed items, or its results or records could not be kept."""
 
     retryable = True
+
+
+class ChatBatchRefusedError(ChatBatchError, AirflowFailException):
+    """Every prompt of a batch was refused, and would be refused again."""
+
+    retryable = False

@@ -7,14 +7,19 @@ Metrics: https://airflow.apache.org/docs/apache-airflow/stable/administration-an
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
+
+from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.common.compat.sdk import Asset
+
+log = logging.getLogger(__name__)
 
 SCHEME = "llamacloud"
 
@@ -50,20 +55,28 @@ def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # no
     return Dataset(namespace=f"{SCHEME}://{parts.netloc}", name=unquote(parts.path.lstrip("/")))
 
 
-def record_inputs(hook: Any, index_ids: list[str], base_url: str) -> None:
-    """Report the indexes that a turn could read."""
-    from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
+def record(hook: Any, index_ids: list[str], base_url: str, output: str | None = None) -> None:
+    """Report the indexes that a turn could read, and where results were written. An answer never gets lost over this."""
+    try:
+        from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 
-    collector = get_hook_lineage_collector()  # type: ignore[no-untyped-call]  # Airflow does not type it
-    for index_id in index_ids:
-        collector.add_input_asset(context=hook, uri=index_uri(index_id, base_url))
+        collector: Any = get_hook_lineage_collector()  # type: ignore[no-untyped-call]  # Airflow does not type it
+        for index_id in index_ids:
+            collector.add_input_asset(context=hook, uri=index_uri(index_id, base_url))
+        if output is not None:
+            collector.add_output_asset(context=hook, uri=output)
+    except Exception as problem:  # noqa: BLE001  # collectors are plugins, which raise whatever they like
+        log.warning("Lineage was not recorded (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))
 
 
 def count_turn(outcome: str, usage: dict[str, Any] | None = None) -> None:
     """Count a turn: ``llamachat.turns`` (tag ``outcome``: answered, failed or interrupted) and ``llamachat.tokens`` (tag ``direction``)."""
-    from airflow.providers.common.compat.sdk import Stats
+    try:
+        from airflow.providers.common.compat.sdk import Stats
 
-    Stats.incr("llamachat.turns", tags={"outcome": outcome})
-    for direction in ("input", "output"):
-        if tokens := (usage or {}).get(f"total_{direction}_tokens"):
-            Stats.incr("llamachat.tokens", int(tokens), tags={"direction": direction})
+        Stats.incr("llamachat.turns", tags={"outcome": outcome})
+        for direction in ("input", "output"):
+            if tokens := (usage or {}).get(f"total_{direction}_tokens"):
+                Stats.incr("llamachat.tokens", int(tokens), tags={"direction": direction})
+    except Exception as problem:  # noqa: BLE001  # metrics back ends raise whatever they like
+        log.warning("A turn was not counted (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))

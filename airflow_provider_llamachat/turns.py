@@ -10,7 +10,7 @@ import hashlib
 import io
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -203,25 +203,23 @@ def fingerprint(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a try of a task leaves for its retries (Airflow 3.3's task state store keeps it).
+    """What a try of a task leaves for those after it (Airflow 3.3's task state store keeps it).
 
+    :param baseline: the position of the turn: how many the session had before it.
     :param prompt: the prompt's :func:`fingerprint`.
     :param accepted: the server was seen to take the prompt. Then its absence from the history is no proof that it does not run.
+    :param done: the task handed the answer on.
     """
 
     session_id: str
     baseline: int
     prompt: str
     accepted: bool = False
+    done: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The memory as JSON values."""
-        return {
-            "session_id": self.session_id,
-            "baseline": self.baseline,
-            "prompt": self.prompt,
-            "accepted": self.accepted,
-        }
+        return asdict(self)
 
     @classmethod
     def from_value(cls, value: Any) -> Memory | None:
@@ -230,7 +228,7 @@ class Memory:
             return None
         session_id, baseline, prompt = value.get("session_id"), value.get("baseline"), value.get("prompt")
         if isinstance(session_id, str) and isinstance(baseline, int) and isinstance(prompt, str):
-            return cls(session_id, baseline, prompt, value.get("accepted") is True)
+            return cls(session_id, baseline, prompt, value.get("accepted") is True, value.get("done") is True)
         return None
 
 
@@ -243,38 +241,33 @@ class Opening:
     accepted: bool = False
 
 
-def opening(
-    session: Session, prompt: str, *, retry: bool = False, memory: Memory | None = None, has_store: bool = False
-) -> Opening:
+def opening(session: Session, prompt: str, *, retry: bool = False, memory: Memory | None = None) -> Opening:
     """Decide how a try begins, from the session's history and what is known of earlier tries.
 
     A first try (or a cleared task) asks after what is there. A retry looks for the earlier try's turn: at the remembered
-    baseline, or, without a store, at the end of the history if the last prompt is ours. A turn that the server itself ended
-    with an error is no answer, so a retry asks again after it.
+    baseline, or, where nothing is remembered, at the end of the history if the last prompt is ours. A turn that the server itself
+    ended with an error is no answer, so a retry asks again after it; so it does when only other prompts came after the baseline and
+    ours was never seen to be taken.
 
-    :param has_store: a store exists, so that no memory means that no earlier try came as far as asking.
+    :param retry: an earlier try may have asked, and nothing would be remembered of it.
+    :param memory: what an earlier try left; it proves that there was one.
     """
     count = count_turns(session.events)
     fresh = Opening(count, resume=False)
-    if not retry:
-        return fresh
-    if memory is not None and (memory.session_id != session.session_id or memory.prompt != fingerprint(prompt)):
-        return fresh  # the Dag asks something else now
-    if memory is not None:
-        baseline = memory.baseline
-    elif has_store or count == 0:
-        return fresh
-    else:
-        baseline = count - 1
-        if judge(session.events, baseline, prompt).state is State.FOREIGN:
+    if memory is None:
+        last = count - 1
+        if not retry or last < 0 or judge(session.events, last, prompt).state is State.FOREIGN:
             return fresh
-    verdict = judge(session.events, baseline, prompt)
-    accepted = memory is not None and memory.accepted
+        memory = Memory(session.session_id, last, fingerprint(prompt))
+    elif memory.session_id != session.session_id or memory.prompt != fingerprint(prompt):
+        return fresh  # the Dag asks something else now
+    verdict = judge(session.events, memory.baseline, prompt)
     if verdict.state is State.ABSENT:
-        return Opening(baseline, resume=accepted, accepted=accepted)
-    if verdict.turn is not None and verdict.turn.is_error:
+        return Opening(memory.baseline, resume=memory.accepted, accepted=memory.accepted)
+    failed = verdict.turn is not None and verdict.turn.is_error
+    if failed or (verdict.state is State.FOREIGN and not memory.accepted):
         return fresh
-    return Opening(baseline, resume=True)
+    return Opening(memory.baseline, resume=True, accepted=memory.accepted)
 
 
 def indexes_to_ask(session: SessionSummary, index_ids: list[str] | None) -> list[str]:

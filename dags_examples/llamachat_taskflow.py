@@ -20,7 +20,7 @@ def llamachat_taskflow() -> None:
     @task.llamachat(session_id=create.output["session_id"], retries=2, retry_delay=10)
     def ask_about(topic: str) -> str:
         """Return the prompt; the task's return value is the answer."""
-        return f"As of {{{{ ds }}}}, what does the handbook say about {topic}?"
+        return f"What does the handbook say about {topic}?"
 
     @task
     def publish(answer: str) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
 
 if TYPE_CHECKING:
+    from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.preparing import Options
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
@@ -15,30 +17,68 @@ NAMED = 20
 """Ids that one log line names at the most."""
 
 
-async def delete_sessions(
-    client: AsyncLlamaCloudClient, opened: set[str], wanted: set[str], options: Options, logger: Any
-) -> int:
-    """Delete ``opened`` but for ``wanted``; return how many were there to delete. Problems are logged, not raised."""
-    pending, left = iter(sorted(opened - wanted)), list(opened & wanted)
-    deleted, told = 0, False
+class Tidier:
+    """Knows from the journal which sessions the batch opened, in earlier tries too, and which of them are still needed."""
 
-    async def delete_some() -> None:
-        nonlocal deleted, told
-        for session_id in pending:
-            try:
-                await client.delete_session(session_id, **options.scope)
-            except NotFoundError:
-                continue  # an earlier try, or somebody else, deleted it
-            except LlamaCloudError as problem:
-                left.append(session_id)
-                if not told:
-                    told = True
-                    logger.warning("A session could not be deleted: %s", problem)
-            else:
-                deleted += 1
+    def __init__(self, client: AsyncLlamaCloudClient, journal: Journal, options: Options, logger: Any) -> None:
+        self._client = client
+        self._journal = journal
+        self._options = options
+        self._log = logger
 
-    await asyncio.gather(*(delete_some() for _ in range(options.max_concurrency)))
-    if left:
-        more = " …" if len(left) > NAMED else ""
-        logger.warning("%d session(s) were not deleted: %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more)
-    return deleted
+    async def after_success(self) -> int:
+        """Delete, if asked, all sessions but those whose turn was interrupted: its answer may still come. Return how many."""
+        if not self._options.delete_sessions:
+            return 0
+        return await self._delete(await asyncio.to_thread(self._interrupted))
+
+    async def after_failure(self, positions: dict[str, int]) -> None:
+        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed."""
+        if not self._options.delete_sessions:
+            return
+        try:
+            wanted: set[str] = set()
+            if self._journal.remembers:
+                past = await asyncio.to_thread(self._journal.past, positions)
+                wanted = {intent.session_id for intent in past.intents.values()}
+                if past.shared_session is not None:
+                    wanted.add(past.shared_session)
+            await self._delete(wanted)
+        except LlamaCloudError as problem:
+            self._log.warning("Sessions were left over: %s", problem)
+
+    def _interrupted(self) -> set[str]:
+        found: dict[str, str] = {}
+        for record in self._journal.records():
+            if record is not None and record["kind"] == "result":
+                found.pop(record["key"], None)
+                if record["line"]["outcome"] == records.INTERRUPTED:
+                    found[record["key"]] = str(record["line"]["session_id"])
+        return set(found.values())
+
+    async def _delete(self, wanted: set[str]) -> int:
+        opened = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()))
+        doomed = sorted(opened - wanted)
+        pending, left = iter(doomed), list(opened & wanted)
+        deleted, told = 0, False
+
+        async def delete_some() -> None:
+            nonlocal deleted, told
+            for session_id in pending:
+                try:
+                    await self._client.delete_session(session_id, **self._options.scope)
+                except NotFoundError:
+                    continue  # an earlier try, or somebody else, deleted it
+                except LlamaCloudError as problem:
+                    left.append(session_id)
+                    if not told:
+                        told = True
+                        self._log.warning("A session could not be deleted: %s", problem)
+                else:
+                    deleted += 1
+
+        await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
+        if left:
+            more = " …" if len(left) > NAMED else ""
+            self._log.warning("%d session(s) were not deleted: %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more)
+        return deleted

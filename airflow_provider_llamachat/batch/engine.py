@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
-from airflow_provider_llamachat.batch.deleting import delete_sessions
+from airflow_provider_llamachat.batch.deleting import Tidier
 from airflow_provider_llamachat.batch.lines import line
 from airflow_provider_llamachat.batch.meter import Meter
-from airflow_provider_llamachat.batch.preparing import Options, Prepared, Preparer, SharedSessionError
+from airflow_provider_llamachat.batch.preparing import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     ChatBatchError,
+    ChatBatchRefusedError,
     ChatTurnInterruptedError,
     LlamaCloudConnectionError,
     LlamaCloudError,
@@ -99,6 +100,9 @@ class Batch:
         self._unposted: list[Prepared] = []
         self._again: list[Item] = []
         self._settled = self._answered = 0
+        self._refused_only = True
+        self._is_last_look = False
+        self._tidier = Tidier(client, journal, options, logger)
 
     def kill(self) -> None:
         """Stop at once: nothing more is asked, and turns in flight are left to the server. To be called on the loop."""
@@ -137,15 +141,20 @@ class Batch:
                         raise
             self._release()
         if self._items and not self._answered:
-            self._stop(
-                ChatBatchError(f"None of {len(self._items)} prompts was answered. {self._first_failure}{self._later()}")
-            )
+            kind = ChatBatchRefusedError if self._refused_only else ChatBatchError
+            self._stop(kind(f"None of {len(self._items)} prompts was answered. {self._first_failure}{self._later()}"))
         self._meter.say()
         if self._problem is not None:
-            await self._tidy_failure(positions)
+            if not self._killed:
+                await self._tidier.after_failure(positions)
             raise self._problem
-        deleted = await self._delete(set()) if self._options.delete_sessions else 0
         results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
+        if (handed := results.counts[records.ANSWERED]) < self._answered:
+            raise ChatBatchError(
+                f"{self._answered} prompts were answered, but only {handed} answers could be read back from where they were kept. "
+                f"Nothing was removed. {self._later()}"
+            )
+        deleted = await self._tidier.after_success()
         await asyncio.to_thread(self._journal.forget)
         throttle = self._client.throttle
         return Report(
@@ -182,6 +191,7 @@ class Batch:
         if again and self._problem is None and not self._options.fail_fast:
             self._log.info("Looking once more after %d prompt(s) that met passing trouble.", len(again))
             self._meter.reopen(len(again))
+            self._is_last_look = True
             await self._work(again)
 
     async def _work(self, items: Iterable[Item]) -> None:
@@ -226,7 +236,7 @@ class Batch:
                 prepared = await self._preparer.prepare(item)
             except FATAL as problem:
                 self._stop(problem)
-            except SharedSessionError as problem:
+            except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
                 self._record(item, None, problem)
@@ -257,16 +267,18 @@ class Batch:
             index_ids = lane[0].index_ids or prepared.index_ids
             expected = Prepared(lane[0], prepared.session_id, index_ids, prepared.baseline + 1)
             self._committer.note(self._intent(expected, ahead=True))
-        outcome, turn = await self._ask(prepared)
-        if expected is not None and (turn is None or turn.position != prepared.baseline or self._problem is not None):
+        result = await self._ask(prepared)
+        position = None if isinstance(result, LlamaCloudError) else result.position
+        if expected is not None and (position != prepared.baseline or self._problem is not None):
             self._committer.note(records.release(expected.item.key(self._scope)))
             expected = None
         if not lane or self._problem is not None:
             return None
-        if outcome == records.INTERRUPTED:
+        # An interrupted turn may still run, and a session answers one at a time. After other passing trouble the order counts: what
+        # follows may refer to what was not answered. At the last look it does no more, because the alternative is no answer at all.
+        if isinstance(result, ChatTurnInterruptedError) or (isinstance(result, PASSING) and not self._is_last_look):
             self._log.warning(
-                "The turn in session %s was interrupted, and a session answers one turn at a time: %d more prompt(s) of it are not "
-                "asked.",
+                "There was no answer in session %s, whose prompts are asked in order: %d more of them wait.",
                 prepared.session_id,
                 len(lane),
             )
@@ -281,7 +293,7 @@ class Batch:
             return expected
         return await self._prepare_next(lane)
 
-    async def _ask(self, prepared: Prepared) -> tuple[str | None, ChatTurn | None]:
+    async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
         item, events = prepared.item, 0
 
         def seen(_event: object) -> None:
@@ -309,11 +321,13 @@ class Batch:
             )
         except FATAL as problem:
             self._stop(problem)
-            return None, None
+            return problem
         except LlamaCloudError as problem:
-            return self._record(item, replace(prepared, accepted=events > 0 or prepared.accepted), problem), None
+            self._record(item, replace(prepared, accepted=events > 0 or prepared.accepted), problem)
+            return problem
         self._settled += prepared.resume and prepared.earlier and not events
-        return self._record(item, prepared, turn), turn
+        self._record(item, prepared, turn)
+        return turn
 
     # Records ----------------------------------------------------------------------------------------------------------
 
@@ -321,7 +335,7 @@ class Batch:
         key = prepared.item.key(self._scope)
         return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened, ahead=ahead)
 
-    def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> str:
+    def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
         entry = line(item, prepared, result)
         baseline = prepared.baseline if prepared else None
         self._committer.note(records.result(item.key(self._scope), entry, baseline=baseline))
@@ -334,7 +348,6 @@ class Batch:
             self._on_result(outcome, entry["usage"])
         if isinstance(result, LlamaCloudError):
             self._take_failure(item, prepared, result, entry)
-        return outcome
 
     def _take_failure(
         self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
@@ -342,6 +355,7 @@ class Batch:
         reason = f"{item}: {entry['error']['message']} "
         self._first_failure = self._first_failure or f"The first problem was with {reason}"
         self._log.warning("No answer to %s", reason)
+        self._refused_only &= not problem.retryable
         if isinstance(problem, PASSING):
             self._again.append(item)
             if prepared is not None:
@@ -354,7 +368,7 @@ class Batch:
             self._stop(ChatBatchError(text, session_id=entry["session_id"]))
 
     def _missing(self, position: int) -> dict[str, Any]:
-        reason = "Not asked: an earlier turn of its session was interrupted, and a session answers one turn at a time."
+        reason = "Not asked: an earlier prompt of its session got no answer, and the prompts of a session are asked in order."
         return line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
 
     def _later(self) -> str:
@@ -372,31 +386,12 @@ class Batch:
             if self._meter.due_in() <= 0:
                 self._meter.say()
 
-    # Sessions ---------------------------------------------------------------------------------------------------------
-
     def _release(self) -> None:
         """Give up the intents of sessions that are about to be deleted without having been asked in."""
         if self._options.delete_sessions and not self._killed:
             for prepared in self._unposted:
                 if prepared.opened and not prepared.resume:
                     self._committer.note(records.release(prepared.item.key(self._scope)))
-
-    async def _delete(self, wanted: set[str]) -> int:
-        opened = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()))
-        return await delete_sessions(self._client, opened, wanted, self._options, self._log)
-
-    async def _tidy_failure(self, positions: dict[str, int]) -> None:
-        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed."""
-        if self._killed or not self._options.delete_sessions:
-            return
-        try:
-            past = await asyncio.to_thread(self._journal.past, positions)
-            wanted = {intent.session_id for intent in past.intents.values()}
-            if past.shared_session is not None:
-                wanted.add(past.shared_session)
-            await self._delete(wanted)
-        except LlamaCloudError as problem:
-            self._log.warning("Sessions were left over: %s", problem)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

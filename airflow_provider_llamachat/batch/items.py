@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_llamachat import arguments
@@ -40,6 +40,7 @@ class Item:
     :ivar id: the id the Dag gave it, None when it gave none.
     :ivar index_ids: indexes of its own; None means the batch's, or those its session is bound to.
     :ivar session_id: an existing session to ask in; None means one that the batch opens.
+    :ivar asked_of: all indexes that the Dag wants it asked of, the batch's included, sorted; empty where its session decides.
     """
 
     position: int
@@ -47,11 +48,12 @@ class Item:
     id: str | None = None
     index_ids: list[str] | None = None
     session_id: str | None = None
+    asked_of: tuple[str, ...] = ()
 
     def key(self, scope: Scope) -> str:
-        """The item's identity across tries: batch, id (or position) and what is asked."""
+        """The item's identity across tries: batch, id (or position), what is asked, and of what."""
         name = f"position {self.position}" if self.id is None else f"id {self.id}"
-        return _digest(scope.digest, name, fingerprint(self.prompt))
+        return _digest(scope.digest, name, fingerprint(self.prompt), self.session_id or "", *self.asked_of)
 
     def __str__(self) -> str:
         return f"prompts[{self.position}]" + ("" if self.id is None else f" (id {excerpt(self.id, limit=60)!r})")
@@ -78,20 +80,13 @@ def parse(prompts: Any, *, index_ids: list[str] | None = None, session_mode: str
                 "leave them out."
             )
         _check_indexes(item, index_ids, session_mode)
-    return items
+    return [replace(item, asked_of=tuple(sorted(item.index_ids or index_ids or ()))) for item in items]
 
 
 def _sequence(prompts: Any) -> Sequence[Any]:
     value = prompts
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, list):
-            raise InvalidArgumentError(
-                f"prompts has to be a list of prompts, or a JSON list in a string, got the string {_shown(prompts)}."
-            )
+        value = arguments.parsed_list(value, "prompts")
     if isinstance(value, Mapping | bytes | bytearray) or not isinstance(value, Iterable):
         raise InvalidArgumentError(
             f"prompts has to be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."

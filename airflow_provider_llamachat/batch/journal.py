@@ -60,8 +60,10 @@ class Results:
 class Journal(abc.ABC):
     """Where records go, and where a later try finds them."""
 
-    remembers: bool = True
-    """Whether a retry finds what this try writes."""
+    @property
+    def remembers(self) -> bool:
+        """Whether a retry finds what this try writes."""
+        return True
 
     @abc.abstractmethod
     def load(self, positions: dict[str, int]) -> Past:
@@ -268,10 +270,14 @@ class MemoryJournal(Journal):
 
     def __init__(self, store: Any = None) -> None:
         self._store = store
-        self.remembers = store is not None and store.exists
         self._records: list[dict[str, Any]] = []
         self._written = 0
         self._mark = b""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a store, and it has not failed so far."""
+        return self._store is not None and bool(self._store.exists)
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the store, if an earlier try left a batch there that was not complete, or not known to be."""

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
+from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, PermissionDeniedError
 from airflow_provider_llamachat.turns import (
     Memory,
     Opening,
@@ -71,8 +71,8 @@ class Prepared:
     recorded: bool = False
 
 
-class SharedSessionError(Exception):
-    """The session that all prompts share could not be opened or read, so nothing can be asked."""
+class NothingToAskInError(Exception):
+    """The session that all prompts share, or any session of the batch's own, is not to be had: no prompt can be asked."""
 
     def __init__(self, problem: LlamaCloudError) -> None:
         super().__init__(str(problem))
@@ -106,7 +106,7 @@ class Preparer:
     async def prepare(self, item: Item) -> Prepared:
         """Return where and after how many turns the item is asked.
 
-        :raises SharedSessionError: the session that all prompts share is not to be had.
+        :raises NothingToAskInError: the session that all prompts share is not to be had, or the API refuses to open any.
         :raises LlamaCloudError: the item's own session is not to be had.
         """
         intent = self._intents.get(item.position)
@@ -122,9 +122,14 @@ class Preparer:
             try:
                 return await self._shared(item)
             except LlamaCloudError as problem:
-                raise SharedSessionError(problem) from problem
+                raise NothingToAskInError(problem) from problem
         index_ids = item.index_ids or self._options.index_ids or []
-        created = await self._client.create_session(index_ids, **self._options.scope)
+        try:
+            created = await self._client.create_session(index_ids, **self._options.scope)
+        except (PermissionDeniedError, NotFoundError) as problem:
+            if item.index_ids is None:
+                raise NothingToAskInError(problem) from problem  # every other item asks for the same session
+            raise
         self.opened += 1
         return Prepared(item, created.session_id, index_ids, 0, opened=True)
 
@@ -141,7 +146,7 @@ class Preparer:
             )
             return None
         memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt), intent.accepted)
-        begin = opening(session, item.prompt, retry=True, memory=memory, has_store=True)
+        begin = opening(session, item.prompt, memory=memory)
         turns = count_turns(session.events)
         if begin.baseline > turns or (intent.ahead and self._overrun(session, item, intent)):
             # The turn before it, which the earlier try counted on, never came about, or was asked again in its place.

@@ -8,15 +8,19 @@ file: readers count on that.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from airflow_provider_llamachat.exceptions import ChatBatchError
 from airflow_provider_llamachat.redaction import excerpt
+
+log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a write or read is tried before the batch gives up."""
@@ -124,19 +128,34 @@ class Folder:
                 yield line.rstrip(b"\n")
 
     def remove(self, names: list[str]) -> None:
-        """Remove files; those that are gone already are no error."""
+        """Remove files, as far as that is possible: what is no longer needed must not make a batch fail."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.rm_file(self._at(name))
+            if not self._removed(partial(self._fs.rm_file, self._at(name))):
+                return
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
         return self._trying("look into", lambda: bool(self._fs.exists(self._at(name))))
 
     def remove_self(self) -> None:
-        """Remove the folder and everything in it."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._root, recursive=True)
+        """Remove the folder and everything in it, as far as that is possible."""
+        self._removed(lambda: self._fs.rm(self._root, recursive=True))
+
+    def _removed(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except FileNotFoundError:
+            pass
+        except Exception as problem:  # noqa: BLE001  # file systems raise whatever their libraries do
+            log.warning(
+                "%s could not be removed (%s: %s). The results are not affected. Until it is removed, a batch that was complete counts as "
+                "complete, also when its task is cleared.",
+                self.url,
+                type(problem).__name__,
+                excerpt(str(problem), limit=200),
+            )
+            return False
+        return True
 
     def remove_if_empty(self) -> None:
         """Remove the folder if nothing is in it; object stores have no empty folders anyway."""

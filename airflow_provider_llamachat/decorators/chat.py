@@ -13,8 +13,9 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
-from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
+from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     """Asks what a Python function returns; everything else is :class:`~..operators.chat.SendChatMessageOperator`.
 
-    :param python_callable: returns the prompt. Templates in the returned text are rendered.
+    :param python_callable: returns the prompt.
+    :param render_prompt: render Jinja templates in the returned text. Off by default, unlike in Airflow's ``@task.bash``: what a function
+        puts into a prompt often comes from documents or earlier answers, and ``{{ conn.….password }}`` in them would be carried out.
     :param op_kwargs: keyword arguments of the function. (templated)
     :param op_args: positional arguments of the function. (templated)
     """
@@ -44,32 +47,39 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         python_callable: Callable[..., str],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
+        render_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
         if kwargs.pop("multiple_outputs", None):
             # The factory infers it from the function's return annotation, which is the prompt's and not the task's.
             kwargs["multiple_outputs"] = False
+        self.render_prompt = render_prompt
         super().__init__(
             python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, prompt=SET_DURING_EXECUTION, **kwargs
         )
 
     def execute(self, context: Context) -> str:
-        """Call the function, render what it returns, and ask it."""
+        """Call the function, and ask what it returns."""
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
         context_merge(context, self.op_kwargs)
         arguments_by_name = determine_kwargs(self.python_callable, self.op_args, context)
-        self.prompt = arguments.prompt(self.python_callable(*self.op_args, **arguments_by_name))
-        self.render_template_fields(context)
+        returned = self.python_callable(*self.op_args, **arguments_by_name)
+        if not isinstance(returned, str) or not returned.strip():
+            raise InvalidArgumentError(
+                f"The function {self.python_callable.__name__} has to return the prompt, text that is not blank; it returned "
+                f"{type(returned).__name__} {excerpt(repr(returned), limit=80)}."
+            )
+        self.prompt = self.render_template(returned, context) if self.render_prompt else returned
         return super()._ask(context)
 
 
 def llamachat_task(python_callable: Callable[..., str] | None = None, **kwargs: Any) -> TaskDecorator:
     """Turn a function that returns a prompt into a task that asks it.
 
-    Takes the arguments of :class:`~..operators.chat.SendChatMessageOperator` but ``prompt``; the function's own arguments may
-    be XComArgs, and ``.partial()``/``.expand()`` map over them.
+    Takes the arguments of :class:`~..operators.chat.SendChatMessageOperator` but ``prompt``, and ``render_prompt``; the function's own
+    arguments may be XComArgs or hold templates, and ``.partial()``/``.expand()`` map over them.
     """
     decorator: TaskDecorator = task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=LlamaChatDecoratedOperator, **kwargs

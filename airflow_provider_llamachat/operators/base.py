@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_llamachat import arguments
+
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
@@ -43,11 +45,9 @@ class LlamaCloudOperator(BaseOperator):
 
         return LlamaCloudHook(self.llamacloud_conn_id)
 
-    def scope(self) -> dict[str, str | None]:
+    def scope(self) -> dict[str, Any]:
         """Project and organization for a client call; None (or what it renders to) leaves it to the connection."""
-        blank = {"", "None", "null"}
-        values = {"project_id": self.project_id, "organization_id": self.organization_id}
-        return {name: None if str(value).strip() in blank else value for name, value in values.items()}
+        return arguments.scope(self.project_id, self.organization_id)
 
     def push(self, context: Context, key: str, value: Any) -> None:
         """Push an XCom unless the task was told not to (``do_xcom_push=False``)."""
@@ -81,8 +81,8 @@ class TaskMemory:
     A store that fails is reported and then treated as absent: the memory makes retries more exact, but a task must not fail
     for it.
 
-    A *round* is a first try with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is not found in a
-    later round, whose retries must not take an earlier round's turn for their own.
+    A *round* is a first try with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is told apart from what
+    a later round keeps, whose retries must not take an earlier round's turn for their own.
     """
 
     def __init__(self, context: Context, log: Any) -> None:
@@ -122,10 +122,17 @@ class TaskMemory:
             )
             self._store = None
 
+    def recall(self, key: str) -> tuple[Any, bool]:
+        """Return what :meth:`set_in_round` kept under ``key`` last, or None, and whether that was in this round."""
+        kept = self.get(key)
+        if not isinstance(kept, dict):
+            return None, False
+        return kept.get("value"), kept.get("round") == self._round
+
     def get_in_round(self, key: str) -> Any:
         """Return what an earlier try of this round kept under ``key``, or None."""
-        kept = self.get(key)
-        return kept.get("value") if isinstance(kept, dict) and kept.get("round") == self._round else None
+        value, is_ours = self.recall(key)
+        return value if is_ours else None
 
     def set_in_round(self, key: str, value: Any) -> None:
         """Keep ``value`` under ``key`` for the retries of this round."""

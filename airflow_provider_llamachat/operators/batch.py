@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat import arguments
@@ -127,6 +128,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         """Ask what is missing, write the results, and return the manifest."""
         from airflow_provider_llamachat.batch.items import Scope, parse
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
+        from airflow_provider_llamachat.lineage import record
 
         options = self._options()
         rate = self._rate()
@@ -144,8 +146,8 @@ class ChatBatchOperator(LlamaCloudOperator):
                 self.log.info(
                     "Without output_path, and without Airflow 3.3's task state store, a retry of this task asks everything again."
                 )
-        report = asyncio.run(self._run(items, scope, options, journal, rate))
-        self._record_lineage(report, path)
+        report, base_url = asyncio.run(self._run(items, scope, options, journal, rate))
+        record(self.get_hook(), report.index_ids, base_url, None if path is None else str(path))
         if report.results.lines is not None:
             self.push(context, "results", report.results.lines)
         return {
@@ -175,7 +177,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     async def _run(
         self, items: list[Item], scope: Scope, options: Options, journal: Journal, rate: float | None
-    ) -> Report:
+    ) -> tuple[Report, str]:
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
         from airflow_provider_llamachat.client.throttle import Throttle
@@ -188,20 +190,9 @@ class ChatBatchOperator(LlamaCloudOperator):
             # Signals come to the main thread at any moment; the loop takes the order up where it can.
             self._kill = lambda: loop.call_soon_threadsafe(batch.kill)
             try:
-                return await batch.run()
+                return await batch.run(), config.base_url
             finally:
                 self._kill = None
-
-    def _record_lineage(self, report: Report, path: Any) -> None:
-        from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
-
-        from airflow_provider_llamachat.lineage import record_inputs
-
-        hook = self.get_hook()
-        record_inputs(hook, report.index_ids, hook.get_config().base_url)
-        if path is not None:
-            collector: Any = get_hook_lineage_collector()  # type: ignore[no-untyped-call]  # Airflow does not type it
-            collector.add_output_asset(context=hook, uri=str(path))
 
     def _options(self) -> Options:
         from airflow_provider_llamachat.batch.preparing import Options
@@ -220,7 +211,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def _rate(self) -> float | None:
         given = self.requests_per_minute
-        if given is None or (isinstance(given, str) and given.strip() in {"", "None", "null"}):
+        if arguments.is_nothing(given):
             return None
         return _number(given, "requests_per_minute")
 
@@ -228,11 +219,19 @@ class ChatBatchOperator(LlamaCloudOperator):
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
         given = self.output_path
-        if given is None or str(given).strip() in {"", "None", "null"}:
+        if arguments.is_nothing(given):
             return None
-        path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(str(given).strip())
-        if not path.name or str(given).endswith("/"):
-            raise InvalidArgumentError(f"output_path has to be the path of a file, got {str(given)[:200]!r}.")
+        text = str(given).strip()
+        if "://" not in text and not isinstance(given, ObjectStoragePath):
+            local = Path(text).expanduser()
+            if not local.is_absolute():
+                raise InvalidArgumentError(
+                    f"output_path has to be an absolute path or a URL, got {text[:200]!r}: what a relative one means is up to the worker."
+                )
+            text = str(local) + text[len(text.rstrip("/")) :]
+        path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
+        if not path.name or text.endswith("/"):
+            raise InvalidArgumentError(f"output_path has to be the path of a file, got {text[:200]!r}.")
         return path
 
     def _check_xcom(self, count: int) -> None:
@@ -250,7 +249,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 def _number(value: Any, name: str, *, whole: bool = False) -> float:
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not (0 < number < float("inf")) or (whole and number != int(number)):
         kind = "a whole number of at least 1" if whole else "a number above 0"

@@ -1,4 +1,4 @@
-"""The life of a conversation as tasks: create a session, ask in it, delete it."""
+"""The life of a conversation as tasks: create a session, ask in it, delete it (the first and the last from :mod:`.session`)."""
 
 from __future__ import annotations
 
@@ -14,119 +14,21 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnError,
     ChatTurnFailedError,
     ChatTurnInterruptedError,
-    NotFoundError,
 )
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry, is_stale
+from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_llamachat.client import LlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, Event, SessionSummary
-    from airflow_provider_llamachat.turns import Opening
+    from airflow_provider_llamachat.models import ChatTurn, Event, Session
+    from airflow_provider_llamachat.turns import Memory, Opening
+
+__all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
 
 ON_INTERRUPTED = ("fail", "ask_again")
-
-
-class CreateChatSessionOperator(LlamaCloudOperator):
-    """Create a LlamaCloud chat session, and hand its id to the tasks after it.
-
-    XComs: ``session_id`` (text, pushed the moment the API answers), ``index_ids`` (list of text, empty for an unbound
-    session), ``return_value`` (the whole session as JSON).
-
-    A retry on Airflow 3.3 and later takes over the session that the earlier try created, if it is untouched. On older versions
-    a retry may leave an empty session over; it costs nothing, and the log names what is known of it.
-
-    API: POST /api/v1/chat (https://developers.llamaindex.ai/reference/).
-
-    :param index_ids: indexes the session is bound to, at most ten: a list, an XComArg, a JSON list in a string, or one id.
-        None makes an unbound session. The first message locks them. (templated)
-    :param shared_access: what the session's share link grants: ``query`` or ``read_only``; None leaves it to the server. (templated)
-    :param wait_for_indexes: wait, on the worker, until all ``index_ids`` are ready. For long waits put an
-        :class:`~..sensors.index.IndexReadySensor` before: it can defer. (templated)
-    :param index_timeout: seconds (or a timedelta) to wait for them at the most. (templated)
-    :raises InvalidArgumentError: an argument is not usable; nothing was sent.
-    :raises IndexFailedError: ``wait_for_indexes``, and the build of one has failed.
-    :raises IndexNotReadyError: ``wait_for_indexes``, and ``index_timeout`` passed.
-    :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
-    """
-
-    template_fields: Sequence[str] = (
-        *LlamaCloudOperator.template_fields,
-        "index_ids",
-        "shared_access",
-        "wait_for_indexes",
-        "index_timeout",
-    )
-
-    def __init__(
-        self,
-        *,
-        index_ids: list[str] | str | None = None,
-        shared_access: str | None = None,
-        wait_for_indexes: bool | str = False,
-        index_timeout: float | str | timedelta = 3600,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.index_ids = index_ids
-        self.shared_access = shared_access
-        self.wait_for_indexes = wait_for_indexes
-        self.index_timeout = index_timeout
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Create (or, on a retry, take over) the session and push its ids."""
-        index_ids = arguments.id_list(self.index_ids)
-        shared_access = arguments.optional_choice(self.shared_access, "shared_access", ("query", "read_only"))
-        patience = arguments.seconds(self.index_timeout, "index_timeout")
-        wait = arguments.flag(self.wait_for_indexes, "wait_for_indexes")
-        with self.get_hook().get_conn() as client:
-            if wait:
-                self._wait(client, index_ids or [], time.time() + patience)
-            session = self._earlier_session(context, client, index_ids, shared_access)
-            if session is None:
-                session = client.create_session(index_ids, shared_access=shared_access, **self.scope())
-                self.log.info("Created chat session %s.", session.session_id)
-                TaskMemory(context, self.log).set("session_id", session.session_id)
-        self.push(context, "session_id", session.session_id)
-        # Never None: Airflow 3.0 refuses that as an XCom, and a task that failed for it would leave its session behind.
-        self.push(context, "index_ids", session.index_ids or [])
-        return session.model_dump(mode="json")
-
-    def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
-        from airflow_provider_llamachat.readiness import wait_until_ready
-
-        scope: dict[str, Any] = self.scope()
-        wait_until_ready(lambda: (client.get_index(index_id, **scope) for index_id in index_ids), deadline)
-
-    def _earlier_session(
-        self, context: Context, client: LlamaCloudClient, index_ids: list[str] | None, shared_access: str | None
-    ) -> SessionSummary | None:
-        if not is_retry(context):
-            return None
-        memory = TaskMemory(context, self.log)
-        session_id = memory.get("session_id")
-        if not isinstance(session_id, str):
-            if not memory.exists:
-                self.log.info(
-                    "This is a retry. If an earlier try got as far as creating a session, that session is left over, empty and "
-                    "without cost: this Airflow has no task state store (3.3 has) to remember it in."
-                )
-            return None
-        try:
-            session = client.get_session_summary(session_id, **self.scope())
-        except NotFoundError:
-            return None
-        pristine = session.job_metadata is None and set(session.index_ids or []) == set(index_ids or [])
-        if not pristine or (shared_access is not None and session.shared_access not in {None, shared_access}):
-            self.log.info(
-                "Session %s of an earlier try was used or bound otherwise since: creating another one.", session_id
-            )
-            return None
-        self.log.info("Taking over session %s, which an earlier try created.", session_id)
-        return session
 
 
 class SendChatMessageOperator(LlamaCloudOperator):
@@ -136,7 +38,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     ``duration_ms``, ``try_number``; pushed on failure too, with None for what is not known), ``skipped_index_ids`` (list of text).
 
     The session's history on the server is asked before a prompt is posted again, so a retried task, a restarted triggerer or a
-    lost connection finds the answer instead of buying another one. Clearing a finished task asks anew.
+    lost connection finds the answer instead of buying another one. Clearing a finished task asks anew; clearing one that failed looks
+    for the answer first (Airflow 3.3 and later).
 
     API: POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
@@ -188,16 +91,17 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.turn_timeout = turn_timeout
         self.on_interrupted = on_interrupted
         self.log_answer = log_answer
+        self._asked_in: str | None = None
 
     def execute(self, context: Context) -> str:
         """Ask, or take up what an earlier try asked; defer if told to."""
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
-        from airflow_provider_llamachat.lineage import record_inputs
+        from airflow_provider_llamachat.lineage import record
         from airflow_provider_llamachat.turns import indexes_to_ask
 
-        session_id = arguments.session_id(self.session_id)
+        self._asked_in = session_id = arguments.session_id(self.session_id)
         prompt = arguments.prompt(self.prompt)
         given = arguments.id_list(self.index_ids)
         require_all = arguments.flag(self.require_all_indexes, "require_all_indexes")
@@ -207,7 +111,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         with hook.get_conn() as client, self._usage_on_failure(context):
             session = client.get_session(session_id, **self.scope())
             index_ids = indexes_to_ask(session, given)
-            begin = self._opening(context, session, prompt)
+            begin, cleared = self._opening(context, session, prompt)
             question: dict[str, Any] = {
                 "session_id": session_id,
                 "prompt": prompt,
@@ -215,7 +119,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 "require_all_indexes": require_all,
                 "baseline": begin.baseline,
                 "accepted": begin.accepted,
-                "ask_again": begin.resume and on_interrupted == "ask_again",
+                "ask_again": begin.resume and (cleared or on_interrupted == "ask_again"),
                 "deadline": deadline,
                 **self.scope(),
             }
@@ -226,9 +130,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 turn = client.send_message(**question, resume=begin.resume, on_event=watcher)
             except ChatTurnInterruptedError as problem:
                 if problem.accepted:
-                    self._remember(context, session_id, begin.baseline, prompt, accepted=True)
+                    self._remember_accepted(context, session_id, begin.baseline, prompt)
                 raise
-        record_inputs(hook, index_ids, client.config.base_url)
+        record(hook, index_ids, client.config.base_url)
         return self._finish(context, turn)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
@@ -239,19 +143,20 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
-        from airflow_provider_llamachat.lineage import record_inputs
+        from airflow_provider_llamachat.lineage import record
         from airflow_provider_llamachat.triggers.events import TurnEvent
         from airflow_provider_llamachat.turns import State, judge
 
         with self._usage_on_failure(context):
             outcome = TurnEvent.parse(event)
             baseline = known.get("baseline", outcome.baseline)
-            prompt = known.get("prompt") or arguments.prompt(self.prompt)
+            # Airflow's dag.test() resumes with the event alone.
+            prompt = known.get("prompt") or outcome.prompt or arguments.prompt(self.prompt)
             try:
                 outcome.raise_for_failure()
             except ChatTurnInterruptedError as problem:
                 if problem.accepted:
-                    self._remember(context, outcome.session_id, baseline, prompt, accepted=True)
+                    self._remember_accepted(context, outcome.session_id, baseline, prompt)
                 raise
             hook = self.get_hook()
             with hook.get_conn() as client:
@@ -263,7 +168,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                     "(any more). A retry asks the history again.",
                     session_id=outcome.session_id,
                 )
-        record_inputs(hook, known.get("index_ids") or session.index_ids or [], client.config.base_url)
+        record(hook, known.get("index_ids") or session.index_ids or [], client.config.base_url)
         return self._finish(context, verdict.turn)
 
     def on_kill(self) -> None:
@@ -271,32 +176,47 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.log.warning(
             "Stopped waiting for the turn in chat session %s. It may go on, and be billed, at LlamaCloud; its answer will then be in "
             "the session's history. Nothing was deleted.",
-            self.session_id,
+            self._asked_in,
         )
 
-    def _opening(self, context: Context, session: Any, prompt: str) -> Opening:
-        from airflow_provider_llamachat.turns import Memory, opening
+    def _opening(self, context: Context, session: Session, prompt: str) -> tuple[Opening, bool]:
+        """How this try begins, and whether it is the first after somebody cleared the task without an answer."""
+        from airflow_provider_llamachat.turns import Memory, fingerprint, opening
 
-        memory = TaskMemory(context, self.log)
-        begin = opening(
-            session,
-            prompt,
-            retry=is_retry(context),
-            memory=Memory.from_value(memory.get_in_round("turn")),
-            has_store=memory.exists,
-        )
-        self._remember(context, session.session_id, begin.baseline, prompt, accepted=begin.accepted)
-        if begin.resume:
+        store = TaskMemory(context, self.log)
+        value, in_this_round = store.recall("turn")
+        kept = Memory.from_value(value)
+        # Clearing a task that handed its answer on asks anew.
+        memory = kept if kept is not None and (in_this_round or not kept.done) else None
+        # Where there is a store, an earlier try that left nothing did not come as far as asking; what it left may be unreadable, though.
+        is_unknown = not store.exists or (value is not None and kept is None)
+        begin = opening(session, prompt, retry=is_unknown and is_retry(context), memory=memory)
+        cleared = begin.resume and memory is not None and not in_this_round
+        self._remember(context, Memory(session.session_id, begin.baseline, fingerprint(prompt), begin.accepted))
+        if in_this_round and kept is not None and kept.prompt != fingerprint(prompt):
+            self.log.warning(
+                "An earlier try asked another prompt, so this one is asked, and paid for, anew. Keep what differs from try to try (the "
+                "time, try_number) out of prompts."
+            )
+        if cleared:
+            self.log.info(
+                "This task was cleared before its question had an answer: looking for it in session %s first. Should there be none, the "
+                "question is asked once more.",
+                session.session_id,
+            )
+        elif begin.resume:
             self.log.info(
                 "This is a retry, and session %s was already asked this: looking before asking.", session.session_id
             )
-        return begin
+        return begin, cleared
 
-    def _remember(self, context: Context, session_id: str, baseline: int, prompt: str, *, accepted: bool) -> None:
+    def _remember(self, context: Context, turn: Memory) -> None:
+        TaskMemory(context, self.log).set_in_round("turn", turn.as_dict())
+
+    def _remember_accepted(self, context: Context, session_id: str, baseline: int, prompt: str) -> None:
         from airflow_provider_llamachat.turns import Memory, fingerprint
 
-        turn = Memory(session_id, baseline, fingerprint(prompt), accepted)
-        TaskMemory(context, self.log).set_in_round("turn", turn.as_dict())
+        self._remember(context, Memory(session_id, baseline, fingerprint(prompt), accepted=True))
 
     def _watcher(self, context: Context, begin: Opening, session_id: str, prompt: str) -> Callable[[Event], None]:
         """Show events as they arrive; the first one is the proof that the server took the prompt, for the retries to know."""
@@ -309,14 +229,14 @@ class SendChatMessageOperator(LlamaCloudOperator):
             nonlocal proved
             if not proved:
                 proved = True
-                self._remember(context, session_id, begin.baseline, prompt, accepted=True)
+                self._remember_accepted(context, session_id, begin.baseline, prompt)
             if shown is not None:
                 shown(event)
 
         return watch
 
     @staticmethod
-    def _answered(session: Any, begin: Opening, prompt: str) -> bool:
+    def _answered(session: Session, begin: Opening, prompt: str) -> bool:
         from airflow_provider_llamachat.turns import State, judge
 
         return begin.resume and judge(session.events, begin.baseline, prompt).state is State.FINISHED
@@ -335,6 +255,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.lineage import count_turn
+        from airflow_provider_llamachat.turns import Memory, fingerprint
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
@@ -350,6 +271,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
             usage.total_output_tokens,
             usage.duration_ms,
         )
+        answered = Memory(turn.session_id, turn.position or 0, fingerprint(turn.prompt), accepted=True, done=True)
+        self._remember(context, answered)
         return turn.answer
 
     def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:
@@ -364,43 +287,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
         except ChatTurnError as problem:
             from airflow_provider_llamachat.lineage import count_turn
 
-            self._push_usage(context, problem.usage)
+            try:
+                self._push_usage(context, problem.usage)
+            except Exception as another:  # noqa: BLE001  # whatever keeps the figures back must not hide why the turn failed
+                self.log.warning("The turn's usage could not be pushed (%s).", type(another).__name__)
             count_turn("failed" if isinstance(problem, ChatTurnFailedError) else "interrupted", problem.usage)
             raise
-
-
-class DeleteChatSessionOperator(LlamaCloudOperator):
-    """Delete a chat session with its history. Fits ``.as_teardown()``.
-
-    API: DELETE /api/v1/chat/{session_id} (https://developers.llamaindex.ai/reference/).
-
-    :param session_id: the session to delete, or the whole session as its task returned it. (templated)
-    :param ignore_missing: a session that does not exist (any more), or that was never created because the task before failed,
-        is no error. (templated)
-    :raises NotFoundError: there is no such session, and ``ignore_missing`` is false.
-    """
-
-    template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "session_id", "ignore_missing")
-
-    def __init__(self, *, session_id: str | dict[str, Any], ignore_missing: bool | str = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.session_id = session_id
-        self.ignore_missing = ignore_missing
-
-    def execute(self, context: Context) -> None:
-        """Delete the session."""
-        ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
-        given: Any = self.session_id
-        if ignore_missing and (given is None or (isinstance(given, str) and given.strip() in {"", "None"})):
-            self.log.info("No session was created, so there is none to delete.")
-            return
-        session_id = arguments.session_id(given)
-        with self.get_hook().get_conn() as client:
-            try:
-                client.delete_session(session_id, **self.scope())
-            except NotFoundError:
-                if not ignore_missing:
-                    raise
-                self.log.info("Chat session %s does not exist (any more): nothing to delete.", session_id)
-            else:
-                self.log.info("Deleted chat session %s.", session_id)

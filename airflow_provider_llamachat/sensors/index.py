@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
@@ -14,13 +17,17 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import IndexFailedError, InvalidArgumentError
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.base import is_stale
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.readiness import Readiness
+
+
+GRACE = 300.0
+"""Seconds that a triggerer may be late before Airflow itself ends a deferred sensor."""
 
 
 class IndexReadySensor(BaseSensorOperator):
@@ -81,13 +88,22 @@ class IndexReadySensor(BaseSensorOperator):
             super().execute(context)
 
     def _look_and_defer(self, context: Context) -> None:
+        # Airflow's own handling of failures covers poking and what follows a deferral, not what comes before it: the same here.
         try:
             ready = self.poke(context)
-        except IndexFailedError as problem:
-            # Airflow's own handling of this covers poking and what follows a deferral, not what comes before it.
-            if self.soft_fail or getattr(self, "never_fail", False):
-                raise AirflowSkipException(f"Skipped, as soft_fail asks for. {problem}") from problem
+        except AirflowFailException as problem:
+            if self.soft_fail or self.never_fail:
+                asked_for = "soft_fail" if self.soft_fail else "never_fail"
+                raise AirflowSkipException(f"Skipped, as {asked_for} asks for. {problem}") from problem
             raise
+        except AirflowException as problem:
+            if self.silent_fail:
+                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
+                ready = False
+            elif self.never_fail:
+                raise AirflowSkipException(f"Skipped, as never_fail asks for. {problem}") from problem
+            else:
+                raise
         if ready:
             return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
@@ -98,9 +114,13 @@ class IndexReadySensor(BaseSensorOperator):
                 index_ids=self._ids(),
                 deadline=time.time() + float(self.timeout),
                 poke_interval=float(self.poke_interval),
+                exponential_backoff=bool(self.exponential_backoff),
+                max_wait=None if self.max_wait is None else arguments.seconds(self.max_wait, "max_wait"),
                 wait_for_sync=arguments.flag(self.wait_for_sync, "wait_for_sync"),
                 **self._scope(),
             ),
+            # The trigger keeps the time; this is for a triggerer that does not run.
+            timeout=timedelta(seconds=float(self.timeout) + GRACE),
             method_name="execute_complete",
             kwargs={"try_number": context["ti"].try_number},
         )
@@ -142,6 +162,4 @@ class IndexReadySensor(BaseSensorOperator):
         return ids
 
     def _scope(self) -> dict[str, Any]:
-        blank = {"", "None", "null"}
-        values = {"project_id": self.project_id, "organization_id": self.organization_id}
-        return {name: None if str(value).strip() in blank else value for name, value in values.items()}
+        return arguments.scope(self.project_id, self.organization_id)

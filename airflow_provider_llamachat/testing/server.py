@@ -20,6 +20,9 @@ from airflow_provider_llamachat.testing.settings import Settings
 DEFAULT_API_KEY = "llx-emulator-0000"
 """Key that is accepted when none is given."""
 
+CONTROL_BODY = 256 * 1024 * 1024
+"""Bytes of one control request at the most."""
+
 log = logging.getLogger(__name__)
 
 
@@ -88,6 +91,7 @@ class EmulatorServer:
         peer = ipaddress.ip_address(request.remote or "0.0.0.0")
         if not peer.is_loopback:
             return wire.response(Reply(403, {"detail": "The control routes answer loopback clients only."}), "control")
-        body = await request.read()
+        # Documents for an index may be larger than what the API takes in one request.
+        body = await request.clone(client_max_size=CONTROL_BODY).read()
         reply = self._controls.answer(request.method, path[len(PREFIX) :], dict(parse_qsl(query)), body)
         return wire.response(reply, "control")

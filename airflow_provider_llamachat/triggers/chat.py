@@ -100,9 +100,9 @@ class ChatTurnTrigger(BaseTrigger):
                     project_id=self.project_id,
                     organization_id=self.organization_id,
                 )
-            event = TurnEvent(ANSWERED, self.session_id, self.baseline)
+            event = TurnEvent(ANSWERED, self.session_id, self.baseline, self.prompt)
         except LlamaCloudError as problem:
-            event = TurnEvent.of_failure(problem, self.session_id, self.baseline)
+            event = TurnEvent.of_failure(problem, self.session_id, self.baseline, self.prompt)
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def on_kill(self) -> None:

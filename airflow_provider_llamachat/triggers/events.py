@@ -18,6 +18,7 @@ class TurnEvent:
     """The end of a turn as the trigger saw it.
 
     :param state: ``answered`` or ``failed``.
+    :param prompt: what was asked, to find the turn by; None in an event of a release that did not tell.
     :param error: for ``failed``, the name of the exception class, so that both modes of a task raise the same.
     :param message: for ``failed``, its message.
     :param details: for ``failed``, its attributes.
@@ -26,19 +27,27 @@ class TurnEvent:
     state: str
     session_id: str
     baseline: int
+    prompt: str | None = None
     error: str | None = None
     message: str | None = None
     details: dict[str, Any] | None = None
 
     @classmethod
-    def of_failure(cls, problem: exceptions.LlamaCloudError, session_id: str, baseline: int) -> TurnEvent:
+    def of_failure(
+        cls, problem: exceptions.LlamaCloudError, session_id: str, baseline: int, prompt: str | None = None
+    ) -> TurnEvent:
         """The event for an exception."""
         details = {name: value for name in _KNOWN if (value := getattr(problem, name, None)) is not None}
-        return cls(FAILED, session_id, baseline, type(problem).__name__, str(problem), details)
+        return cls(FAILED, session_id, baseline, prompt, type(problem).__name__, str(problem), details)
 
     def as_dict(self) -> dict[str, Any]:
         """The event's payload."""
-        payload: dict[str, Any] = {"state": self.state, "session_id": self.session_id, "baseline": self.baseline}
+        payload: dict[str, Any] = {
+            "state": self.state,
+            "session_id": self.session_id,
+            "baseline": self.baseline,
+            "prompt": self.prompt,
+        }
         if self.state == FAILED:
             payload |= {"error": self.error, "message": self.message, "details": self.details}
         return payload
@@ -63,6 +72,7 @@ class TurnEvent:
             payload["state"],
             payload["session_id"],
             payload["baseline"],
+            payload.get("prompt"),
             payload.get("error"),
             payload.get("message"),
             payload.get("details"),

@@ -30,6 +30,7 @@ class IndexReadyTrigger(BaseTrigger):
 
     :param deadline: epoch seconds at which waiting ends.
     :param poke_interval: seconds between two looks.
+    :param exponential_backoff: double them after each look, up to ``max_wait`` seconds.
     :param wait_for_sync: wait for running syncs as well.
     """
 
@@ -40,6 +41,8 @@ class IndexReadyTrigger(BaseTrigger):
         index_ids: list[str],
         deadline: float,
         poke_interval: float = 60.0,
+        exponential_backoff: bool = False,
+        max_wait: float | None = None,
         wait_for_sync: bool = False,
         project_id: str | None = None,
         organization_id: str | None = None,
@@ -50,6 +53,8 @@ class IndexReadyTrigger(BaseTrigger):
         self.index_ids = index_ids
         self.deadline = deadline
         self.poke_interval = poke_interval
+        self.exponential_backoff = exponential_backoff
+        self.max_wait = max_wait
         self.wait_for_sync = wait_for_sync
         self.project_id = project_id
         self.organization_id = organization_id
@@ -63,6 +68,8 @@ class IndexReadyTrigger(BaseTrigger):
                 "index_ids": self.index_ids,
                 "deadline": self.deadline,
                 "poke_interval": self.poke_interval,
+                "exponential_backoff": self.exponential_backoff,
+                "max_wait": self.max_wait,
                 "wait_for_sync": self.wait_for_sync,
                 "project_id": self.project_id,
                 "organization_id": self.organization_id,
@@ -86,7 +93,7 @@ class IndexReadyTrigger(BaseTrigger):
     async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
         from airflow_provider_llamachat.readiness import IndexEvent, Readiness
 
-        readiness = Readiness(wait_for_sync=self.wait_for_sync)
+        readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
         while True:
             states = readiness.pending(
                 await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
@@ -96,7 +103,9 @@ class IndexReadyTrigger(BaseTrigger):
             left = self.deadline - time.time()
             if left <= 0:
                 return IndexEvent.timed_out(self.index_ids, states)
-            await asyncio.sleep(min(self.poke_interval, left))
+            await asyncio.sleep(min(pause, left))
+            if self.exponential_backoff:
+                pause = min(2 * pause, self.max_wait or float("inf"))
 
     async def _look(self, client: AsyncLlamaCloudClient, index_id: str) -> Index:
         return await client.get_index(
@@ -164,7 +173,9 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         from airflow_provider_llamachat.readiness import is_newer
 
         await wait_for_start()
-        seen = await self._remembered() or self.since
+        remembered = await self._remembered()
+        # An index that was never synced is remembered as blank: its first sync is news, too.
+        seen = self.since if remembered is None else remembered
         while True:
             try:
                 async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
@@ -187,8 +198,9 @@ class IndexUpdatedTrigger(BaseEventTrigger):
                             # Only now: rather tell of a sync twice than not at all.
                             await self._remember(seen)
                         await asyncio.sleep(self.poke_interval)
-            except LlamaCloudError as problem:
-                self.log.warning("Index %s could not be watched; looking again later. %s", self.index_id, problem)
+            except Exception as problem:  # noqa: BLE001  # a watcher that ends is not started again; it has no task that could fail
+                shown = problem if isinstance(problem, LlamaCloudError) else f"{type(problem).__name__}: {problem}"
+                self.log.warning("Index %s could not be watched; looking again later. %s", self.index_id, shown)
                 await asyncio.sleep(self.poke_interval)
 
     @property

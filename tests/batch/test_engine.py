@@ -166,7 +166,7 @@ def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
     report = runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered", "interrupted", "unasked"]
-    assert "earlier turn of its session was interrupted" in runner.lines[2]["error"]["message"]
+    assert "an earlier prompt of its session got no answer" in runner.lines[2]["error"]["message"]
     assert runner.lines[2]["prompt"] == "Third"
     assert llamacloud_emulator.posts(prompt="Third") == 0
     assert report.results.counts == {"answered": 1, "failed": 0, "interrupted": 1, "unasked": 1}

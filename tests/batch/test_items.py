@@ -19,9 +19,9 @@ def test_every_form_of_prompts_is_taken() -> None:
     mixed = ["One?", {"id": 7, "prompt": "Two?"}, {"prompt": "Three?", "index_ids": ["a", "b"], "session_id": " s "}]
     for given_as in (mixed, tuple(mixed), json.dumps(mixed), iter(mixed)):
         assert parse(given_as, index_ids=IDS) == [
-            Item(0, "One?"),
-            Item(1, "Two?", id="7"),
-            Item(2, "Three?", index_ids=["a", "b"], session_id="s"),
+            Item(0, "One?", asked_of=("idx-1",)),
+            Item(1, "Two?", id="7", asked_of=("idx-1",)),
+            Item(2, "Three?", index_ids=["a", "b"], session_id="s", asked_of=("a", "b")),
         ]
     assert parse([]) == []
 
@@ -29,8 +29,8 @@ def test_every_form_of_prompts_is_taken() -> None:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("What is this?", "prompts has to be a list of prompts, or a JSON list in a string"),
-        ('{"prompt": "x"}', "JSON list"),
+        ("What is this?", "prompts has to be a list, and this is neither a JSON nor a Python list"),
+        ('{"prompt": "x"}', "neither a JSON nor"),
         ({"prompt": "x"}, "prompts has to be a list"),
         (7, "prompts has to be a list"),
         (None, "prompts has to be a list"),
@@ -80,6 +80,9 @@ def test_identity_is_task_instance_id_or_position_and_prompt() -> None:
         Item(0, "Why?").key(Scope("dag", "task", "run", 4)),
         Item(0, "Why?").key(Scope("dag", "task", "other", 3)),
         Item(0, "Why?").key(Scope("dagtask", "", "run", 3)),
+        Item(0, "Why?", session_id="ses-1").key(scope),
+        Item(0, "Why?", asked_of=("idx-1",)).key(scope),
+        Item(0, "Why?", asked_of=("idx-1", "idx-2")).key(scope),
     ]
     assert len({key, *others}) == 7
     assert Item(0, "Why?", id="a").key(scope) == Item(5, " Why? ", id="a").key(scope)

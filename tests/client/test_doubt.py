@@ -49,7 +49,7 @@ def send(request: pytest.FixtureRequest) -> Send:
 @pytest.fixture
 def raw(config: Callable[..., ClientConfig]) -> Callable[..., ClientConfig]:
     """The configuration for a :class:`RawServer`."""
-    return lambda server, **values: config(**{"base_url": server.url, "timeout": 0.5, **values})
+    return lambda server, **values: config(**{"base_url": server.url, "timeout": 1.0, **values})
 
 
 def session(**values: Any) -> bytes:

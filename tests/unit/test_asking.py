@@ -323,7 +323,7 @@ def test_a_turn_whose_history_stays_unreadable_is_interrupted_and_known_to_be_ac
     with pytest.raises(errors.ChatTurnInterruptedError, match="boom") as caught:
         run(world, deadline=deadline)
     assert (caught.value.reason, caught.value.accepted) == ("unreadable" if deadline > 60 else "deadline", True)
-    assert (world.posts, world.clock <= 60.0) == (1, True)
+    assert (world.posts, world.clock <= 70.0) == (1, True)
 
 
 def test_where_nothing_is_known_of_a_turn_the_reason_why_the_history_can_not_be_read_is_raised() -> None:

@@ -96,7 +96,7 @@ def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
 @pytest.mark.parametrize("name", ["os", "AirflowException", "Nonsense", None, "Any"])
 def test_an_unknown_class_in_an_event_becomes_the_root(name: str | None) -> None:
     with pytest.raises(errors.LlamaCloudError):
-        TurnEvent("failed", "s", 0, name, "m", {"session_id": "s", "__class__": "x"}).raise_for_failure()
+        TurnEvent("failed", "s", 0, "q", name, "m", {"session_id": "s", "__class__": "x"}).raise_for_failure()
 
 
 def shown(caplog: pytest.LogCaptureFixture, *items: dict[str, Any]) -> list[str]:

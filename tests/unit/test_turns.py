@@ -13,6 +13,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.models import Event, Session, parse_event
 from airflow_provider_llamachat.turns import (
     Memory,
+    Opening,
     State,
     count_turns,
     fingerprint,
@@ -174,8 +175,10 @@ def _until_next(items: list[Event], start: int) -> list[Event]:
     return items[start + 1 : following[0] if following else len(items)]
 
 
-def test_a_prompt_is_recognized_whatever_a_server_does_to_its_white_space() -> None:
+def test_a_prompt_is_recognized_whatever_a_server_does_to_its_white_space_and_unicode_form() -> None:
     assert judge(events(turn("a  b\n")), 0, " a b").state is State.FINISHED
+    assert judge(events(turn("caf\u00e9")), 0, "cafe\u0301").state is State.FINISHED
+    assert fingerprint("caf\u00e9") == fingerprint("cafe\u0301")
 
 
 def test_another_prompt_in_our_place_is_foreign_and_ours_is_found_after_it() -> None:
@@ -196,7 +199,6 @@ def test_asked_twice_the_first_that_was_answered_counts() -> None:
 
 
 def test_a_first_try_asks_after_what_is_there_even_when_the_prompt_was_asked_before() -> None:
-    assert opening(session(turn("q")), "q") == opening(session(turn("q")), "q", has_store=True)
     assert (opening(session(turn("q")), "q").baseline, opening(session(turn("q")), "q").resume) == (1, False)
 
 
@@ -220,25 +222,33 @@ def test_a_retry_without_a_store_knows_its_turn_by_the_last_prompt(
 
 def test_a_retry_with_a_store_goes_by_its_memory() -> None:
     memory = Memory("ses-1", 1, fingerprint("q"))
-    begin = opening(session(turn("q"), turn("q")), "q", retry=True, memory=memory, has_store=True)
+    begin = opening(session(turn("q"), turn("q")), "q", retry=True, memory=memory)
     assert (begin.baseline, begin.resume) == (1, True)
-    absent = opening(session(turn("q")), "q", retry=True, memory=memory, has_store=True)
+    absent = opening(session(turn("q")), "q", retry=True, memory=memory)
     assert (absent.baseline, absent.resume) == (1, False)
-    never_asked = opening(session(turn("q")), "q", retry=True, has_store=True)
+    never_asked = opening(session(turn("q")), "q")
     assert (never_asked.baseline, never_asked.resume) == (1, False)
-    failed = opening(session(turn("a"), turn("q", is_error=True)), "q", retry=True, memory=memory, has_store=True)
+    assert opening(session(turn("q"), turn("q")), "q", memory=memory) == begin, "a memory proves that there was a try"
+    failed = opening(session(turn("a"), turn("q", is_error=True)), "q", retry=True, memory=memory)
     assert (failed.baseline, failed.resume) == (2, False)
 
 
 def test_a_prompt_that_was_seen_to_be_accepted_is_looked_for_even_when_the_history_does_not_show_it() -> None:
     memory = Memory("ses-1", 1, fingerprint("q"), accepted=True)
-    begin = opening(session(turn("a")), "q", retry=True, memory=memory, has_store=True)
+    begin = opening(session(turn("a")), "q", retry=True, memory=memory)
     assert (begin.baseline, begin.resume, begin.accepted) == (1, True, True)
+
+
+def test_only_other_prompts_after_the_baseline_are_no_reason_not_to_ask_unless_ours_was_seen_to_be_taken() -> None:
+    history = session(turn("a"), turn("theirs"))
+    assert opening(history, "q", memory=Memory("ses-1", 1, fingerprint("q"))) == Opening(2, resume=False)
+    taken = Memory("ses-1", 1, fingerprint("q"), accepted=True)
+    assert opening(history, "q", memory=taken) == Opening(1, resume=True, accepted=True)
 
 
 @pytest.mark.parametrize("memory", [Memory("ses-2", 0, fingerprint("q")), Memory("ses-1", 0, fingerprint("edited"))])
 def test_a_memory_of_another_question_is_not_followed(memory: Memory) -> None:
-    begin = opening(session(turn("q")), "q", retry=True, memory=memory, has_store=True)
+    begin = opening(session(turn("q")), "q", retry=True, memory=memory)
     assert (begin.baseline, begin.resume) == (1, False)
 
 
@@ -248,7 +258,11 @@ def test_a_memory_in_another_form_is_none(value: Any) -> None:
 
 
 def test_a_memory_survives_its_store() -> None:
-    for memory in (Memory("ses-1", 4, fingerprint("q")), Memory("ses-1", 4, fingerprint("q"), accepted=True)):
+    for memory in (
+        Memory("ses-1", 4, fingerprint("q")),
+        Memory("ses-1", 4, fingerprint("q"), accepted=True),
+        Memory("ses-1", 4, fingerprint("q"), accepted=True, done=True),
+    ):
         assert Memory.from_value(memory.as_dict()) == memory
     assert Memory.from_value({"session_id": "s", "baseline": 0, "prompt": "p"}) == Memory("s", 0, "p")
     assert "q?" not in str(Memory("ses-1", 4, fingerprint("q?")).as_dict())

@@ -23,7 +23,7 @@ with DAG(dag_id="whole_life", **COMMON) as whole_life:
         task_id="later", session_id=session_id, prompt="And in Q2, {{ ds[:2] }}?", deferrable=True
     )
 
-    @task.llamachat(session_id=session_id, index_ids=create.output["index_ids"])
+    @task.llamachat(session_id=session_id, index_ids=create.output["index_ids"], render_prompt=True)
     def decorated(topic: str, ds: str | None = None) -> str:
         """Return a prompt with an XCom, a context variable and a template in it."""
         return f"What is said of {topic} in {str(ds)[:2]}{{{{ ds[2:4] }}}}?"

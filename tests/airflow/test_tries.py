@@ -1,0 +1,190 @@
+"""What a try makes of the tries before it: interrupted, cleared, with a store that fails, with other retries, with other prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.client import LlamaCloudClient, no_backoff
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnFailedError,
+    ChatTurnInterruptedError,
+    InvalidArgumentError,
+    RateLimitError,
+)
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, SendChatMessageOperator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from tests.airflow.tries import Store, a_try
+
+pytestmark = pytest.mark.usefixtures("llamacloud_connection")
+PROMPT = "What was the revenue in Q3?"
+
+
+@pytest.fixture
+def session_id() -> str:
+    return LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """All that was logged: what an operator says goes to logging on Airflow 2, and to the standard output on Airflow 3."""
+
+    def read() -> str:
+        out, err = capfd.readouterr()
+        return caplog.text + out + err
+
+    return read
+
+
+def ask(session_id: str | dict[str, Any], **arguments: Any) -> SendChatMessageOperator:
+    return SendChatMessageOperator(
+        **{"task_id": "task", "session_id": session_id, "prompt": PROMPT, "retries": 2, **arguments}
+    )
+
+
+def interrupt(session_id: str, emulator: LlamaCloudEmulator, store: Store | None) -> None:
+    """A first and last try that gives up before the turn has ended."""
+    emulator.settings.turn_latency = 1.0
+    task = ask(session_id, turn_timeout=0.3, retries=0)
+    with pytest.raises(ChatTurnInterruptedError):
+        task.execute(a_try(task, 1, store=store))
+
+
+def test_clearing_a_task_that_failed_takes_up_the_answer_that_came_meanwhile(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    interrupt(session_id, llamacloud_emulator, store)
+    time.sleep(1.0)
+    task = ask(session_id, retries=0)
+    assert "47.5 million" in task.execute(a_try(task, 2, 1, store))
+    assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1
+    # It has its answer now: clearing it again asks anew, in every try of that round.
+    task.execute(a_try(task, 3, 2, store))
+    assert llamacloud_emulator.completed() == 2
+
+
+def test_clearing_a_task_whose_turn_died_asks_once_more(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llamacloud_emulator.settings.survives_disconnect = False
+    store = Store()
+    interrupt(session_id, llamacloud_emulator, store)
+    monkeypatch.setattr("airflow_provider_llamachat.client.config.DEFAULT_TIMEOUT", 0.2)
+    task = ask(session_id, retries=1)
+    assert "47.5 million" in task.execute(a_try(task, 2, 2, store))
+    assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (2, 1)
+
+
+def test_a_retry_with_other_retries_in_the_dag_is_still_one(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    task = ask(session_id, retries=3)
+    task.execute(a_try(task, 1, 3, store))
+    fewer = ask(session_id, retries=1)
+    fewer.execute(a_try(fewer, 2, 3, store))
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_a_try_that_left_nothing_did_not_ask_where_a_store_exists(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    # The same prompt was asked by another task; this one's first try did not come as far as asking.
+    other, task = ask(session_id, task_id="other"), ask(session_id)
+    other.execute(a_try(other, 1, store=Store()))
+    task.execute(a_try(task, 2, store=Store()))
+    assert llamacloud_emulator.completed() == 2
+
+
+def test_a_memory_that_can_not_be_read_leaves_the_last_prompt_to_go_by(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store, task = Store(), ask(session_id)
+    task.execute(a_try(task, 1, store=store))
+    store["turn"] = {"round": 2, "value": {"of": "another release"}}
+    task.execute(a_try(task, 2, store=store))
+    store.broken = True
+    task.execute(a_try(task, 3, store=store))
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_a_task_that_was_never_let_through_asks_although_another_asked_since(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store, task, other = Store(), ask(session_id), ask(session_id, prompt="And in Q2?")
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", status=429, retry_after="0", times=6))
+    with no_backoff(), pytest.raises(RateLimitError):
+        task.execute(a_try(task, 1, store=store))
+    other.execute(a_try(other, 1, store=Store()))
+    assert "47.5 million" in task.execute(a_try(task, 2, store=store))
+    assert llamacloud_emulator.completed(prompt=PROMPT) == 1
+
+
+def test_a_prompt_that_differs_from_try_to_try_is_paid_for_anew_and_said_so(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, said: Callable[[], str]
+) -> None:
+    store = Store()
+    for number in (1, 2):
+        task = ask(session_id, prompt=f"{PROMPT} (try {number})")
+        task.execute(a_try(task, number, store=store))
+    assert llamacloud_emulator.completed() == 2
+    assert said().count("Keep what differs from try to try") == 1
+
+
+def test_what_keeps_the_usage_back_does_not_hide_why_the_turn_failed(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, said: Callable[[], str]
+) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", detail="model down"))
+    task = ask(session_id)
+    context = a_try(task, 1)
+    context["ti"].refuses = True
+    with pytest.raises(ChatTurnFailedError, match="model down"):
+        task.execute(context)
+    assert "usage could not be pushed" in said()
+
+
+def test_lineage_and_metrics_that_fail_cost_no_answer(
+    session_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("down")
+
+    monkeypatch.setattr("airflow.providers.common.compat.lineage.hook.get_hook_lineage_collector", fail)
+    monkeypatch.setattr("airflow.providers.common.compat.sdk.Stats.incr", fail)
+    task = ask(session_id)
+    assert task.execute(a_try(task, 1))
+    assert "Lineage was not recorded" in caplog.text
+    assert "was not counted" in caplog.text
+
+
+def test_a_kill_names_the_session_and_nothing_else_of_it(said: Callable[[], str]) -> None:
+    create = CreateChatSessionOperator(task_id="create", index_ids=[INDEX_FILINGS])
+    whole = create.execute(a_try(create, 1))
+    task = ask(whole)
+    task.execute(a_try(task, 1))
+    said()
+    task.on_kill()
+    words = said()
+    assert whole["session_id"] in words
+    assert "last_updated_at" not in words
+
+
+def test_what_a_session_has_beyond_all_numbers_goes_to_xcom_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_llamachat.models import SessionSummary
+
+    answered = SessionSummary.model_validate({"session_id": "ses-1", "weight": 2**80, "index_ids": ["idx-1"]})
+    monkeypatch.setattr(LlamaCloudClient, "create_session", lambda *_, **__: answered)
+    create = CreateChatSessionOperator(task_id="create", index_ids=["idx-1"])
+    assert create.execute(a_try(create, 1))["weight"] is None
+
+
+def test_waiting_for_indexes_needs_some(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    create = CreateChatSessionOperator(task_id="create", wait_for_indexes=True)
+    with pytest.raises(InvalidArgumentError, match="needs index_ids"):
+        create.execute(a_try(create, 1))
+    assert llamacloud_emulator.requests == []
