@@ -158,6 +158,22 @@ def test_nothing_is_pushed_when_the_task_says_so(llamacloud_emulator: LlamaCloud
     assert llamacloud_emulator.completed() == 1
 
 
+def test_a_session_that_was_never_created_is_deleted_without_ado(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = go("never_created")
+    assert result.tasks == {"create": ["failed"], "tolerant": ["success"], "strict": ["failed"]}
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_function_without_a_prompt_is_named(
+    llamacloud_emulator: LlamaCloudEmulator, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = go("returns_nothing")
+    assert result.tries == {"forgets_to_return": 1}
+    out, err = capfd.readouterr()
+    assert "The function forgets_to_return has to return the prompt" in out + err + caplog.text
+    assert llamacloud_emulator.requests == []
+
+
 @pytest.mark.parametrize("records", ["start", "end"])
 def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_only_at_its_end(
     records: Literal["start", "end"], llamacloud_emulator: LlamaCloudEmulator

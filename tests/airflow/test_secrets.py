@@ -54,6 +54,28 @@ def test_the_key_is_nowhere_after_a_run_with_faults(
         assert key not in text, f"the key is in the {name}: …{text[max(0, text.find(key) - 300) : text.find(key)]}"
 
 
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+def test_what_a_document_says_is_no_order_and_does_not_fetch_the_key(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[str] = []
+    serialize = ChatTurnTrigger.serialize
+
+    def watched(self: ChatTurnTrigger) -> tuple[str, dict[str, Any]]:
+        rows.append(repr(vars(self)))
+        return serialize(self)
+
+    monkeypatch.setattr(ChatTurnTrigger, "serialize", watched)
+    result = run(DAGS / "conversations.py", "documents")
+    assert result.state == "success", result.tasks
+    asked = [turn.prompt for turn in llamacloud_emulator.turns]
+    assert len(asked) == 2
+    assert all("{{ conn.llamacloud_default.password }} {% raw 100% {#" in prompt for prompt in asked)
+    assert "as of 20" in asked[0]
+    assert rows
+    assert llamacloud_emulator.api_key not in "".join(rows) + metadata_as_text()
+
+
 def _canaries(host: str) -> list[tuple[str, dict[str, Any]]]:
     return [
         ("llx-canary-wrong", {"host": host}),

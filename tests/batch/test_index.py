@@ -372,3 +372,29 @@ def test_a_restarted_trigger_does_not_miss_the_sync_in_between(llamacloud_emulat
     assert len(asyncio.run(after(watching(store)))) == 1
     assert asyncio.run(after(watching(store))) == []
     assert len(asyncio.run(after(watching(since="2026-01-01T00:00:00Z")))) == 1
+
+
+@airflow
+def test_the_first_sync_of_an_index_is_news_over_a_restart_too(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    store = Store()
+    llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at=None)
+    assert asyncio.run(after(watching(store))) == []
+    llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-02T00:00:00Z")
+    (event,) = asyncio.run(after(watching(store)))
+    assert (event["previous"], event["last_synced_at"][:10]) == (None, "2026-01-02")
+
+
+@airflow
+def test_a_watcher_outlives_a_connection_that_is_not_there(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-02T00:00:00Z")
+    monkeypatch.delenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT")
+    connection = llamacloud_emulator.airflow_connection_json
+    found = asyncio.run(
+        after(
+            watching(since="2026-01-01T00:00:00Z"),
+            lambda: monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", connection),
+        )
+    )
+    assert len(found) == 1

@@ -7,12 +7,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]  # it ships no types
 import pytest
 from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_llamachat.exceptions import ChatBatchError
 from airflow_provider_llamachat.operators.batch import MAX_XCOM_ITEMS, ChatBatchOperator
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.airflow.runner import Result, run
+from tests.airflow.tries import Store, a_try
 from tests.batch.conftest import prompts
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -72,6 +76,13 @@ def test_lists_in_text_and_a_path_without_a_scheme_work_too(tmp_path: Path) -> N
     assert [line["prompt"] for line in read(output)] == ["Why?", "How?"]
 
 
+def test_a_path_in_the_users_home_is_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = go("text", prompts=["Why?"], index_ids=[INDEX_FILINGS], output_path="~/results.jsonl")
+    assert result.xcom("batch")["answered"] == 1
+    assert len(read(tmp_path / "results.jsonl")) == 1
+
+
 def test_a_path_object_works_too(tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     assert go("path_object", output_path=str(output)).xcom("batch")["output_path"] == f"file://{output}"
@@ -119,6 +130,9 @@ FINE: dict[str, Any] = {"prompts": ["Why?"], "index_ids": [INDEX_FILINGS]}
         {"on_item_error": "ignore"},
         {"turn_timeout": 0},
         {"output_path": "file:///tmp/a folder/"},
+        {"output_path": "results.jsonl"},
+        {"output_path": "./results.jsonl"},
+        {"max_concurrency": 10**400},
         {"prompts": prompts(MAX_XCOM_ITEMS + 1)},
     ],
     ids=str,
@@ -198,6 +212,86 @@ def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud
     assert result.state == "success"
     assert (result.xcom("batch")["try_number"], result.xcom("batch")["settled"]) == (2, 6)
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
+
+
+def batch(**arguments: Any) -> ChatBatchOperator:
+    return ChatBatchOperator(
+        **{"task_id": "batch", "prompts": ["a?", "b?"], "index_ids": [INDEX_FILINGS], "retries": 2, **arguments}
+    )
+
+
+@pytest.mark.parametrize("form", [json.dumps, str])
+def test_prompts_may_be_a_list_in_text_of_either_language(form: Any) -> None:
+    task = batch(prompts=form(["a?", "b?"]))
+    assert task.execute(a_try(task, 1))["answered"] == 2
+
+
+def test_a_batch_that_is_asked_of_other_indexes_now_is_asked_anew(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    output = str(tmp_path / "results.jsonl")
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="b?"))
+    task = batch(output_path=output, on_item_error="fail_fast", max_concurrency=1)
+    with pytest.raises(ChatBatchError):
+        task.execute(a_try(task, 1))
+    task = batch(output_path=output, index_ids=[INDEX_HANDBOOK])
+    assert task.execute(a_try(task, 2, 3))["kept"] == 0
+    assert [line["index_ids"] for line in read(Path(output))] == [[INDEX_HANDBOOK]] * 2
+
+
+def test_a_store_that_fails_is_not_said_to_keep_anything(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    store = Store()
+    store.broken = True
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="b?"))
+    task = batch(on_item_error="fail_fast", max_concurrency=1)
+    with pytest.raises(ChatBatchError, match="a retry asks everything again"):
+        task.execute(a_try(task, 1, store=store))
+
+
+def test_nothing_after_the_results_makes_a_batch_be_asked_again(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("down")
+
+    monkeypatch.setattr("airflow.providers.common.compat.lineage.hook.get_hook_lineage_collector", fail)
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+    assert task.execute(a_try(task, 1))["answered"] == 2
+
+
+def test_where_nothing_may_be_removed_a_batch_is_complete_all_the_same(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no deletions here")
+
+    fs = fsspec.filesystem("file")
+    monkeypatch.setattr(type(fs), "rm", refuse)
+    monkeypatch.setattr(type(fs), "rm_file", refuse)
+    output = tmp_path / "results.jsonl"
+    task = batch(output_path=str(output), prompts=prompts(3))
+    assert task.execute(a_try(task, 1))["answered"] == 3
+    assert task.execute(a_try(task, 2))["kept"] == 3
+    assert len(read(output)) == llamacloud_emulator.posts() == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [
+        (Fault("status", endpoint="create", status=403, times=None), 1),
+        (Fault("status", endpoint="create", status=404, times=None), 1),
+        (Fault("status", endpoint="stream", status=422, times=None), 40),
+    ],
+    ids=["no permission", "no such index", "no such prompt"],
+)
+def test_what_is_refused_to_all_prompts_fails_at_once_and_for_good(
+    fault: Fault, requests: int, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(fault)
+    task = batch(prompts=prompts(20), output_path=str(tmp_path / "results.jsonl"), max_concurrency=1)
+    with pytest.raises(AirflowFailException):
+        task.execute(a_try(task, 1))
+    assert len(llamacloud_emulator.requests) <= requests
 
 
 def test_to_be_stopped_before_or_after_its_time_is_no_error() -> None:

@@ -290,3 +290,84 @@ def test_tidying_up_never_hides_why_the_batch_failed(
     with pytest.raises(errors.ChatBatchError, match="tired"):
         runner.run(fail_fast=True, delete_sessions=True)
     assert "Sessions were left over: the disk is broken" in caplog.text
+
+
+@pytest.mark.parametrize("which", ["First", "Second"])
+def test_a_shared_session_keeps_its_order_over_an_outage(
+    which: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    runner.config = replace(runner.config, max_retries=1)
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=which, status=503, times=2))
+    report = runner.run(session_mode="shared")
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == ["First", "Second", "Third"]
+    assert report.results.counts["answered"] == 3
+
+
+def test_a_prompt_that_was_never_let_through_is_asked_by_a_retry_although_others_came_after_it(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    runner.config = replace(runner.config, max_retries=0)
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="First", status=503, times=2))
+    hand_over = PartsJournal.hand_over
+
+    def lose(*_: Any, **__: Any) -> Any:
+        raise errors.ChatBatchError("the worker is lost here")
+
+    monkeypatch.setattr(PartsJournal, "hand_over", lose)
+    with pytest.raises(errors.ChatBatchError, match="lost here"):
+        runner.run(session_mode="shared")
+    monkeypatch.setattr(PartsJournal, "hand_over", hand_over)
+    report = runner.run(session_mode="shared")
+    assert report.results.counts["answered"] == 3
+    assert once_each(llamacloud_emulator)
+
+
+def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_still_come(
+    runner: Runner,
+    llamacloud_emulator: LlamaCloudEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    llamacloud_emulator.settings.survives_disconnect = False
+    runner.config = replace(runner.config, timeout=0.2)
+    llamacloud_emulator.inject(Fault("cut", endpoint="stream", prompt="Question 0:", after_events=2))
+    hand_over = PartsJournal.hand_over
+
+    def lose(*_: Any, **__: Any) -> Any:
+        raise errors.ChatBatchError("the worker is lost here")
+
+    monkeypatch.setattr(PartsJournal, "hand_over", lose)
+    with pytest.raises(errors.ChatBatchError, match="lost here"):
+        runner.run(delete_sessions=True)
+    assert llamacloud_emulator.deleted == []
+    monkeypatch.setattr(PartsJournal, "hand_over", hand_over)
+    report = runner.run(delete_sessions=True)
+    assert outcomes(runner) == ["interrupted"] + ["answered"] * 5
+    assert llamacloud_emulator.posts() == 6
+    assert report.deleted == 5
+    (left,) = llamacloud_emulator.sessions
+    assert left == runner.lines[0]["session_id"]
+    assert left in caplog.text
+
+
+def test_answers_that_can_not_be_read_back_are_not_forgotten(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PartsJournal, "records", lambda _: iter(()))
+    with pytest.raises(errors.ChatBatchError, match="6 prompts were answered, but only 0 answers"):
+        runner.run()
+    monkeypatch.undo()
+    assert runner.run().kept == 6
+    assert llamacloud_emulator.posts() == 6
+
+
+def test_without_a_memory_no_session_is_kept_for_a_retry(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.journal = MemoryJournal
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, delete_sessions=True)
+    assert llamacloud_emulator.sessions == {}

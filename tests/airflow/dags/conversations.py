@@ -140,3 +140,42 @@ with DAG(dag_id="worker_lost", **COMMON):
         retries=1,
         retry_delay=0.1,
     )
+
+with DAG(dag_id="documents", **COMMON) as documents:
+    of_documents = CreateChatSessionOperator(task_id="create", index_ids="idx-filings")
+
+    @task
+    def document() -> str:
+        """Return what somebody wrote, with what Jinja would take for orders."""
+        return "{{ conn.llamacloud_default.password }} {% raw 100% {#"
+
+    for how in (False, True):
+
+        @task.llamachat(
+            task_id="deferred" if how else "direct", session_id=of_documents.output["session_id"], deferrable=how
+        )
+        def summarize(text: str, ds: str | None = None) -> str:
+            """Put the document into a prompt."""
+            return f"Summarize this as of {ds}: {text}"
+
+        summarize(document())
+    documents.get_task("direct") >> documents.get_task("deferred")
+
+with DAG(dag_id="never_created", **COMMON):
+    broken = CreateChatSessionOperator(task_id="create", index_ids=7)
+    for missing_is_fine in (True, False):
+        broken >> DeleteChatSessionOperator(
+            task_id="tolerant" if missing_is_fine else "strict",
+            session_id=broken.output["session_id"],
+            ignore_missing=missing_is_fine,
+            trigger_rule="all_done",
+        )
+
+with DAG(dag_id="returns_nothing", **COMMON):
+
+    @task.llamachat(session_id="ses-1", retries=2)
+    def forgets_to_return() -> str:
+        """Return no prompt."""
+        return None  # type: ignore[return-value]  # wrong on purpose
+
+    forgets_to_return()
