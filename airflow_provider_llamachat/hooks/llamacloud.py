@@ -24,11 +24,12 @@ from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, Event, Project, Session, SessionSummary
+    from airflow_provider_llamachat.models import ChatTurn, Event, Index, Project, Session, SessionSummary
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class LlamaCloudHook(BaseHook):
     ``organization_id`` (UUIDs), ``timeout`` (seconds without a byte), ``max_retries``. Environment variables of other
     LlamaCloud tools are not read: the connection is the truth.
 
-    Each method that takes ``project_id`` and ``organization_id`` uses the connection's values for those that are None.
+    Each method that takes ``project_id`` and ``organization_id`` (UUIDs) uses the connection's values for those that are None. All raise
+    the classes of :mod:`airflow_provider_llamachat.exceptions`: :class:`~..exceptions.LlamaCloudConfigError` before anything is sent,
+    refusals (:class:`~..exceptions.NotFoundError` and its like), network and server errors after.
 
     :param llamacloud_conn_id: the Airflow connection.
     """
@@ -202,15 +205,82 @@ class LlamaCloudHook(BaseHook):
         """Delete a session."""
         self.get_conn().delete_session(session_id, project_id=project_id, organization_id=organization_id)
 
-    def stream_message(self, session_id: str, prompt: str, *, index_ids: list[str], **options: Any) -> Iterator[Event]:
+    def stream_message(
+        self,
+        session_id: str,
+        prompt: str,
+        *,
+        index_ids: list[str] | None = None,
+        require_all_indexes: bool = False,
+        turn_timeout: float | timedelta = 600.0,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> Iterator[Event]:
         """Post a prompt once and iterate over its events; see :meth:`~..client.sync.LlamaCloudClient.stream_message`."""
-        return self.get_conn().stream_message(session_id, prompt, index_ids=index_ids, **options)
+        return self.get_conn().stream_message(
+            session_id,
+            prompt,
+            index_ids=index_ids,
+            require_all_indexes=require_all_indexes,
+            turn_timeout=turn_timeout,
+            project_id=project_id,
+            organization_id=organization_id,
+        )
 
     def send_message(
-        self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, **options: Any
+        self,
+        session_id: str,
+        prompt: str,
+        *,
+        index_ids: list[str] | None = None,
+        require_all_indexes: bool = False,
+        turn_timeout: float | timedelta = 600.0,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+        **options: Any,
     ) -> ChatTurn:
-        """Ask and return the finished turn, paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`."""
-        return self.get_conn().send_message(session_id, prompt, index_ids=index_ids, **options)
+        """Ask and return the finished turn, paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`.
+
+        :param options: what takes up an earlier question (``baseline``, ``resume``, ``accepted``, ``ask_again``, ``deadline``), and
+            ``on_event``.
+        """
+        return self.get_conn().send_message(
+            session_id,
+            prompt,
+            index_ids=index_ids,
+            require_all_indexes=require_all_indexes,
+            turn_timeout=turn_timeout,
+            project_id=project_id,
+            organization_id=organization_id,
+            **options,
+        )
+
+    def list_projects(self, *, project_name: str | None = None, organization_id: str | None = None) -> list[Project]:
+        """List the projects the key can see; see :meth:`~..client.sync.LlamaCloudClient.list_projects`."""
+        return self.get_conn().list_projects(project_name=project_name, organization_id=organization_id)
+
+    def list_indexes(
+        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+    ) -> Iterator[Index]:
+        """Iterate over the project's indexes, fetching pages as they are needed."""
+        return self.get_conn().list_indexes(page_size=page_size, project_id=project_id, organization_id=organization_id)
+
+    def get_index(
+        self,
+        index_id: str,
+        *,
+        expand_sync: bool = False,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> Index:
+        """Read an index; see :meth:`~..client.sync.LlamaCloudClient.get_index`."""
+        return self.get_conn().get_index(
+            index_id, expand_sync=expand_sync, project_id=project_id, organization_id=organization_id
+        )
+
+    def sync_index(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
+        """Start a sync of an index; False when one was running already."""
+        return self.get_conn().sync_index(index_id, project_id=project_id, organization_id=organization_id)
 
 
 def _named(project: Project) -> str:

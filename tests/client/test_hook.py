@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,6 +95,37 @@ def test_calls_override_the_connections_project(connect: Any, llamacloud_emulato
     assert None not in projects
     hook.close()
     assert hook.create_session().session_id, "a closed hook makes a new client"
+
+
+def test_the_hook_reaches_projects_and_indexes_too(connect: Any) -> None:
+    hook = connect()
+    assert DEFAULT_PROJECT_ID in {project.id for project in hook.list_projects()}
+    assert INDEX_FILINGS in {index.id for index in hook.list_indexes(page_size=1)}
+    assert hook.get_index(INDEX_FILINGS, expand_sync=True).sync_in_progress is False
+    assert (hook.sync_index(INDEX_FILINGS), hook.sync_index(INDEX_FILINGS)) == (True, False)
+    events = list(hook.stream_message(hook.create_session([INDEX_FILINGS]).session_id, "Hello?"))
+    assert events[-1].type == "stop"
+
+
+def test_reading_the_client_from_disk_does_not_hold_the_loop_up(connect: Any) -> None:
+    import threading
+
+    connect()
+    imported_on: list[threading.Thread] = []
+
+    def watched(name: str) -> Any:
+        imported_on.append(threading.current_thread())
+        return importlib.import_module(name)
+
+    async def run() -> None:
+        async with await LlamaCloudHook().get_async_conn():
+            pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llamacloud, "importlib", SimpleNamespace(import_module=watched))
+        asyncio.run(run())
+    assert imported_on
+    assert threading.main_thread() not in imported_on
 
 
 def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
