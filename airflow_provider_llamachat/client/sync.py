@@ -99,7 +99,10 @@ class LlamaCloudClient:
     def list_sessions(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
     ) -> Iterator[models.SessionSummary]:
-        """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat)."""
+        """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat).
+
+        :param page_size: sessions of one page; None leaves it to the server.
+        """
         yield from self._pages(endpoints.LIST_SESSIONS, page_size, project_id, organization_id)
 
     def delete_session(
@@ -124,7 +127,10 @@ class LlamaCloudClient:
     def list_indexes(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
     ) -> Iterator[models.Index]:
-        """Iterate over the project's indexes, page by page (GET /api/v1/indexes)."""
+        """Iterate over the project's indexes, page by page (GET /api/v1/indexes).
+
+        :param page_size: indexes of one page; None leaves it to the server.
+        """
         yield from self._pages(endpoints.LIST_INDEXES, page_size, project_id, organization_id)
 
     def get_index(
