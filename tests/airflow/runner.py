@@ -8,12 +8,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 DAGS = HERE / "dags"
 EXAMPLES = HERE.parents[1] / "dags_examples"
+AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+RETRY_GETS_THE_OLD_EVENT = AIRFLOW == (3, 0)
+"""Airflow 3.0 resumes the retry of a deferred task with the event of its first try, so that it fails again: README, Versions."""
 OURS = ("airflow_provider_llamachat", "dags_examples", str(DAGS))
 
 

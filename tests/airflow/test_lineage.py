@@ -32,6 +32,7 @@ def test_an_asset_that_names_no_index_is_refused(uri: str) -> None:
 
 
 def test_an_openlineage_dataset_has_the_host_as_namespace() -> None:
+    pytest.importorskip("airflow.providers.openlineage", reason="datasets need the extra openlineage")
     dataset = lineage.convert_to_openlineage(Asset(lineage.index_uri("idx-1", BASE)), None)
     assert (dataset.namespace, dataset.name) == ("llamacloud://api.cloud.llamaindex.ai", "indexes/idx-1")
 
@@ -40,11 +41,12 @@ def test_an_openlineage_dataset_has_the_host_as_namespace() -> None:
 def test_a_run_reports_its_indexes_and_counts_its_turns(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow.providers.common.compat.lineage import hook as compat
+    from airflow.providers.common.compat import sdk as compat
     from airflow.providers.common.compat.sdk import HookLineageCollector, Stats
 
     collector = HookLineageCollector()  # type: ignore[no-untyped-call]  # Airflow does not type it
-    # Airflow makes a collector that does nothing unless a plugin reads it; this is the one it makes then.
+    # Airflow makes a collector that does nothing unless a plugin reads it; this is the one it makes then. It goes in below the
+    # compatibility layer, which gives Airflow 2's collector the methods of Airflow 3's.
     monkeypatch.setattr(compat, "get_hook_lineage_collector", lambda: collector)
     counted: list[tuple[str, int, Any]] = []
     monkeypatch.setattr(Stats, "incr", lambda name, count=1, *_, tags=None, **__: counted.append((name, count, tags)))

