@@ -1,0 +1,91 @@
+"""The built wheel on each supported Airflow, beside no source tree: what it adds, its whole test suite, and a real conversation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_llamachat.testing import EmulatorProcess
+from tests.matrix.cells import Cell
+from tests.matrix.environments import Environment
+from tests.matrix.suite import LIMIT, SuiteRun
+from tests.system.processes import clean_environment
+from tests.system.stack import AirflowStack
+
+# Building and the suite happen in the first test that asks for them.
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(LIMIT + 900)]
+
+
+def test_the_wheel_adds_one_package_and_changes_none(environment: Environment) -> None:
+    before, after = environment.before, environment.after
+    assert before["apache-airflow"] == environment.cell.airflow
+    assert set(after) - set(before) <= {"airflow-provider-llamachat", "httpx-sse"}
+    assert "airflow-provider-llamachat" in set(after) - set(before)
+    assert {name: after.get(name) for name in before} == before
+
+
+def test_the_package_is_the_installed_one(environment: Environment, cases: Path) -> None:
+    code = "import json, airflow_provider_llamachat as a, airflow; print(json.dumps([a.__file__, airflow.__version__]))"
+    home = str(cases.parent / "airflow-home")
+    done = subprocess.run(
+        [environment.python, "-W", "ignore", "-c", code],
+        cwd=cases,
+        env=clean_environment({"AIRFLOW_HOME": home}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    file, version = json.loads(done.stdout.splitlines()[-1])
+    assert Path(file).is_relative_to(environment.site_packages)
+    assert version == environment.cell.airflow
+
+
+def test_the_suite_passes(suite_run: SuiteRun) -> None:
+    problems = [name for name, outcome in suite_run.outcomes.items() if outcome == "failed"]
+    assert not problems, "\n".join([*problems, suite_run.output[-6000:]])
+    assert suite_run.code == 0, suite_run.output[-6000:]
+    # Whatever a cell leaves out, it is not the most of it.
+    assert suite_run.count("passed") > 20 * max(suite_run.count("skipped"), 1)
+
+
+def test_airflow_discovers_the_provider(suite_run: SuiteRun) -> None:
+    """`airflow providers list`, `get` and `hooks` show it; the test itself lies where the main suite has it too."""
+    found = suite_run.of("tests.docs.test_documentation::test_airflow_discovers_the_provider")
+    assert list(found.values()) == ["passed"]
+
+
+def test_every_example_is_imported_without_an_error_or_a_warning(suite_run: SuiteRun, repository: Path) -> None:
+    found = suite_run.of("tests.airflow.test_examples::test_an_example_says_what_it_shows")
+    examples = {path.stem for path in (repository / "dags_examples").glob("*.py")}
+    assert {name.split("[")[1].rstrip("]"): outcome for name, outcome in found.items()} == dict.fromkeys(
+        examples, "passed"
+    )
+
+
+@pytest.mark.usefixtures("stopwatch")
+def test_a_session_is_created_asked_and_deleted(environment: Environment, cell: Cell, repository: Path) -> None:
+    """On a whole Airflow: scheduler, triggerer and web server; the question waits in the triggerer."""
+    example = repository / "dags_examples" / "llamachat_deferrable.py"
+    with EmulatorProcess() as emulator:
+        emulator.settings.turn_latency = 3.0
+        connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": emulator.airflow_connection_json}
+        with AirflowStack(python=environment.python, dags=[example], environment=connection) as stack:
+            assert stack.version_text == cell.airflow
+            run = stack.trigger("llamachat_deferrable")
+            stack.wait_for_task(run, "ask", "deferred")
+            assert stack.wait(run, timeout=180) == "success"
+            assert stack.task_states(run) == dict.fromkeys(["create_session", "ask", "delete_session"], "success")
+            (turn,) = emulator.turns
+            assert (turn.state, emulator.posts(), emulator.completed()) == ("completed", 1, 1)
+            assert stack.xcom(run, "create_session", "session_id") == turn.session_id
+            assert stack.xcom(run, "create_session", "index_ids") == ["idx-filings", "idx-handbook"]
+            answer, usage = stack.xcom(run, "ask"), stack.xcom(run, "ask", "usage")
+            assert "47.5 million" in answer
+            assert (usage["total_output_tokens"], usage["try_number"]) == (turn.output_tokens, 1)
+            assert stack.xcom(run, "ask", "skipped_index_ids") == []
+            assert emulator.deleted == [turn.session_id]
+            assert emulator.api_key not in stack.metadata_dump()
