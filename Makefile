@@ -68,6 +68,7 @@ system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, t
 browser: $(VENV)/.installed-browser ## tests of the connection form in Chromium, which has to be there
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
+# MATRIX=short leaves out the slow tests of what imports no Airflow; MATRIX_JOBS=n runs that many tests at once in each environment.
 .PHONY: matrix
 matrix: $(VENV)/.installed build ## the built wheel on each supported Airflow and Python
 	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
