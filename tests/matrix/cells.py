@@ -54,8 +54,9 @@ LONG_SUITES = "system or browser or matrix or chaos or bench"
 LEFT_OUT_IN_SHORT = (
     "tests/batch/test_engine.py",
     "tests/batch/test_kill.py",
+    "tests/batch/test_pace.py",
+    "tests/batch/test_resuming.py",
     "tests/client/test_turns.py",
-    "tests/emulator/test_control.py",
     "tests/emulator/test_faults.py",
     "tests/emulator/test_load.py",
     "tests/emulator/test_settings.py",

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.matrix.cells import TEST_TOOLS, Cell
+from tests.matrix.cells import LEFT_OUT_IN_SHORT, TEST_TOOLS, Cell
 
 CASES = ("tests", "dags_examples", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
 """What the tests consist of and read; the package is not among it, so that only the installed one can be imported."""
@@ -112,7 +112,10 @@ def _install(environment: Environment, *requirements: str) -> None:
 
 
 def copy_cases(repository: Path, target: Path) -> Path:
-    """Copy the tests, and what they read, to a directory that has no package beside them."""
+    """Copy the tests, and what they read, to a directory that has no package beside them.
+
+    :raises RuntimeError: a test that the short form leaves out does not exist.
+    """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in CASES:
@@ -121,4 +124,7 @@ def copy_cases(repository: Path, target: Path) -> Path:
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target / name)
+    missing = [path for path in LEFT_OUT_IN_SHORT if not (target / path).is_file()]
+    if missing:
+        raise RuntimeError(f"tests/matrix/cells.py leaves out tests that are no longer there: {missing}")
     return target
