@@ -109,12 +109,18 @@ class LlamaCloudHook(BaseHook):
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client (close it, or use ``async with``) without ever blocking the event loop."""
         from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+        from airflow.providers.common.compat.sdk import mask_secret
+        from asgiref.sync import sync_to_async
 
         # Reading it from disk takes a quarter of a second, once in a process.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         connection = await get_async_connection(self.llamacloud_conn_id, hook=self)
         extra = await get_async_extra_dejson(connection)
-        opened: AsyncLlamaCloudClient = await client.AsyncLlamaCloudClient.open(_config(connection, extra))
+        config = _config(connection, extra)
+        if config.api_key != connection.password:
+            # Airflow 3.0's triggerer can be told of a secret from a thread that knows its loop, and raises in the loop itself.
+            await sync_to_async(mask_secret)(config.api_key)
+        opened: AsyncLlamaCloudClient = await client.AsyncLlamaCloudClient.open(config)
         return opened
 
     def get_config(self) -> ClientConfig:
@@ -122,8 +128,13 @@ class LlamaCloudHook(BaseHook):
 
         :raises LlamaCloudConfigError: the connection can not work.
         """
+        from airflow.providers.common.compat.sdk import mask_secret
+
         connection = self.get_connection(self.llamacloud_conn_id)
-        return _config(connection, connection.extra_dejson)
+        config = _config(connection, connection.extra_dejson)
+        # Airflow masks the password as it stands there; white space around it, which is no part of the key, would keep it from matching.
+        mask_secret(config.api_key)
+        return config
 
     def close(self) -> None:
         """Close the client, if one was made."""
@@ -288,8 +299,6 @@ def _named(project: Project) -> str:
 
 
 def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
-    from airflow.providers.common.compat.sdk import mask_secret
-
     from airflow_provider_llamachat.client import ClientConfig
 
     config = ClientConfig.build(
@@ -303,8 +312,6 @@ def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
         timeout=extra.get("timeout"),
         max_retries=extra.get("max_retries"),
     )
-    # Airflow masks the password as it stands there; white space around it, which is no part of the key, would keep it from matching.
-    mask_secret(config.api_key)
     if config.is_plain_http and config.base_url not in _warned_hosts:
         _warned_hosts.add(config.base_url)
         log.warning(

@@ -277,3 +277,26 @@ def test_a_key_with_white_space_around_it_is_masked_as_it_is_used(connect: Any) 
 def test_a_configuration_error_is_one_of_ours(connect: Any) -> None:
     with pytest.raises(LlamaCloudConfigError, match="max_retries"):
         connect(extra=json.dumps({"max_retries": "many"})).get_conn()
+
+
+@pytest.mark.parametrize("password", ["llx-emulator-0000", " llx-emulator-0000\n"], ids=["plain", "white space"])
+def test_masking_the_key_never_blocks_a_triggerers_loop(
+    password: str, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow 3.0's triggerer refuses to be told of a secret from its event loop, and the trigger fails."""
+    masked = []
+
+    def tell_the_supervisor(secret: str) -> None:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        masked.append(secret)
+
+    connect(password=password)
+    monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", tell_the_supervisor)
+
+    async def run() -> None:
+        async with await LlamaCloudHook().get_async_conn() as client:
+            assert await client.list_projects()
+
+    asyncio.run(run())
+    assert masked == ([password.strip()] if password != password.strip() else [])
