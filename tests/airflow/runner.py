@@ -17,7 +17,8 @@ DAGS = HERE / "dags"
 EXAMPLES = HERE.parents[1] / "dags_examples"
 AIRFLOW = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 RETRY_GETS_THE_OLD_EVENT = AIRFLOW == (3, 0)
-"""Airflow 3.0 resumes the retry of a deferred task with the event of its first try, so that it fails again: README, Versions."""
+"""Airflow 3.0's dag.test() resumes the retry of a deferred task with the event of its first try, so that it fails again; its
+scheduler does not (README, Versions)."""
 OURS = ("airflow_provider_llamachat", "dags_examples", str(DAGS))
 
 
