@@ -14,7 +14,7 @@ from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfi
 from airflow_provider_llamachat.client.throttle import Throttle
 from airflow_provider_llamachat.models import ChatTurn
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from tests.hostile.rawserver import RawServer, Request, http
+from tests.hostile.rawserver import Answer, RawServer, Request, http
 
 PROMPT = "What was the revenue in Q3?"
 SESSION: dict[str, Any] = {"session_id": "ses-1", "last_updated_at": "2026-01-01T00:00:00", "index_ids": ["idx-1"]}
@@ -54,6 +54,11 @@ def raw(config: Callable[..., ClientConfig]) -> Callable[..., ClientConfig]:
 
 def session(**values: Any) -> bytes:
     return http(json.dumps({**SESSION, **values}).encode())
+
+
+def serve(answer: Answer) -> RawServer:
+    """A server that keeps its connections: one that was closed a moment ago would look like a prompt that got lost."""
+    return RawServer(answer, keep_alive=True)
 
 
 def posts(server: RawServer) -> int:
@@ -103,7 +108,7 @@ def test_a_session_that_is_busy_with_our_own_lost_prompt_is_waited_for(
 
 @pytest.mark.parametrize("index_ids", ["idx-1", '["idx-1"]', ("idx-1",)])
 def test_one_index_is_one_index_in_every_form(index_ids: Any, send: Send, raw: Callable[..., ClientConfig]) -> None:
-    with RawServer(
+    with serve(
         lambda request: [
             session(events=[], index_ids=None) if request.method == "GET" else http(STREAM, kind="text/event-stream")
         ]
@@ -120,7 +125,7 @@ def test_one_index_is_one_index_in_every_form(index_ids: Any, send: Send, raw: C
 def test_an_argument_that_is_not_usable_is_refused_before_anything_is_sent(
     values: dict[str, Any], send: Send, raw: Callable[..., ClientConfig]
 ) -> None:
-    with RawServer(lambda _: [session(events=[])]) as server:
+    with serve(lambda _: [session(events=[])]) as server:
         with pytest.raises(errors.InvalidArgumentError):
             send(raw(server), **values)
         assert server.requests == []
@@ -129,7 +134,7 @@ def test_an_argument_that_is_not_usable_is_refused_before_anything_is_sent(
 def test_a_key_in_a_sessions_index_ids_is_not_told(send: Send, raw: Callable[..., ClientConfig]) -> None:
     key = "not-of-the-usual-form-0123456789"
     locked = session(events=TURN, index_ids=[key], job_metadata={"turns": 1})
-    with RawServer(lambda _: [locked]) as server:
+    with serve(lambda _: [locked]) as server:
         with pytest.raises(errors.InvalidArgumentError, match="locked") as caught:
             send(raw(server, api_key=key), index_ids=["idx-1"])
         assert key not in str(caught.value)
@@ -139,12 +144,12 @@ def test_a_timeout_that_the_server_announces_is_doubt_and_no_refusal(
     send: Send, raw: Callable[..., ClientConfig]
 ) -> None:
     timed_out = http(b'{"detail": "Request Timeout"}', "408 Request Timeout")
-    with RawServer(
+    with serve(
         lambda request: [session(events=TURN if posts(server) else []) if request.method == "GET" else timed_out]
     ) as server:
         assert send(raw(server)).answer == "47.5 million"
         assert posts(server) == 1
-    with RawServer(lambda request: [timed_out]) as server:
+    with serve(lambda request: [timed_out]) as server:
         with pytest.raises(errors.LlamaCloudTimeoutError) as caught:
             send(raw(server))
         assert (caught.value.status, caught.value.retryable) == (408, True)
@@ -160,23 +165,19 @@ def test_a_prompt_that_came_too_early_is_sent_again(send: Send, raw: Callable[..
         else:
             yield http(STREAM, kind="text/event-stream")
 
-    with RawServer(answer) as server:
+    with serve(answer) as server:
         assert send(raw(server)).answer == "47.5 million"
         assert posts(server) == 2
 
 
 def test_a_stream_whose_kind_is_not_told_is_read_all_the_same(send: Send, raw: Callable[..., ClientConfig]) -> None:
-    with RawServer(
-        lambda request: [session(events=[]) if request.method == "GET" else http(STREAM, kind=None)]
-    ) as server:
+    with serve(lambda request: [session(events=[]) if request.method == "GET" else http(STREAM, kind=None)]) as server:
         assert send(raw(server)).answer == "47.5 million"
         assert posts(server) == 1
 
 
 def test_a_success_that_is_no_stream_may_have_taken_the_prompt(send: Send, raw: Callable[..., ClientConfig]) -> None:
-    with RawServer(
-        lambda request: [session(events=[]) if request.method == "GET" else http(b'{"ok": true}')]
-    ) as server:
+    with serve(lambda request: [session(events=[]) if request.method == "GET" else http(b'{"ok": true}')]) as server:
         with pytest.raises(errors.ChatTurnInterruptedError) as caught:
             send(raw(server))
         assert (caught.value.reason, caught.value.accepted, posts(server)) == ("vanished", True, 1)
@@ -196,7 +197,7 @@ def test_an_answer_is_there_with_its_last_line_whatever_ends_it(
             yield from (stream[at : at + 1] for at in range(len(stream)))
             yield 5.0  # the connection stays open after the turn
 
-    with RawServer(answer) as server:
+    with serve(answer) as server:
         assert send(raw(server, timeout=1.0)).answer == "47.5 million"
 
 
@@ -209,7 +210,7 @@ def test_waiting_at_the_gate_ends_with_the_turns_time_and_says_that_nothing_was_
         async with await AsyncLlamaCloudClient.open(config, throttle=throttle) as client:
             await client.send_message("ses-1", PROMPT, index_ids=["idx-1"], baseline=0, turn_timeout=0.3)
 
-    with RawServer(lambda _: [session(events=[])]) as server:
+    with serve(lambda _: [session(events=[])]) as server:
         with pytest.raises(errors.ChatTurnInterruptedError) as caught:
             asyncio.run(asyncio.wait_for(run(raw(server)), 5))
         assert (caught.value.reason, caught.value.accepted) == ("unasked", False)
@@ -225,7 +226,7 @@ def test_waiting_at_the_gate_uses_up_no_attempt(gate: float, raw: Callable[..., 
         async with await AsyncLlamaCloudClient.open(config, throttle=throttle) as client:
             await client.get_session("ses-1")
 
-    with RawServer(lambda _: [http(b"{}", "503 Service Unavailable")]) as server:
+    with serve(lambda _: [http(b"{}", "503 Service Unavailable")]) as server:
         with pytest.raises(errors.ServerError):
             asyncio.run(run(raw(server, total_timeout=2.0, max_retries=3)))
         assert len(server.requests) == 4
@@ -269,6 +270,6 @@ def test_a_large_history_is_decoded_beside_the_event_loop(raw: Callable[..., Cli
         patch.setattr(replies, "decode", watched)
         for size in (10, 1_000_000):
             history = session(events=[{"type": "text", "content": "x" * size}])
-            with RawServer(lambda _: [history]) as server:  # noqa: B023  # the server ends with this round
+            with serve(lambda _: [history]) as server:  # noqa: B023  # the server ends with this round
                 asyncio.run(run(raw(server, timeout=5.0)))
     assert [thread is threading.main_thread() for thread in used] == [True, False]

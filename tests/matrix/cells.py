@@ -56,6 +56,7 @@ LEFT_OUT_IN_SHORT = (
     "tests/batch/test_kill.py",
     "tests/batch/test_pace.py",
     "tests/batch/test_resuming.py",
+    "tests/client/test_doubt.py",
     "tests/client/test_turns.py",
     "tests/emulator/test_faults.py",
     "tests/emulator/test_load.py",
