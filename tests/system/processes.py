@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -39,6 +40,17 @@ def tree(pid: int) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def freeze(pid: int) -> list[psutil.Process]:
+    """Stop a process and all below it where they are, until nothing new appears; return them."""
+    frozen: dict[int, psutil.Process] = {}
+    while new := [process for process in tree(pid) if process.pid not in frozen]:
+        for process in new:
+            frozen[process.pid] = process
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+    return list(frozen.values())
 
 
 def end(processes: Iterable[psutil.Process], *, grace: float = 3.0) -> None:
@@ -82,12 +94,22 @@ class Child:
     """One component: a command, its log file, and its end.
 
     :param name: names the log file, ``<name>.log`` in ``logs``; a restart appends to it.
+    :param user: who it runs as, for a program that refuses to run as root; None: as this process.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, environment: Mapping[str, str], logs: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        logs: Path,
+        user: str | None = None,
+    ) -> None:
         self.name = name
         self.log = logs / f"{name}.log"
         self.started = time.time()
+        self._said_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 list(command),
@@ -97,6 +119,9 @@ class Child:
                 stderr=subprocess.STDOUT,
                 cwd=logs,
                 start_new_session=True,
+                user=user,
+                group=pwd.getpwnam(user).pw_gid if user else None,
+                extra_groups=[] if user else None,
             )
         self.pid = self._process.pid
 
@@ -107,7 +132,8 @@ class Child:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the component and everything below it; SIGKILL is waited for."""
-        processes = tree(self.pid)
+        # What a process forks off between being found and being killed would outlive it.
+        processes = freeze(self.pid) if number == signal.SIGKILL else tree(self.pid)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -119,6 +145,12 @@ class Child:
         """End the component and everything below it."""
         end(tree(self.pid), grace=grace)
         self._process.wait(10)
+
+    def said(self) -> str:
+        """Return what it wrote to its log since its start."""
+        with self.log.open("rb") as file:
+            file.seek(self._said_before)
+            return file.read().decode(errors="replace")
 
     def tail(self, lines: int = 30) -> str:
         """Return the end of the log."""
