@@ -10,6 +10,8 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.system.celery_workers import CeleryWorkers
+
 COMPONENTS_2 = ("webserver", "scheduler", "triggerer")
 COMPONENTS_3 = ("api-server", "scheduler", "dag-processor", "triggerer")
 
@@ -21,6 +23,7 @@ class StackSettings:
     :param heartbeat_timeout: whole seconds without a heartbeat after which a task, or a triggerer, counts as dead. Too short a time takes
         a busy machine for a dead one.
     :param parallelism: tasks that run at once; each slot is a process.
+    :param celery: Celery workers that run the tasks, in place of processes beside the scheduler.
     """
 
     home: Path
@@ -31,14 +34,18 @@ class StackSettings:
     heartbeat_timeout: int = 10
     parallelism: int = 4
     executor: str | None = None
+    celery: CeleryWorkers | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
         """All components that this version consists of."""
-        return COMPONENTS_3 if self.version >= (3,) else COMPONENTS_2
+        own = COMPONENTS_3 if self.version >= (3,) else COMPONENTS_2
+        return own + (self.celery.components if self.celery else ())
 
     def command(self, component: str) -> list[str]:
         """Return the arguments of ``airflow`` that run a component."""
+        if self.celery and component in self.celery.components:
+            return self.celery.command(component)
         # Serving logs to other machines takes two more processes, and everything is on this one.
         return {
             "api-server": ["api-server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
@@ -53,6 +60,7 @@ class StackSettings:
         options = {
             **self._common(),
             **(self._airflow_3() if self.version >= (3,) else self._airflow_2()),
+            **(self.celery.options(self.database_url) if self.celery else {}),
         }
         variables = {f"AIRFLOW__{section.upper()}__{key.upper()}": text for (section, key), text in options.items()}
         return {"AIRFLOW_HOME": str(self.home), **variables}
@@ -85,6 +93,8 @@ class StackSettings:
         }
 
     def _default_executor(self) -> str:
+        if self.celery:
+            return "CeleryExecutor"
         sqlite_2 = self.version < (3,) and self.database_url.startswith("sqlite")
         return "SequentialExecutor" if sqlite_2 else "LocalExecutor"
 

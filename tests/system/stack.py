@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
+from tests.system.celery_workers import CeleryWorkers
 from tests.system.processes import MARKER, Child, clean_environment, end_marked, free_port
 from tests.system.rest import AirflowApi
 from tests.system.settings import StackSettings
@@ -43,6 +44,7 @@ class AirflowStack:
     :param heartbeat_timeout: seconds after which a silent task or triggerer counts as dead.
     :param parallelism: tasks at once.
     :param executor: class name; None: LocalExecutor, or on Airflow 2 with SQLite the only one that works there.
+    :param celery: the workers of a CeleryExecutor, as further components.
     :param keep: leave home, with all logs, when the stack ends.
     """
 
@@ -56,6 +58,7 @@ class AirflowStack:
         heartbeat_timeout: int = 10,
         parallelism: int = 4,
         executor: str | None = None,
+        celery: CeleryWorkers | None = None,
         keep: bool = False,
     ) -> None:
         self.python = str(python)
@@ -78,6 +81,7 @@ class AirflowStack:
                 heartbeat_timeout=heartbeat_timeout,
                 parallelism=parallelism,
                 executor=executor,
+                celery=celery,
             )
             self.settings.write_files()
             # Once: the configuration holds secrets that all components have to share.
@@ -335,10 +339,16 @@ class AirflowStack:
     def _heard(self, names: list[str]) -> bool:
         heartbeats = self.api.heartbeats()
         servers = {"api-server", "webserver"}
-        return bool(heartbeats) and all(
-            name in servers or ((heard := heartbeats.get(name)) and heard.timestamp() > self._children[name].started)
-            for name in names
-        )
+        workers = self.settings.celery
+
+        def up(name: str) -> bool:
+            child = self._children[name]
+            if workers and name in workers.components:
+                return workers.ready(child.said())
+            heard = heartbeats.get(name)
+            return name in servers or (heard is not None and heard.timestamp() > child.started)
+
+        return bool(heartbeats) and all(up(name) for name in names)
 
     def _wait_for(self, check: Callable[[], Found], timeout: float, what: str | Callable[[], str]) -> Found:
         """Poll until ``check`` returns something true, and return that."""
