@@ -160,10 +160,11 @@ def _reasons(run: DagRun, evidence: Evidence, finding: Finding) -> None:
                 finding.violations.append(f"{task.task.name}: no turn failed, but told: {result['message']}")
 
 
-def wrong_answer(answer: Any, vault: int) -> Iterator[str]:
+def wrong_answer(answer: Any, vault: int, vaults: int = VAULTS) -> Iterator[str]:
+    """Say what is wrong with an answer, if the index holds that many vaults."""
     if not isinstance(answer, str) or code(vault) not in answer:
         yield f"{answer!r} is no answer to {prompt(vault)!r}"
-    elif any(code(other) in answer for other in range(VAULTS) if other != vault):
+    elif any(code(other) in answer for other in range(vaults) if other != vault):
         yield f"{answer!r} answers more than {prompt(vault)!r}"
 
 

@@ -45,12 +45,3 @@ with DAG(dag_id="chaos_batch", schedule=None, catchup=False, render_template_as_
         turn_timeout=60,
         **COMMON,
     )
-
-with DAG(dag_id="chaos_mapped", schedule=None, catchup=False, max_active_tasks=64):
-    opened = CreateChatSessionOperator.partial(task_id="create", **COMMON).expand(index_ids=[[INDEX]] * 40)
-    # Each of them asks for another vault.
-    asked = SendChatMessageOperator.partial(
-        task_id="ask", prompt="Tell about vault{{ ti.map_index }}x.", turn_timeout=120, **COMMON
-    ).expand(session_id=opened.output)
-    gone = DeleteChatSessionOperator.partial(task_id="delete", **COMMON).expand(session_id=opened.output)
-    asked >> gone
