@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
-LONG := system or browser or matrix or chaos or bench
+LONG := system or browser or matrix or chaos or celery or bench
 
 PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist worksteal)
 
@@ -79,6 +79,12 @@ chaos: export CHAOS_SCHEDULES ?= 400
 chaos: export CHAOS_SYSTEM ?= 10
 chaos: $(VENV)/.installed ## seeded random faults, kills and restarts
 	$(BIN)/python -m pytest -m chaos -s $(PYTEST_ARGS)
+
+.PHONY: celery
+# What it does without this setting is its short form.
+celery: export CELERY_CONVERSATIONS ?= 40
+celery: $(VENV)/.installed-celery ## conversations on two Celery workers, one of them killed; PostgreSQL and Redis have to be installed
+	$(BIN)/python -m pytest -m celery -s $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## benchmarks beside the peers
