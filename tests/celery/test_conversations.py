@@ -55,19 +55,22 @@ def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
             celery=workers,
         ) as running:
             running.set_connection("llamacloud_default", emulator.airflow_connection_json)
+            started = [running.pid(name) for name in WORKERS]
             yield running
+        assert not [process for pid in started for process in tree(pid)]
 
 
 @dataclass(frozen=True)
 class Killed:
     """What a worker was doing when it was killed.
 
-    :ivar answered: conversations that had their answer by then.
+    :ivar asked, answered: conversations that had their turn, and their answer, by then.
     :ivar tasks: task and vault of each task that ran on it.
     :ivar in_flight: the vaults among these whose turn was running.
     """
 
     worker: str
+    asked: int
     answered: int
     tasks: list[tuple[str, int]]
     in_flight: set[int]
@@ -88,12 +91,12 @@ def at_work(
 
 
 def kill_half_way(stack: AirflowStack, emulator: EmulatorProcess, runs: dict[str, range]) -> Killed:
-    """Kill a worker with turns in flight, once a good part of the conversations is answered, and leave it dead."""
+    """Kill a worker with turns in flight, once half of the conversations are asked, and leave it dead."""
     wanted = sum(map(len, runs.values()))
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and emulator.completed() < wanted:
         time.sleep(0.5)
-        if emulator.completed() < wanted // 3:
+        if len(emulator.turns) < wanted // 2:
             continue
         for worker in WORKERS:
             pids = {process.pid for process in tree(stack.pid(worker))}
@@ -101,7 +104,7 @@ def kill_half_way(stack: AirflowStack, emulator: EmulatorProcess, runs: dict[str
                 # From here on it does nothing more, so that what is read afterwards is what it left undone.
                 pids = {process.pid for process in freeze(stack.pid(worker))}
                 stack.kill(worker)
-                return Killed(worker, emulator.completed(), *at_work(stack, emulator, runs, pids))
+                return Killed(worker, len(emulator.turns), emulator.completed(), *at_work(stack, emulator, runs, pids))
     raise AssertionError(f"no moment with turns in flight came; the turns are {emulator.turns}")
 
 
@@ -160,8 +163,8 @@ def test_a_worker_that_is_killed_costs_no_turn(stack: AirflowStack, emulator: Em
     figures = {
         "conversations": wanted,
         "workers": f"{len(WORKERS)}, {killed.worker} killed",
-        "answered before": killed.answered,
-        "tasks killed": tasks,
+        "asked, answered before": f"{killed.asked}, {killed.answered}",
+        "tasks killed": tasks or "none",
         "turns in flight": len(killed.in_flight),
         "tries": sum(sum(one.tries.values()) for one in conversations),
         "redelivered": again,
