@@ -34,12 +34,19 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all below it, as far as they exist."""
-    try:
+    """Return a process, all below it, and the orphans of the session that it leads (or led), as far as they exist."""
+    found: dict[int, psutil.Process] = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+        found |= {process.pid: process for process in (root, *root.children(recursive=True))}
+    # A process that changes its title, as Celery's do, may lose its environment with that, and the mark in there.
+    for other in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if other not in found and os.getsid(other) == pid:
+                orphan = psutil.Process(other)
+                if orphan.status() != psutil.STATUS_ZOMBIE:
+                    found[other] = orphan
+    return list(found.values())
 
 
 def freeze(pid: int) -> list[psutil.Process]:
