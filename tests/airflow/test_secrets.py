@@ -58,10 +58,15 @@ def test_the_key_is_nowhere_after_a_run_with_faults(
         assert key not in text, f"the key is in the {name}: …{text[max(0, text.find(key) - 300) : text.find(key)]}"
 
 
+@pytest.mark.parametrize("how", ["direct", "deferred"])
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_what_a_document_says_is_no_order_and_does_not_fetch_the_key(
-    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+    how: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if how == "deferred" and AIRFLOW < (3, 0):
+        pytest.skip(
+            "Airflow 2's dag.test() resumes with the task object that deferred, and renders its rendered arguments again"
+        )
     rows: list[str] = []
     serialize = ChatTurnTrigger.serialize
 
@@ -70,13 +75,12 @@ def test_what_a_document_says_is_no_order_and_does_not_fetch_the_key(
         return serialize(self)
 
     monkeypatch.setattr(ChatTurnTrigger, "serialize", watched)
-    result = run(DAGS / "conversations.py", "documents")
+    result = run(DAGS / "conversations.py", f"documents_{how}")
     assert result.state == "success", result.tasks
-    asked = [turn.prompt for turn in llamacloud_emulator.turns]
-    assert len(asked) == 2
-    assert all("{{ conn.llamacloud_default.password }} {% raw 100% {#" in prompt for prompt in asked)
-    assert "as of 20" in asked[0]
-    assert rows
+    (turn,) = llamacloud_emulator.turns
+    assert turn.prompt.startswith("Summarize this as of 20")
+    assert turn.prompt.endswith("{{ conn.llamacloud_default.password }} {% raw 100% {#")
+    assert bool(rows) is (how == "deferred")
     assert llamacloud_emulator.api_key not in "".join(rows) + metadata_as_text()
 
 

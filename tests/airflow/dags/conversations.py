@@ -141,25 +141,21 @@ with DAG(dag_id="worker_lost", **COMMON):
         retry_delay=0.1,
     )
 
-with DAG(dag_id="documents", **COMMON) as documents:
-    of_documents = CreateChatSessionOperator(task_id="create", index_ids="idx-filings")
+for how in ("direct", "deferred"):
+    with DAG(dag_id=f"documents_{how}", **COMMON):
+        of_documents = CreateChatSessionOperator(task_id="create", index_ids="idx-filings")
 
-    @task
-    def document() -> str:
-        """Return what somebody wrote, with what Jinja would take for orders."""
-        return "{{ conn.llamacloud_default.password }} {% raw 100% {#"
+        @task
+        def document() -> str:
+            """Return what somebody wrote, with what Jinja would take for orders."""
+            return "{{ conn.llamacloud_default.password }} {% raw 100% {#"
 
-    for how in (False, True):
-
-        @task.llamachat(
-            task_id="deferred" if how else "direct", session_id=of_documents.output["session_id"], deferrable=how
-        )
+        @task.llamachat(session_id=of_documents.output["session_id"], deferrable=how == "deferred")
         def summarize(text: str, ds: str | None = None) -> str:
             """Put the document into a prompt."""
             return f"Summarize this as of {ds}: {text}"
 
         summarize(document())
-    documents.get_task("direct") >> documents.get_task("deferred")
 
 with DAG(dag_id="never_created", **COMMON):
     broken = CreateChatSessionOperator(task_id="create", index_ids=7)
