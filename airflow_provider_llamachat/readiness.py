@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from airflow_provider_llamachat import exceptions
-from airflow_provider_llamachat.exceptions import IndexFailedError, IndexNotReadyError, LlamaCloudError
+from airflow_provider_llamachat.exceptions import IndexFailedError, IndexNotReadyError
 from airflow_provider_llamachat.models import Index
 from airflow_provider_llamachat.redaction import excerpt
 
@@ -117,80 +114,6 @@ def _time(text: str) -> datetime | None:
     except ValueError:
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-READY = "ready"
-FAILED = "failed"
-TIMED_OUT = "timed_out"
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEvent:
-    """What :class:`~.triggers.index.IndexReadyTrigger` tells the worker: a state and a reason; nothing secret.
-
-    :param state: ``ready``, ``failed`` or ``timed_out``.
-    :param error: for ``failed``, the name of the exception class, so that both modes of the sensor raise the same.
-    """
-
-    state: str
-    index_ids: list[str]
-    error: str | None = None
-    message: str | None = None
-    details: dict[str, Any] | None = None
-
-    @classmethod
-    def ready(cls, index_ids: list[str]) -> IndexEvent:
-        """All are ready."""
-        return cls(READY, index_ids)
-
-    @classmethod
-    def timed_out(cls, index_ids: list[str], states: dict[str, str]) -> IndexEvent:
-        """The deadline passed before all were ready."""
-        return cls(TIMED_OUT, index_ids, IndexNotReadyError.__name__, not_ready(states))
-
-    @classmethod
-    def of_failure(cls, problem: LlamaCloudError, index_ids: list[str]) -> IndexEvent:
-        """An index failed, or could not be read."""
-        known = ("status", "request_id", "index_id", "retry_after", "accepted")
-        details = {name: value for name in known if (value := getattr(problem, name, None)) is not None}
-        return cls(FAILED, index_ids, type(problem).__name__, str(problem), details)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The event's payload."""
-        payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
-        if self.state != READY:
-            payload |= {"error": self.error, "message": self.message, "details": self.details}
-        return payload
-
-    @classmethod
-    def parse(cls, payload: Any) -> IndexEvent:
-        """Read a payload.
-
-        :raises LlamaCloudError: it is not one of ours.
-        """
-        if (
-            not isinstance(payload, dict)
-            or payload.get("state") not in {READY, FAILED, TIMED_OUT}
-            or not isinstance(payload.get("index_ids"), list)
-        ):
-            raise LlamaCloudError(
-                "The trigger resumed this task with an event that is not about indexes. Check that workers and triggerers run the "
-                "same release of airflow-provider-llamachat."
-            )
-        return cls(
-            payload["state"], payload["index_ids"], payload.get("error"), payload.get("message"), payload.get("details")
-        )
-
-    def failure(self) -> LlamaCloudError:
-        """What the trigger met, as the class it met."""
-        kind = getattr(exceptions, self.error or "", None)
-        if not (isinstance(kind, type) and issubclass(kind, LlamaCloudError)):
-            kind = LlamaCloudError
-        problem = kind(self.message or "The trigger gave no reason.")
-        for name, value in (self.details or {}).items():
-            if hasattr(problem, name):
-                setattr(problem, name, value)
-        return problem
 
 
 def not_ready(states: dict[str, str]) -> str:

@@ -146,13 +146,13 @@ class IndexReadySensor(BaseSensorOperator):
         if is_stale(context, known.get("try_number")):
             self._look_and_defer(context)
             return
-        from airflow_provider_llamachat.readiness import READY, TIMED_OUT, IndexEvent
+        from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
 
         outcome = IndexEvent.parse(event)
         if outcome.state == TIMED_OUT:
-            raise AirflowSensorTimeout(outcome.message or "The deadline passed before all indexes were ready.")
+            raise AirflowSensorTimeout(outcome.failure.message or "The deadline passed before all indexes were ready.")
         if outcome.state != READY:
-            raise outcome.failure()
+            raise outcome.failure.exception()
         self.log.info("All indexes are ready: %s.", ", ".join(outcome.index_ids))
 
     def _ids(self) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
+from airflow_provider_llamachat.triggers.events import ANSWERED, FAILED, Failure, TurnEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 
@@ -102,7 +102,7 @@ class ChatTurnTrigger(BaseTrigger):
                 )
             event = TurnEvent(ANSWERED, self.session_id, self.baseline, self.prompt)
         except LlamaCloudError as problem:
-            event = TurnEvent.of_failure(problem, self.session_id, self.baseline, self.prompt)
+            event = TurnEvent(FAILED, self.session_id, self.baseline, self.prompt, Failure.of(problem))
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def on_kill(self) -> None:

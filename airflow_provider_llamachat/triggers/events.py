@@ -1,4 +1,4 @@
-"""What a trigger tells the worker: ids, a status and a reason, validated on the way back; never an answer, never a key."""
+"""What triggers tell the worker: ids, a state and a reason, validated on the way back; never an answer, never a key."""
 
 from __future__ import annotations
 
@@ -8,37 +8,75 @@ from typing import Any
 from airflow_provider_llamachat import exceptions
 
 ANSWERED = "answered"
+READY = "ready"
 FAILED = "failed"
+TIMED_OUT = "timed_out"
 
-_KNOWN = ("status", "request_id", "session_id", "usage", "reason", "accepted", "retry_after", "index_id")
+_ATTRIBUTES = ("status", "request_id", "session_id", "usage", "reason", "accepted", "retry_after", "index_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception on its way from the triggerer to the worker, so that both modes of a task raise the same.
+
+    :param error: the name of its class.
+    :param message: what it says.
+    :param details: its attributes.
+    """
+
+    error: str | None = None
+    message: str | None = None
+    details: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, problem: exceptions.LlamaCloudError) -> Failure:
+        """The failure for an exception."""
+        details = {name: value for name in _ATTRIBUTES if (value := getattr(problem, name, None)) is not None}
+        return cls(type(problem).__name__, str(problem), details)
+
+    @classmethod
+    def read(cls, payload: dict[str, Any]) -> Failure:
+        """The failure that an event's payload holds."""
+        details = payload.get("details")
+        return cls(payload.get("error"), payload.get("message"), details if isinstance(details, dict) else None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its part of an event's payload."""
+        return {"error": self.error, "message": self.message, "details": self.details}
+
+    def exception(self) -> exceptions.LlamaCloudError:
+        """The exception again; the root of our classes for a name that is none of them."""
+        kind = getattr(exceptions, self.error or "", None)
+        if not (isinstance(kind, type) and issubclass(kind, exceptions.LlamaCloudError)):
+            kind = exceptions.LlamaCloudError
+        problem = kind(self.message or "The trigger gave no reason.")
+        for name, value in (self.details or {}).items():
+            if name in _ATTRIBUTES:
+                setattr(problem, name, value)
+        return problem
+
+
+def _foreign(what: str) -> exceptions.LlamaCloudError:
+    return exceptions.LlamaCloudError(
+        f"The trigger resumed this task with an event that is not {what}. Check that workers and triggerers run the same release of "
+        "airflow-provider-llamachat."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class TurnEvent:
-    """The end of a turn as the trigger saw it.
+    """The end of a turn as :class:`~.chat.ChatTurnTrigger` saw it.
 
     :param state: ``answered`` or ``failed``.
     :param prompt: what was asked, to find the turn by; None in an event of a release that did not tell.
-    :param error: for ``failed``, the name of the exception class, so that both modes of a task raise the same.
-    :param message: for ``failed``, its message.
-    :param details: for ``failed``, its attributes.
+    :param failure: for ``failed``, what the trigger met.
     """
 
     state: str
     session_id: str
     baseline: int
     prompt: str | None = None
-    error: str | None = None
-    message: str | None = None
-    details: dict[str, Any] | None = None
-
-    @classmethod
-    def of_failure(
-        cls, problem: exceptions.LlamaCloudError, session_id: str, baseline: int, prompt: str | None = None
-    ) -> TurnEvent:
-        """The event for an exception."""
-        details = {name: value for name in _KNOWN if (value := getattr(problem, name, None)) is not None}
-        return cls(FAILED, session_id, baseline, prompt, type(problem).__name__, str(problem), details)
+    failure: Failure = Failure()
 
     def as_dict(self) -> dict[str, Any]:
         """The event's payload."""
@@ -48,9 +86,7 @@ class TurnEvent:
             "baseline": self.baseline,
             "prompt": self.prompt,
         }
-        if self.state == FAILED:
-            payload |= {"error": self.error, "message": self.message, "details": self.details}
-        return payload
+        return payload | self.failure.as_dict() if self.state == FAILED else payload
 
     @classmethod
     def parse(cls, payload: Any) -> TurnEvent:
@@ -64,30 +100,46 @@ class TurnEvent:
             or not isinstance(payload.get("session_id"), str)
             or not isinstance(payload.get("baseline"), int)
         ):
-            raise exceptions.LlamaCloudError(
-                "The trigger resumed this task with an event that is not a chat turn's. Check that workers and triggerers run the same "
-                "release of airflow-provider-llamachat; a retry asks the session's history first."
-            )
-        return cls(
-            payload["state"],
-            payload["session_id"],
-            payload["baseline"],
-            payload.get("prompt"),
-            payload.get("error"),
-            payload.get("message"),
-            payload.get("details"),
-        )
+            raise _foreign("a chat turn's")
+        known = (payload["state"], payload["session_id"], payload["baseline"], payload.get("prompt"))
+        return cls(*known, Failure.read(payload))
 
     def raise_for_failure(self) -> None:
         """Raise what the trigger met, as the class it met."""
         if self.state == ANSWERED:
             return
-        kind = getattr(exceptions, self.error or "", None)
-        if not (isinstance(kind, type) and issubclass(kind, exceptions.LlamaCloudError)):
-            kind = exceptions.LlamaCloudError
-        problem = kind(self.message or "The trigger gave no reason.")
-        for name, value in (self.details or {}).items():
-            if name in _KNOWN:
-                setattr(problem, name, value)
+        problem = self.failure.exception()
         problem.session_id = self.session_id
         raise problem
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEvent:
+    """The end of waiting for indexes as :class:`~.index.IndexReadyTrigger` saw it.
+
+    :param state: ``ready``, ``failed`` or ``timed_out``.
+    :param failure: for the other two, what the trigger met.
+    """
+
+    state: str
+    index_ids: list[str]
+    failure: Failure = Failure()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event's payload."""
+        payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
+        return payload if self.state == READY else payload | self.failure.as_dict()
+
+    @classmethod
+    def parse(cls, payload: Any) -> IndexEvent:
+        """Read a payload.
+
+        :raises LlamaCloudError: it is not one of ours.
+        """
+        if (
+            not isinstance(payload, dict)
+            or payload.get("state") not in {READY, FAILED, TIMED_OUT}
+            or not isinstance(payload.get("index_ids"), list)
+        ):
+            raise _foreign("about indexes")
+        return cls(payload["state"], payload["index_ids"], Failure.read(payload))

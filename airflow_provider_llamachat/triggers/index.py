@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_llamachat.triggers.events import FAILED, READY, TIMED_OUT, Failure, IndexEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 try:
@@ -19,7 +20,6 @@ except ImportError:  # Airflow 2 has no asset watchers; the class then serves as
 if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.models import Index
-    from airflow_provider_llamachat.readiness import IndexEvent
 
 
 class IndexReadyTrigger(BaseTrigger):
@@ -80,18 +80,18 @@ class IndexReadyTrigger(BaseTrigger):
         """Look at all indexes at once, again and again, and fire once."""
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-        from airflow_provider_llamachat.readiness import IndexEvent
 
         await wait_for_start()
         try:
             async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
                 event = await self._watch(client)
         except LlamaCloudError as problem:
-            event = IndexEvent.of_failure(problem, self.index_ids)
+            event = IndexEvent(FAILED, self.index_ids, Failure.of(problem))
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
-        from airflow_provider_llamachat.readiness import IndexEvent, Readiness
+        from airflow_provider_llamachat.exceptions import IndexNotReadyError
+        from airflow_provider_llamachat.readiness import Readiness, not_ready
 
         readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
         while True:
@@ -99,10 +99,10 @@ class IndexReadyTrigger(BaseTrigger):
                 await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
             )
             if not states:
-                return IndexEvent.ready(self.index_ids)
+                return IndexEvent(READY, self.index_ids)
             left = self.deadline - time.time()
             if left <= 0:
-                return IndexEvent.timed_out(self.index_ids, states)
+                return IndexEvent(TIMED_OUT, self.index_ids, Failure.of(IndexNotReadyError(not_ready(states))))
             await asyncio.sleep(min(pause, left))
             if self.exponential_backoff:
                 pause = min(2 * pause, self.max_wait or float("inf"))

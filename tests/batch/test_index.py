@@ -15,7 +15,7 @@ from airflow.triggers.base import TriggerEvent
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat import readiness
 from airflow_provider_llamachat.models import Index
-from airflow_provider_llamachat.readiness import IndexEvent, Readiness, is_newer, wait_until_ready
+from airflow_provider_llamachat.readiness import Readiness, is_newer, not_ready, wait_until_ready
 from airflow_provider_llamachat.sensors.index import IndexReadySensor
 from airflow_provider_llamachat.testing import (
     INDEX_BUILDING,
@@ -26,6 +26,7 @@ from airflow_provider_llamachat.testing import (
     LlamaCloudEmulator,
 )
 from airflow_provider_llamachat.triggers import index as triggers
+from airflow_provider_llamachat.triggers.events import Failure, IndexEvent
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from tests.airflow.runner import Result, run
 
@@ -121,12 +122,12 @@ def test_newer_is_about_time_and_not_about_spelling(moment: str | None, than: st
 
 def test_an_event_comes_back_as_what_the_trigger_met() -> None:
     problem = errors.IndexFailedError("it failed", index_id="idx")
-    back = IndexEvent.parse(IndexEvent.of_failure(problem, ["idx"]).as_dict()).failure()
+    back = IndexEvent.parse(IndexEvent("failed", ["idx"], Failure.of(problem)).as_dict()).failure.exception()
     assert type(back) is errors.IndexFailedError
     assert (str(back), getattr(back, "index_id", None)) == ("it failed", "idx")
-    odd = IndexEvent("failed", ["idx"], "OSError", None, {"unheard_of": 1}).failure()
+    odd = Failure("OSError", None, {"unheard_of": 1}).exception()
     assert type(odd) is errors.LlamaCloudError
-    assert IndexEvent.parse(IndexEvent.ready(["a"]).as_dict()).state == "ready"
+    assert IndexEvent.parse(IndexEvent("ready", ["a"]).as_dict()).state == "ready"
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"state": "odd", "index_ids": []}, {"state": "ready"}, "ready"])
@@ -137,11 +138,13 @@ def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
 
 def test_the_sensor_raises_what_the_trigger_met() -> None:
     sensor = IndexReadySensor(task_id="wait", index_ids="idx")
-    failed = IndexEvent.of_failure(errors.IndexFailedError("it failed", index_id="idx"), ["idx"]).as_dict()
+    failed = IndexEvent("failed", ["idx"], Failure.of(errors.IndexFailedError("it failed", index_id="idx"))).as_dict()
     with pytest.raises(errors.IndexFailedError, match="it failed"):
         sensor.execute_complete({}, failed)
+    late = errors.IndexNotReadyError(not_ready({"idx": "status parsing"}))
+    event = IndexEvent("timed_out", ["idx"], Failure.of(late)).as_dict()
     with pytest.raises(AirflowSensorTimeout, match=r"idx \(status parsing\)"):
-        sensor.execute_complete({}, IndexEvent.timed_out(["idx"], {"idx": "status parsing"}).as_dict())
+        sensor.execute_complete({}, event)
 
 
 # On a real Airflow ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.models import parse_event
 from airflow_provider_llamachat.progress import LINE, TurnLog
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt
-from airflow_provider_llamachat.triggers.events import TurnEvent
+from airflow_provider_llamachat.triggers.events import Failure, TurnEvent
 
 CLASSES = [c for c in vars(errors).values() if inspect.isclass(c) and issubclass(c, errors.LlamaCloudError)]
 
@@ -70,7 +70,7 @@ def test_a_failure_crosses_from_trigger_to_worker_as_the_same_class(kind: type[e
     problem = kind("told", status=500, session_id="ses-1", request_id="r")
     if isinstance(problem, errors.ChatTurnInterruptedError):
         problem.reason = "foreign"
-    event = TurnEvent.parse(TurnEvent.of_failure(problem, "ses-1", 3).as_dict())
+    event = TurnEvent.parse(TurnEvent("failed", "ses-1", 3, "q", Failure.of(problem)).as_dict())
     with pytest.raises(kind, match="told") as caught:
         event.raise_for_failure()
     assert type(caught.value) is kind
@@ -96,7 +96,7 @@ def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
 @pytest.mark.parametrize("name", ["os", "AirflowException", "Nonsense", None, "Any"])
 def test_an_unknown_class_in_an_event_becomes_the_root(name: str | None) -> None:
     with pytest.raises(errors.LlamaCloudError):
-        TurnEvent("failed", "s", 0, "q", name, "m", {"session_id": "s", "__class__": "x"}).raise_for_failure()
+        TurnEvent("failed", "s", 0, "q", Failure(name, "m", {"session_id": "s", "__class__": "x"})).raise_for_failure()
 
 
 def shown(caplog: pytest.LogCaptureFixture, *items: dict[str, Any]) -> list[str]:
