@@ -145,8 +145,8 @@ def measure(*, short: bool) -> str:
         f"Each turn streams for {latency:.0f} s, its answer logged; all start in the same moment, which is the worst case. Python "
         f"{sys.version.split()[0]}. Its garbage collector stops the loop for as long as it takes to look at everything in the process, "
         "Airflow itself included: the figure in brackets is that of a process that has imported what a triggerer has, and no turn yet. "
-        "Target: 1,000 turns without a stall over 100 ms of our own, under 60 kB each. *raw httpx*: one client for all, one request for each, no history "
-        "read, no retry. *own context*: a TLS context for each client.",
+        "Target: 1,000 turns without a stall over 100 ms of our own, under 60 kB each. *raw httpx*: one client for all, one request "
+        "for each, no history read, no retry. *own context*: a TLS context for each client.",
     )
 
 
