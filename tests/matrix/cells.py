@@ -57,6 +57,7 @@ LEFT_OUT_IN_SHORT = (
     "tests/batch/test_pace.py",
     "tests/batch/test_resuming.py",
     "tests/client/test_doubt.py",
+    "tests/client/test_faults.py",
     "tests/client/test_turns.py",
     "tests/emulator/test_faults.py",
     "tests/emulator/test_load.py",
@@ -64,6 +65,8 @@ LEFT_OUT_IN_SHORT = (
     "tests/emulator/test_stream_faults.py",
     "tests/hostile/test_bounds.py",
     "tests/hostile/test_garbage.py",
+    "tests/hostile/test_redaction.py",
+    "tests/hostile/test_turns.py",
 )
 """The slow ones among the tests of code that imports no Airflow: client, batch engine, emulator. They take more than half of the
 time, and can differ from the main suite's only by the versions of httpx, aiohttp, pydantic and Python. The long form has them."""
