@@ -6,21 +6,22 @@ https://airflow.apache.org/docs/apache-airflow/stable/howto/connection.html#stor
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from urllib.parse import quote
 
 
-class Reachable:
+class Reachable(ABC):
     """Something with a base URL and a key that is accepted there."""
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """Base URL, without a slash at its end."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def api_key(self) -> str:
         """A key that is accepted."""
-        raise NotImplementedError
 
     @property
     def airflow_connection_json(self) -> str:

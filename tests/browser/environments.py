@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.uv import uv
 
 PYTHONS = ">=3.11,<3.13"
 """What Airflow 2.11 runs on, as far as this provider does too."""
@@ -24,26 +23,9 @@ def airflow_environment(version: str, repository: Path) -> Path:
     complete = folder / ".complete"
     if not complete.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        _uv("venv", "--quiet", "--python", PYTHONS, str(folder))
-        _uv("pip", "install", "--quiet", "--python", str(python), f"apache-airflow=={version}", str(repository))
+        uv("venv", "--quiet", "--python", PYTHONS, str(folder))
+        uv("pip", "install", "--quiet", "--python", str(python), f"apache-airflow=={version}", str(repository))
         complete.touch()
     # The provider itself is always the one of this moment.
-    _uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(repository))
+    uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(repository))
     return python
-
-
-def _uv(*arguments: str) -> None:
-    beside = Path(sys.executable).with_name("uv")
-    command = str(beside) if beside.exists() else shutil.which("uv")
-    if command is None:
-        raise RuntimeError("uv is needed to build an environment with another Airflow: pip install uv")
-    done = subprocess.run(
-        [command, *arguments],
-        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"uv {' '.join(arguments[:2])} ended with {done.returncode}:\n{done.stdout}{done.stderr}")

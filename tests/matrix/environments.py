@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.matrix.cells import LEFT_OUT_IN_SHORT, TEST_TOOLS, Cell
+from tests.uv import uv
 
 CASES = ("tests", "dags_examples", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
 """What the tests consist of and read; the package is not among it, so that only the installed one can be imported."""
@@ -36,24 +37,6 @@ class Environment:
     def site_packages(self) -> Path:
         """Where its packages are."""
         return self.python.parent.parent / "lib" / f"python{self.version}" / "site-packages"
-
-
-def uv(*arguments: str) -> str:
-    """Run uv; return what it printed.
-
-    :raises RuntimeError: it failed; with what it said.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", "uv", *arguments],
-        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"uv {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def find_python(versions: tuple[str, ...]) -> tuple[str, str] | None:
