@@ -6,6 +6,7 @@
     ├── LlamaCloudConfigError            [F] the connection or an argument is wrong; no request was sent
     │   ├── InvalidApiKeyError           [F] the key is missing, masked (``***``) or not printable ASCII
     │   └── InvalidArgumentError         [F] a session id, an index list, a UUID, a number … is not usable (a ValueError)
+    ├── LlamaCloudTaskStateError             Airflow could not keep what a retry has to know; nothing was sent
     ├── LlamaCloudConnectionError            no complete answer: DNS, TLS, connect, reset, truncated body
     │   └── LlamaCloudTimeoutError           no answer in time
     ├── LlamaCloudProtocolError              an answer that is not LlamaCloud's: a redirect, HTML, broken JSON
@@ -15,8 +16,8 @@
     │   │   ├── PaymentRequiredError     [F] 402
     │   │   ├── PermissionDeniedError    [F] 403
     │   │   ├── NotFoundError            [F] 404
-    │   │   ├── ConflictError            [F] 409
     │   │   └── UnprocessableError       [F] 422
+    │   ├── ConflictError                    409: busy now
     │   ├── RateLimitError                   429
     │   └── ServerError                      5xx
     ├── ChatTurnError                        about one turn
@@ -86,6 +87,12 @@ class InvalidArgumentError(LlamaCloudConfigError, ValueError):
     """An argument is not usable; the message names the argument and what it has to be. No request was sent."""
 
 
+class LlamaCloudTaskStateError(LlamaCloudError):
+    """Airflow's task state store could not keep that a prompt was about to be sent, so it was not sent."""
+
+    retryable = True
+
+
 class LlamaCloudConnectionError(LlamaCloudError):
     """The network gave no complete answer.
 
@@ -141,8 +148,10 @@ class NotFoundError(RequestRefusedError):
     """404: no such session, index or project in this project."""
 
 
-class ConflictError(RequestRefusedError):
-    """409: the state of the session or index does not allow it now."""
+class ConflictError(LlamaCloudStatusError):
+    """409: the session or index is busy; later it may not be."""
+
+    retryable = True
 
 
 class UnprocessableError(RequestRefusedError):
@@ -200,7 +209,7 @@ class ChatTurnInterruptedError(ChatTurnError):
     :param reason: ``stalled`` (in the history, but no longer growing), ``deadline`` (``turn_timeout`` passed), ``vanished``
         (accepted, yet not in the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (somebody
         else's turn stands where ours should be), ``unreadable`` (the history could not be read), ``unasked`` (``turn_timeout`` passed
-        before the server took the prompt).
+        before the server took the prompt), ``killed`` (the task was stopped).
     :param accepted: True when the server was seen to take the prompt, False when nobody can tell, or when it did not.
     """
 

@@ -16,11 +16,13 @@ from airflow_provider_llamachat.batch.lines import line
 from airflow_provider_llamachat.batch.meter import Meter
 from airflow_provider_llamachat.batch.preparing import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.batch.records import Intent
+from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     ChatBatchError,
     ChatBatchRefusedError,
     ChatTurnInterruptedError,
+    ConflictError,
     LlamaCloudConnectionError,
     LlamaCloudError,
     PaymentRequiredError,
@@ -38,7 +40,7 @@ Ready = asyncio.Queue["tuple[Prepared, deque[Item]] | None"]
 
 FATAL = (AuthenticationError, PaymentRequiredError)
 """Refusals that every other item would meet as well."""
-PASSING = (ChatTurnInterruptedError, LlamaCloudConnectionError, RateLimitError, ServerError)
+PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, RateLimitError, ServerError)
 """Trouble that may be over at the end of the batch. Asking once more is no risk then: the session's history is read first."""
 
 
@@ -241,8 +243,9 @@ class Batch:
             except LlamaCloudError as problem:
                 self._record(item, None, problem)
             else:
-                if prepared.session_id == self._preparer.shared_session and prepared.baseline == 0:
-                    self._committer.note(records.session(prepared.session_id))
+                session_id = prepared.question.session_id
+                if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
+                    self._committer.note(records.session(session_id))
                 if not prepared.recorded:
                     await self._committer.commit(self._intent(prepared))
                 return prepared
@@ -262,14 +265,19 @@ class Batch:
             self._unposted.append(prepared)
             return None
         expected: Prepared | None = None
-        if lane and not prepared.resume and not self._preparer.was_intended(lane[0]):
+        if lane and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
             # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should.
-            index_ids = lane[0].index_ids or prepared.index_ids
-            expected = Prepared(lane[0], prepared.session_id, index_ids, prepared.baseline + 1)
+            asked = prepared.question
+            question = self._preparer.question(lane[0], asked.session_id, lane[0].index_ids or asked.index_ids)
+            # How the history begins is known only when the session's first turn has ended.
+            trace = Trace(
+                prepared.trace.baseline + 1, anchor=prepared.trace.anchor if prepared.trace.baseline else None
+            )
+            expected = Prepared(lane[0], question, trace)
             self._committer.note(self._intent(expected, ahead=True))
         result = await self._ask(prepared)
         position = None if isinstance(result, LlamaCloudError) else result.position
-        if expected is not None and (position != prepared.baseline or self._problem is not None):
+        if expected is not None and (position != prepared.trace.baseline or self._problem is not None):
             self._committer.note(records.release(expected.item.key(self._scope)))
             expected = None
         if not lane or self._problem is not None:
@@ -279,7 +287,7 @@ class Batch:
         if isinstance(result, ChatTurnInterruptedError) or (isinstance(result, PASSING) and not self._is_last_look):
             self._log.warning(
                 "There was no answer in session %s, whose prompts are asked in order: %d more of them wait.",
-                prepared.session_id,
+                prepared.question.session_id,
                 len(lane),
             )
             for item in lane:
@@ -294,56 +302,57 @@ class Batch:
         return await self._prepare_next(lane)
 
     async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
-        item, events = prepared.item, 0
+        item, key = prepared.item, prepared.item.key(self._scope)
+        trace = prepared.trace
+        has_streamed = False
+
+        async def keep(known: Trace, _is_intent: bool) -> None:
+            nonlocal trace
+            if known.accepted and not trace.accepted:
+                self._committer.note(records.acceptance(key, known))
+            trace = known
 
         def seen(_event: object) -> None:
-            nonlocal events
-            if not events and not prepared.accepted:
-                self._committer.note(records.acceptance(item.key(self._scope)))
-            events += 1
+            nonlocal has_streamed
+            has_streamed = True
 
         throttle = self._client.throttle
         try:
-            turn = await self._client.send_message(
-                prepared.session_id,
-                item.prompt,
-                index_ids=prepared.index_ids,
-                require_all_indexes=self._options.require_all_indexes,
-                baseline=prepared.baseline,
-                resume=prepared.resume,
-                accepted=prepared.accepted,
-                ask_again=prepared.resume and prepared.earlier and self._options.ask_again,
+            turn = await self._client.answer(
+                prepared.question,
+                prepared.trace,
                 # Waiting for the rate limit is no part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
+                ask_again=prepared.trace.is_open and prepared.earlier and self._options.ask_again,
+                keep=keep,
                 on_event=seen,
-                project_id=self._options.project_id,
-                organization_id=self._options.organization_id,
             )
         except FATAL as problem:
             self._stop(problem)
             return problem
         except LlamaCloudError as problem:
-            self._record(item, replace(prepared, accepted=events > 0 or prepared.accepted), problem)
+            self._record(item, replace(prepared, trace=trace), problem)
             return problem
-        self._settled += prepared.resume and prepared.earlier and not events
-        self._record(item, prepared, turn)
+        self._settled += prepared.trace.is_open and prepared.earlier and not has_streamed
+        self._record(item, replace(prepared, trace=trace), turn)
         return turn
 
     # Records ----------------------------------------------------------------------------------------------------------
 
     def _intent(self, prepared: Prepared, *, ahead: bool = False) -> dict[str, Any]:
         key = prepared.item.key(self._scope)
-        return records.intent(key, prepared.session_id, prepared.baseline, opened=prepared.opened, ahead=ahead)
+        trace = replace(prepared.trace, intended_at=time.time())
+        return records.intent(key, prepared.question.session_id, trace, opened=prepared.opened, ahead=ahead)
 
     def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
         entry = line(item, prepared, result)
-        baseline = prepared.baseline if prepared else None
-        self._committer.note(records.result(item.key(self._scope), entry, baseline=baseline))
+        trace = prepared.trace if prepared else None
+        self._committer.note(records.result(item.key(self._scope), entry, trace=trace))
         outcome: str = entry["outcome"]
         self._answered += outcome == records.ANSWERED
         self._meter.add(answered=outcome == records.ANSWERED, usage=entry["usage"])
         if prepared is not None:
-            self._asked.update(prepared.index_ids)
+            self._asked.update(prepared.question.index_ids)
         if self._on_result is not None:
             self._on_result(outcome, entry["usage"])
         if isinstance(result, LlamaCloudError):
@@ -359,9 +368,7 @@ class Batch:
         if isinstance(problem, PASSING):
             self._again.append(item)
             if prepared is not None:
-                asked = Intent(
-                    prepared.session_id, prepared.baseline, opened=prepared.opened, accepted=prepared.accepted
-                )
+                asked = Intent(prepared.question.session_id, prepared.trace, prepared.opened)
                 self._preparer.expect(item, asked)
         if self._options.fail_fast:
             text = f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}"
@@ -390,7 +397,7 @@ class Batch:
         """Give up the intents of sessions that are about to be deleted without having been asked in."""
         if self._options.delete_sessions and not self._killed:
             for prepared in self._unposted:
-                if prepared.opened and not prepared.resume:
+                if prepared.opened and not prepared.trace.is_open:
                     self._committer.note(records.release(prepared.item.key(self._scope)))
 
 

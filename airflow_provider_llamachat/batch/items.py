@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.conversation.question import fingerprint
 from airflow_provider_llamachat.endpoints import MAX_SESSION_INDEXES
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
-from airflow_provider_llamachat.turns import fingerprint
 
 _FIELDS = ("id", "prompt", "index_ids", "session_id")
 

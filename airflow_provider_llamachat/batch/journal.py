@@ -159,7 +159,7 @@ class PartsJournal(Journal):
         if marked := COMPLETE in self._folder.names():
             mark = b"".join(self._folder.lines(COMPLETE))
         else:
-            mark = str(self._memory.get_in_round(REMEMBERED) or "").encode() if self._memory is not None else b""
+            mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
         if mark == _mark(positions) and self._beside.has(self._name):
             log.info("An earlier try completed this batch: its results are in place.")
             self._complete = True
@@ -292,15 +292,15 @@ class MemoryJournal(Journal):
         return self.past(positions)
 
     def _is_complete(self) -> bool:
-        return bool(self._store.get_in_round(REMEMBERED) == self._mark.decode())
+        return bool(self._store.recall_unfinished(REMEMBERED) == self._mark.decode())
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Keep the records; a part counts from the moment the head says so."""
         self._records.extend(batch)
         if self.remembers:
-            self._store.set(f"batch.{self._written}", batch)
+            self._store.set(f"batch.{self._written}", batch, required=True)
             self._written += 1
-            self._store.set("batch", {"open": True, "parts": self._written})
+            self._store.set("batch", {"open": True, "parts": self._written}, required=True)
 
     def records(self) -> Iterator[dict[str, Any] | None]:
         """See :meth:`Journal.records`."""

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from airflow_provider_llamachat.conversation.history import begin, indexes_to_ask
+from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, PermissionDeniedError
-from airflow_provider_llamachat.turns import (
-    Memory,
-    Opening,
-    State,
-    count_turns,
-    fingerprint,
-    indexes_to_ask,
-    judge,
-    opening,
-)
+from airflow_provider_llamachat.models import Session
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
     from airflow_provider_llamachat.batch.records import Intent, Past
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-    from airflow_provider_llamachat.models import Session
+    from airflow_provider_llamachat.models import SessionSummary
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +37,7 @@ class Options:
     organization_id: str | None = None
 
     @property
-    def scope(self) -> dict[str, str | None]:
+    def scope(self) -> Scope:
         """Project and organization of every call."""
         return {"project_id": self.project_id, "organization_id": self.organization_id}
 
@@ -52,20 +46,16 @@ class Options:
 class Prepared:
     """An item that can be asked.
 
-    :ivar baseline: turns the session has before it.
-    :ivar resume: a turn of it stands in the history already.
-    :ivar accepted: the server was seen to take it, whatever the history says.
+    :ivar question: what is asked, and where.
+    :ivar trace: what is known of its turn.
     :ivar earlier: it was an earlier try that asked it.
     :ivar opened: the batch opened the session, for this item alone.
     :ivar recorded: its intent is durable already.
     """
 
     item: Item
-    session_id: str
-    index_ids: list[str]
-    baseline: int
-    resume: bool = False
-    accepted: bool = False
+    question: Question
+    trace: Trace
     earlier: bool = False
     opened: bool = False
     recorded: bool = False
@@ -91,6 +81,8 @@ class Preparer:
         self._options = options
         self._intents = past.intents
         self._own: set[int] = set()
+        # An earlier try may have posted until it was killed, which was before now.
+        self._began = time.time()
         self.opened = 0
         self.shared_session = past.shared_session
 
@@ -131,7 +123,19 @@ class Preparer:
                 raise NothingToAskInError(problem) from problem  # every other item asks for the same session
             raise
         self.opened += 1
-        return Prepared(item, created.session_id, index_ids, 0, opened=True)
+        return self._new(item, created, index_ids, opened=True)
+
+    def question(self, item: Item, session_id: str, index_ids: list[str]) -> Question:
+        """The item as a question."""
+        return Question(session_id, item.prompt, index_ids, self._options.require_all_indexes, **self._options.scope)
+
+    def _new(self, item: Item, created: SessionSummary, index_ids: list[str], *, opened: bool = False) -> Prepared:
+        session = Session(session_id=created.session_id, events=[])
+        question = self.question(item, created.session_id, index_ids)
+        return Prepared(item, question, begin(session, question, now=self._began), opened=opened)
+
+    def _indexes(self, item: Item, session: Session) -> list[str]:
+        return indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids))
 
     async def _take_up(self, item: Item, intent: Intent) -> Prepared | None:
         try:
@@ -140,37 +144,23 @@ class Preparer:
             if item.session_id is not None:
                 raise
             log.warning(
-                "%s: the session %s, in which an earlier try asked, does not exist any more, nor does its answer: asking again.",
+                "%s: the session in which an earlier attempt asked no longer exists, nor does its answer. Asking again. Session: %s.",
                 item,
                 intent.session_id,
             )
             return None
-        memory = Memory(session.session_id, intent.baseline, fingerprint(item.prompt), intent.accepted)
-        begin = opening(session, item.prompt, memory=memory)
-        turns = count_turns(session.events)
-        if begin.baseline > turns or (intent.ahead and self._overrun(session, item, intent)):
-            # The turn before it, which the earlier try counted on, never came about, or was asked again in its place.
-            begin = Opening(turns, resume=False)
-        return Prepared(
-            item,
-            session.session_id,
-            indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids)),
-            begin.baseline,
-            resume=begin.resume,
-            accepted=begin.accepted,
-            earlier=item.position not in self._own,
-            opened=intent.opened,
-            recorded=begin.baseline == intent.baseline,
-        )
-
-    @staticmethod
-    def _overrun(session: Session, item: Item, intent: Intent) -> bool:
-        return judge(session.events, intent.baseline, item.prompt).state is State.FOREIGN
+        question = self.question(item, session.session_id, self._indexes(item, session))
+        is_earlier = item.position not in self._own
+        known = intent.trace
+        if is_earlier and known.intended_at is not None:
+            known = replace(known, intended_at=self._began)
+        trace = begin(session, question, memory=known, now=self._began)
+        return Prepared(item, question, trace, is_earlier, intent.opened, recorded=trace.is_open)
 
     async def _existing(self, item: Item, session_id: str) -> Prepared:
         session = await self._client.get_session(session_id, **self._options.scope)
-        index_ids = indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids))
-        return Prepared(item, session_id, index_ids, count_turns(session.events))
+        question = self.question(item, session_id, self._indexes(item, session))
+        return Prepared(item, question, begin(session, question, now=self._began))
 
     async def _shared(self, item: Item) -> Prepared:
         if self.shared_session is not None:
@@ -178,12 +168,12 @@ class Preparer:
                 return await self._existing(item, self.shared_session)
             except NotFoundError:
                 log.warning(
-                    "The shared session %s does not exist any more: going on in a new one, which knows nothing of the earlier "
-                    "turns.",
+                    "The shared session no longer exists; continuing in a new one, which knows nothing of the earlier turns. "
+                    "Session: %s.",
                     self.shared_session,
                 )
         index_ids = self._options.index_ids or []
         created = await self._client.create_session(index_ids, **self._options.scope)
         self.opened += 1
         self.shared_session = created.session_id
-        return Prepared(item, created.session_id, index_ids, 0)
+        return self._new(item, created, index_ids)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from airflow_provider_llamachat.conversation.question import Trace
+
 VERSION = 1
 
 ANSWERED = "answered"
@@ -25,23 +27,23 @@ UNASKED = "unasked"
 OUTCOMES = (ANSWERED, FAILED, INTERRUPTED, UNASKED)
 
 
-def intent(key: str, session_id: str, baseline: int, *, opened: bool, ahead: bool = False) -> dict[str, Any]:
-    """``key`` is about to be asked in a session that had ``baseline`` turns.
+def intent(key: str, session_id: str, trace: Trace, *, opened: bool, ahead: bool = False) -> dict[str, Any]:
+    """``key`` is about to be asked in a session that had ``trace.baseline`` turns.
 
     :param opened: the batch opened that session.
-    :param ahead: written while the turn before it still ran; if that one has to be asked again, ``baseline`` is its place.
+    :param ahead: written while the turn before it still ran; it is asked only when that one was answered.
     """
-    return _record("intent", key=key, session_id=session_id, baseline=baseline, opened=opened, ahead=ahead)
+    return _record("intent", key=key, session_id=session_id, opened=opened, ahead=ahead, **trace.as_dict())
 
 
-def acceptance(key: str) -> dict[str, Any]:
+def acceptance(key: str, trace: Trace) -> dict[str, Any]:
     """The server was seen to take the prompt of ``key``: its absence from the history is no reason any more to ask again."""
-    return _record("accepted", key=key)
+    return _record("accepted", key=key, recorded=trace.recorded)
 
 
-def result(key: str, line: dict[str, Any], *, baseline: int | None) -> dict[str, Any]:
+def result(key: str, line: dict[str, Any], *, trace: Trace | None) -> dict[str, Any]:
     """What came of ``key``: ``line`` is its line of the output."""
-    return _record("result", key=key, line=line, baseline=baseline)
+    return _record("result", key=key, line=line, **(trace.as_dict() if trace else {"baseline": None}))
 
 
 def session(session_id: str) -> dict[str, Any]:
@@ -98,13 +100,12 @@ def checked(record: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """Where an item was asked, or was about to be."""
+    """Where an item was asked, or was about to be, and what is known of its turn."""
 
     session_id: str
-    baseline: int
+    trace: Trace
     opened: bool
     ahead: bool = False
-    accepted: bool = False
 
 
 @dataclass(slots=True)
@@ -131,6 +132,7 @@ class Past:
         :param positions: the position of each item, by its key.
         """
         past = cls()
+        answered_at: set[tuple[Any, Any]] = set()
         for record in records:
             if record is None:
                 past.damaged += 1
@@ -138,26 +140,36 @@ class Past:
             if record["kind"] == "session":
                 past.shared_session = record["session_id"]
                 continue
+            if record["kind"] == "result" and record["line"]["outcome"] == ANSWERED:
+                answered_at.add((record["line"].get("session_id"), record.get("baseline")))
             position = positions.get(record["key"])
             if position is None:
                 past.foreign += 1
             elif position not in past.answered:
                 past._take(position, record)
+        # An answer is durable before what follows it in its session is asked. So this was never asked:
+        for position, asked in list(past.intents.items()):
+            if asked.ahead and (asked.session_id, asked.trace.baseline - 1) not in answered_at:
+                del past.intents[position]
         return past
 
     def _take(self, position: int, record: dict[str, Any]) -> None:
+        asked = self.intents.get(position)
         match record["kind"]:
-            case "intent":
+            case "intent" if (trace := Trace.read(record)) is not None:
                 self.intents[position] = Intent(
-                    record["session_id"], record["baseline"], bool(record.get("opened")), bool(record.get("ahead"))
+                    record["session_id"], trace, bool(record.get("opened")), bool(record.get("ahead"))
                 )
-            case "accepted" if position in self.intents:
-                self.intents[position] = replace(self.intents[position], accepted=True)
+            case "accepted" if asked is not None:
+                trace = replace(asked.trace, accepted=True, recorded=record.get("recorded"))
+                self.intents[position] = replace(asked, trace=trace)
             case "release":
                 self.intents.pop(position, None)
             case "result" if record["line"]["outcome"] == ANSWERED:
                 self.answered.add(position)
                 self.intents.pop(position, None)
-            case _:
+            case "result" if asked is not None and "intended_at" in record:
                 # A turn that failed or was interrupted keeps its intent: the history says whether it has an answer by now.
+                self.intents[position] = replace(asked, trace=Trace.read(record) or asked.trace)
+            case _:
                 pass

@@ -1,61 +1,88 @@
-"""The asynchronous client: the same calls and the same life of a turn on an event loop, without a thread per turn."""
+"""The asynchronous client: sends calls and reads streams. ``sync.py`` is generated from this file by ``make sync``."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import httpx
 from tenacity import AsyncRetrying
 
 from airflow_provider_llamachat import endpoints, exceptions, models
 from airflow_provider_llamachat.arguments import seconds
-from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, Reply, ask
-from airflow_provider_llamachat.client import calls, replaying, replies
+from airflow_provider_llamachat.client import calls, http, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
+from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, asleep, auntil
 from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import aread_events
-from airflow_provider_llamachat.client.sync import Observer
-from airflow_provider_llamachat.client.throttle import Throttle, passing
-from airflow_provider_llamachat.turns import TurnFolder
+from airflow_provider_llamachat.client.throttle import Throttle, apassing
+from airflow_provider_llamachat.conversation.ask import ask
+from airflow_provider_llamachat.conversation.driver import AsyncKeep, carry_out
+from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 
-LARGE = 512 * 1024
-"""Bytes of an answer from which on it is decoded in a thread: a history of some megabytes would stop the event loop."""
+# sync| from airflow_provider_llamachat.client.deadlines import obey
+
+Observer = Callable[[models.Event], None]
+"""Is shown each event of a turn as it arrives."""
 
 
 class AsyncLlamaCloudClient:
-    """LlamaCloud's chat API for asynchronous code; method by method the same as :class:`~.sync.LlamaCloudClient`.
+    """LlamaCloud's chat API for asynchronous code. Use it as a context manager, or close it.
 
-    Make it with :meth:`open` on an event loop: the constructor builds the process' TLS context if nothing has done so yet,
-    which takes tens of milliseconds.
+    Each method takes ``project_id`` and ``organization_id`` (UUIDs) to override the configured ones for that call. All raise
+    the classes of :mod:`airflow_provider_llamachat.exceptions`; see the API reference of each operation at
+    https://developers.llamaindex.ai/reference/.
     """
 
+    # <async>
     def __init__(self, config: ClientConfig, *, throttle: Throttle | None = None) -> None:
         self.config = config
         self.throttle = throttle
+        self._gate = Gate()
         self._calls = calls.Calls(config)
-        self._http = calls.http_client(
-            httpx.AsyncClient,
-            config,
-            event_hooks={"response": [calls.ahide_location]},
-            # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-        )
+        # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
+        self._http = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=100))
+        self._fresh: httpx.AsyncClient | None = None
+
+    def _made(self, limits: httpx.Limits) -> httpx.AsyncClient:
+        hooks = {"response": [http.ahide_location]}
+        return http.http_client(httpx.AsyncClient, self.config, event_hooks=hooks, limits=limits)
 
     @classmethod
     async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
-        """Make a client without blocking the event loop.
+        """Make a client without blocking the event loop, as the constructor may: it builds the process' TLS context.
 
         :param throttle: a gate that every request of this client passes; None lets them pass freely.
         """
         if not ssl_context_is_ready():
             await asyncio.to_thread(ssl_context)
         return cls(config, throttle=throttle)
+
+    # </async>
+    # sync| def __init__(self, config: ClientConfig) -> None:
+    # sync|     self.config = config
+    # sync|     self.throttle = None
+    # sync|     self._gate = Gate()
+    # sync|     self._calls = calls.Calls(config)
+    # sync|     self._http = self._made(httpx.Limits(max_connections=100, max_keepalive_connections=20))
+    # sync|     self._fresh: httpx.Client | None = None
+    # sync|
+    # sync| def _made(self, limits: httpx.Limits) -> httpx.Client:
+    # sync|     hooks = {"response": [http.hide_location]}
+    # sync|     made = http.http_client(httpx.Client, self.config, event_hooks=hooks, limits=limits)
+    # sync|     obey(made, self._gate)
+    # sync|     return made
+    # sync|
+    # sync| def __del__(self) -> None:
+    # sync|     # A hook made for one call (`LlamaCloudHook().create_session()`) has nobody who closes it.
+    # sync|     if hasattr(self, "_fresh"):
+    # sync|         self.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,45 +98,59 @@ class AsyncLlamaCloudClient:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+        if self._fresh is not None:
+            await self._fresh.aclose()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connections were closed."""
+        return self._http.is_closed
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._gate.is_closed
+
+    def stop(self) -> None:
+        """Let nothing be sent any more, and give up what is being waited for; may be called from a signal handler."""
+        self._gate.is_closed = True
 
     async def create_session(
-        self,
-        index_ids: list[str] | None = None,
-        *,
-        shared_access: str | None = None,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        self, index_ids: list[str] | None = None, *, shared_access: str | None = None, **scope: Unpack[Scope]
     ) -> models.SessionSummary:
-        """Create a chat session (POST /api/v1/chat)."""
-        call = self._calls.create(index_ids, shared_access, project_id, organization_id)
+        """Create a chat session, bound to at most ten indexes or to none (POST /api/v1/chat).
+
+        :param shared_access: what the session's share link grants, ``query`` or ``read_only``; None leaves it to the server.
+        """
+        call = self._calls.create(index_ids, shared_access, scope)
         return cast("models.SessionSummary", await self._send(call))
 
-    async def get_session(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> models.Session:
+    async def get_session(self, session_id: str, **scope: Unpack[Scope]) -> models.Session:
         """Read a session with its whole history (GET /api/v1/chat/{session_id})."""
-        call = self._calls.session(endpoints.GET_SESSION, session_id, project_id, organization_id)
+        call = self._calls.session(endpoints.GET_SESSION, session_id, scope)
         return cast("models.Session", await self._send(call))
 
-    async def get_session_summary(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> models.SessionSummary:
+    async def get_session_summary(self, session_id: str, **scope: Unpack[Scope]) -> models.SessionSummary:
         """Read a session without its history (GET /api/v1/chat/{session_id}/summary)."""
-        call = self._calls.session(endpoints.GET_SESSION_SUMMARY, session_id, project_id, organization_id)
+        call = self._calls.session(endpoints.GET_SESSION_SUMMARY, session_id, scope)
         return cast("models.SessionSummary", await self._send(call))
 
     async def list_sessions(
-        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+        self, *, page_size: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.SessionSummary]:
-        """Iterate over the project's sessions, page by page (GET /api/v1/chat)."""
-        async for item in self._pages(endpoints.LIST_SESSIONS, page_size, project_id, organization_id):
+        """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat).
+
+        :param page_size: sessions of one page; None leaves it to the server.
+        """
+        async for item in self._pages(endpoints.LIST_SESSIONS, page_size, scope):
             yield item
 
-    async def delete_session(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> None:
-        """Delete a session (DELETE /api/v1/chat/{session_id})."""
-        await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, project_id, organization_id))
+    async def delete_session(self, session_id: str, **scope: Unpack[Scope]) -> None:
+        """Delete a session (DELETE /api/v1/chat/{session_id}).
+
+        :raises NotFoundError: there was no such session; not raised when an earlier attempt of this very call deleted it.
+        """
+        await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
     async def list_projects(
         self, *, project_name: str | None = None, organization_id: str | None = None
@@ -122,31 +163,27 @@ class AsyncLlamaCloudClient:
         return cast("models.Project", await self._send(self._calls.project(project_id, organization_id)))
 
     async def list_indexes(
-        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
+        self, *, page_size: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.Index]:
-        """Iterate over the project's indexes, page by page (GET /api/v1/indexes)."""
-        async for item in self._pages(endpoints.LIST_INDEXES, page_size, project_id, organization_id):
+        """Iterate over the project's indexes, page by page (GET /api/v1/indexes).
+
+        :param page_size: indexes of one page; None leaves it to the server.
+        """
+        async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
             yield item
 
-    async def get_index(
-        self,
-        index_id: str,
-        *,
-        expand_sync: bool = False,
-        project_id: str | None = None,
-        organization_id: str | None = None,
-    ) -> models.Index:
-        """Read an index (GET /api/v1/indexes/{index_id})."""
-        call = self._calls.index(endpoints.GET_INDEX, index_id, project_id, organization_id, expand=expand_sync)
+    async def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
+        """Read an index (GET /api/v1/indexes/{index_id}); ``expand_sync`` asks for ``sync_in_progress`` as well."""
+        call = self._calls.index(endpoints.GET_INDEX, index_id, scope, expand=expand_sync)
         return cast("models.Index", await self._send(call))
 
-    async def sync_index(
-        self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> bool:
-        """Start a sync of an index; False when one was running already (POST /api/v1/indexes/{index_id}/sync)."""
-        call = self._calls.index(endpoints.SYNC_INDEX, index_id, project_id, organization_id, expand=False)
+    async def sync_index(self, index_id: str, **scope: Unpack[Scope]) -> bool:
+        """Start a sync of an index (POST /api/v1/indexes/{index_id}/sync).
+
+        :returns: True when this call started it, False when one was running already (409).
+        """
         try:
-            await self._send(call)
+            await self._send(self._calls.index(endpoints.SYNC_INDEX, index_id, scope))
         except exceptions.ConflictError:
             return False
         return True
@@ -159,30 +196,31 @@ class AsyncLlamaCloudClient:
         index_ids: list[str] | None = None,
         require_all_indexes: bool = False,
         turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        **scope: Unpack[Scope],
     ) -> AsyncIterator[models.Event]:
-        """Post a prompt once and iterate over its events; see :meth:`.sync.LlamaCloudClient.stream_message`."""
-        asked = calls.question(
-            session_id,
-            prompt,
-            index_ids,
-            require_all_indexes=require_all_indexes,
-            project_id=project_id,
-            organization_id=organization_id,
-        )
-        return self._events(asked, seconds(turn_timeout, "turn_timeout"))
+        """Post a prompt once and iterate over the events of its turn as they arrive, deltas included.
 
-    async def _events(self, asked: Question, patience: float) -> AsyncGenerator[models.Event, None]:
-        deadline = time.time() + patience
-        if not asked.index_ids:
-            asked, _ = calls.completed(asked, 0, await self._send(self._calls.history(asked)))
-        async with aclosing(self._stream(asked, deadline)) as events:
+        This is one POST without any safety net: what to do about a failure is the caller's business. :meth:`send_message` is the
+        safe form. The last event is a ``StopEvent``; its ``is_error`` is the turn's verdict.
+
+        :param index_ids: indexes the turn may use; None means those the session is bound to.
+        :param turn_timeout: seconds (or a timedelta) that the whole stream may take.
+        :raises InvalidArgumentError: an argument is not usable; nothing was sent.
+        :raises ChatTurnInterruptedError: the stream ended without a ``StopEvent``.
+        """
+        question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
+        return self._events(question, seconds(turn_timeout, "turn_timeout"))
+
+    async def _events(self, question: Question, turn_timeout: float) -> AsyncGenerator[models.Event, None]:
+        deadline = calls.end_of(turn_timeout)
+        if not question.index_ids:
+            question, _ = calls.completed(question, Trace(0), await self._send(self._calls.history(question)))
+        async with aclosing(self.stream(question, deadline)) as events:
             async for event in events:
                 yield event
                 if isinstance(event, models.StopEvent):
                     return
-        raise calls.ended_early(asked.session_id)
+        raise calls.ended_early(question.session_id)
 
     async def send_message(
         self,
@@ -198,95 +236,93 @@ class AsyncLlamaCloudClient:
         turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
         on_event: Observer | None = None,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        **scope: Unpack[Scope],
     ) -> models.ChatTurn:
-        """Ask and return the finished turn, paid for once; see :meth:`.sync.LlamaCloudClient.send_message`."""
-        asked = calls.question(
-            session_id,
-            prompt,
-            index_ids,
-            require_all_indexes=require_all_indexes,
-            project_id=project_id,
-            organization_id=organization_id,
-        )
-        limits = calls.limits(self.config, deadline, turn_timeout)
-        try:
-            if baseline is None or not asked.index_ids:
-                asked, baseline = calls.completed(asked, baseline, await self._send(self._calls.history(asked)))
-            steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
-            return await self._carry_out(steps, asked, limits.deadline, on_event)
-        except exceptions.LlamaCloudError as problem:
-            raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
+        """Ask and return the finished turn, paid for once: whatever leaves doubt is settled by the session's history.
 
-    async def _carry_out(
-        self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None
+        :param index_ids: indexes the turn may use; None means those the session is bound to.
+        :param baseline: how many turns the session had before this question was first asked; None reads it now.
+        :param resume: the question may have been asked since ``baseline``: look for its turn before posting.
+        :param accepted: with ``resume``: the server was seen to take the question. It is then not posted again just because the history
+            does not show it.
+        :param ask_again: with ``resume``, post once more when the turn is there, unfinished and no longer growing.
+        :param turn_timeout: seconds (or a timedelta) for the whole turn; ``deadline`` (epoch seconds) wins over it.
+        :param on_event: is shown each event as it arrives; nothing when the answer is read from the history.
+        """
+        question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
+        end = calls.end_of(turn_timeout, deadline)
+        trace = None if baseline is None else Trace(baseline)
+        if trace is None or not question.index_ids:
+            session = cast("models.Session", await self._send(self._calls.history(question)))
+            with replies.redacting(self.config):
+                question, trace = calls.completed(question, trace, session)
+        if resume:
+            trace = replace(trace, intended_at=time.time(), accepted=accepted)
+        return await self.answer(question, trace, deadline=end, ask_again=ask_again, on_event=on_event)
+
+    async def answer(
+        self,
+        question: Question,
+        trace: Trace,
+        *,
+        deadline: float,
+        ask_again: bool = False,
+        keep: AsyncKeep | None = None,
+        on_event: Observer | None = None,
     ) -> models.ChatTurn:
-        reply: Reply = None
-        with closing(steps):
-            while True:
-                try:
-                    step = steps.send(reply)
-                except StopIteration as end:
-                    return cast("models.ChatTurn", end.value)
-                match step:
-                    case ReadHistory():
-                        try:
-                            reply = await self._send(self._calls.history(asked), calls.patience(deadline))
-                        except exceptions.LlamaCloudError as problem:
-                            reply = problem
-                    case Post():
-                        reply = await self._post(asked, step.position, deadline, on_event)
-                    case Pause():
-                        await asyncio.sleep(step.seconds)
-                        reply = None
+        """Answer a question of which something may be known; see :func:`~..conversation.ask.ask`.
 
-    async def _post(self, asked: Question, position: int, deadline: float, on_event: Observer | None) -> Outcome:
-        folder = TurnFolder(asked.session_id, asked.prompt, index_ids=asked.index_ids, position=position)
-        try:
-            async with aclosing(self._stream(asked, deadline)) as events:
-                async for event in events:
-                    folder.add(calls.checked(event, asked))
-                    if on_event is not None:
-                        on_event(event)
-                    if folder.finished:
-                        break
-        except exceptions.LlamaCloudError as problem:
-            return calls.outcome(folder, problem)
-        return calls.outcome(folder, calls.cut_stream(asked.session_id))
+        :param deadline: epoch seconds at which the turn's time ends.
+        :param keep: keeps what is known of the turn for later attempts.
+        """
+        steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
+        with replies.redacting(self.config):
+            return await carry_out(self, question, trace, steps, deadline, keep, on_event)
 
-    async def _stream(self, asked: Question, deadline: float) -> AsyncGenerator[models.Event, None]:
-        call = self._calls.stream(asked)
+    async def read_history(self, question: Question, deadline: float) -> models.Session:
+        """Read the session of a question whose turn ends at ``deadline``."""
+        call = self._calls.history(question)
+        return cast("models.Session", await self._send(call, calls.history_patience(deadline)))
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, at most until :meth:`stop`."""
+        await asleep(seconds, self._gate)
+
+    async def stream(
+        self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
+    ) -> AsyncGenerator[models.Event, None]:
+        """Post a prompt once, on a connection of its own, and yield the events of its turn.
+
+        :param on_lost: is called for each event that is malformed, and passed over.
+        """
+        call = self._calls.stream(question)
         accepted: bool | None = None
         try:
             async with (
-                passing(self.throttle, deadline) as passage,
-                self._answer(call, deadline) as response,
+                apassing(self.throttle, deadline) as passage,
+                self._response(self._for_one_request(), call, deadline) as response,
             ):
                 passage.answered(response.status_code, replies.retry_after(response.headers))
-                if not calls.is_event_stream(response):
-                    reply = replies.Reply(
-                        response.status_code, response.headers, await self._read(call, response, deadline)
-                    )
+                if not http.is_event_stream(response):
+                    body = await self._read(call, response, deadline)
+                    reply = replies.Reply(response.status_code, response.headers, body)
                     replies.raise_for_status(call, reply, self.config)
                     raise replies.not_a_stream(call, reply, self.config)
                 accepted = True
+                secrets = (self.config.api_key,)
                 async with (
                     aclosing(self._chunks(response, deadline)) as chunks,
-                    aclosing(aread_events(chunks, asked.session_id, (self.config.api_key,))) as events,
+                    aclosing(aread_events(chunks, question.session_id, secrets, on_lost)) as events,
                 ):
                     async for event in events:
                         yield event
         except replies.TRANSPORT_PROBLEMS as problem:
             raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
-    async def _pages(
-        self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
-    ) -> AsyncIterator[Any]:
+    async def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> AsyncIterator[Any]:
         pages = calls.Pages(endpoint)
         while pages.more:
-            call = self._calls.page(endpoint, page_size, pages.token, project_id, organization_id)
-            page = await self._send(call)
+            page = await self._send(self._calls.page(endpoint, page_size, pages.token, scope))
             for item in page.items:
                 yield item
             pages.turn(page.next_page_token)
@@ -294,14 +330,12 @@ class AsyncLlamaCloudClient:
     async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
         budget = replaying.Budget(self.config, patience)
-        async for attempt in AsyncRetrying(**replaying.policy(call, self.config, budget)):
+        policy = replaying.policy(call, self.config, budget, self._gate)
+        async for attempt in AsyncRetrying(**policy, sleep=self.pause):
             with attempt:
                 try:
-                    reply = await self._attempt(call, budget)
-                    if len(reply.body) < LARGE:
-                        return replies.decode(call, reply, self.config)
-                    return await asyncio.to_thread(replies.decode, call, reply, self.config)
-                except exceptions.RequestRefusedError as problem:
+                    return await replies.adecode(call, await self._attempt(call, budget), self.config)
+                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
                     if doubtful and replaying.shows_success(call, problem):
                         return None
                     raise
@@ -312,21 +346,53 @@ class AsyncLlamaCloudClient:
 
     async def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
         # The gate comes before the clock: waiting for it is not the server's silence.
-        async with passing(self.throttle) as passage:
+        async with apassing(self.throttle) as passage:
             try:
                 with budget.spend() as deadline:
-                    async with self._answer(call, deadline) as response:
-                        passage.answered(response.status_code, replies.retry_after(response.headers))
-                        body = await self._read(call, response, deadline)
-                        return replies.Reply(response.status_code, response.headers, body)
+                    connecting = http.Connecting()
+                    try:
+                        reply = await self._exchange(self._http, call, deadline, connecting)
+                    except replies.DISCONNECTS:
+                        # The server had closed the connection before: that says nothing about this request, nor about the server.
+                        if connecting.is_new or not call.endpoint.replay or self.is_stopped:
+                            raise
+                        reply = await self._exchange(self._for_one_request(), call, deadline)
             except replies.TRANSPORT_PROBLEMS as problem:
                 raise replies.connection_error(call, problem, self.config) from None
+            passage.answered(reply.status, replies.retry_after(reply.headers))
+            return reply
+
+    def _for_one_request(self) -> httpx.AsyncClient:
+        """A client that makes a connection for each request: a prompt must not go out on one that was closed meanwhile."""
+        if self._fresh is None:
+            self._fresh = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=0))
+        return self._fresh
+
+    async def _exchange(
+        self,
+        client: httpx.AsyncClient,
+        call: endpoints.Call,
+        deadline: float,
+        connecting: http.Connecting | None = None,
+    ) -> replies.Reply:
+        async with self._response(client, call, deadline, connecting) as response:
+            return replies.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
 
     @asynccontextmanager
-    async def _answer(self, call: endpoints.Call, deadline: float) -> AsyncIterator[httpx.Response]:
-        request = self._http.build_request(**calls.request(call, self.config, deadline))
-        async with asyncio.timeout(calls.left(deadline)):
-            response = await self._http.send(request, stream=True)
+    async def _response(
+        self,
+        client: httpx.AsyncClient,
+        call: endpoints.Call,
+        deadline: float,
+        connecting: http.Connecting | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        if self.is_stopped:
+            raise StoppedError
+        request = client.build_request(**http.request(call, self.config, deadline))
+        if connecting is not None:
+            request.extensions["trace"] = connecting.atrace
+        async with auntil(deadline):
+            response = await client.send(request, stream=True)
         async with aclosing(response):
             yield response
 
@@ -335,7 +401,7 @@ class AsyncLlamaCloudClient:
         raw = aiter(response.aiter_raw())
         while True:
             # One chunk may hide any number of waits: the head of a chunk can be dripped byte by byte.
-            async with asyncio.timeout(calls.left(deadline)):
+            async with auntil(deadline):
                 chunk = await anext(raw, None)
             if chunk is None:
                 break

@@ -15,13 +15,13 @@ from tenacity.stop import stop_base
 
 from airflow_provider_llamachat import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
+from airflow_provider_llamachat.client.deadlines import Gate
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
     ConflictError,
     LlamaCloudConnectionError,
     LlamaCloudStatusError,
     NotFoundError,
-    RequestRefusedError,
 )
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def may_replay(call: Call, problem: BaseException) -> bool:
     return False
 
 
-def shows_success(call: Call, problem: RequestRefusedError) -> bool:
+def shows_success(call: Call, problem: LlamaCloudStatusError) -> bool:
     """Whether this refusal tells that an earlier attempt of the same call had worked, and its answer was lost."""
     if call.endpoint is endpoints.DELETE_SESSION:
         return isinstance(problem, NotFoundError)
@@ -94,15 +94,16 @@ class Budget:
             self.left -= max(0.0, time.time() - begin)
 
 
-class _Spent(stop_base):
-    def __init__(self, budget: Budget) -> None:
+class _Over(stop_base):
+    def __init__(self, budget: Budget, gate: Gate) -> None:
         self._budget = budget
+        self._gate = gate
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        return self._budget.left <= retry_state.upcoming_sleep
+        return self._gate.is_closed or self._budget.left <= retry_state.upcoming_sleep
 
 
-def policy(call: Call, config: ClientConfig, budget: Budget) -> dict[str, Any]:
+def policy(call: Call, config: ClientConfig, budget: Budget, gate: Gate) -> dict[str, Any]:
     """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and a total budget bound it, the last error is raised."""
 
     def wait(state: RetryCallState) -> float:
@@ -122,7 +123,7 @@ def policy(call: Call, config: ClientConfig, budget: Budget) -> dict[str, Any]:
 
     return {
         "retry": retry_if_exception(lambda problem: may_replay(call, problem)),
-        "stop": stop_after_attempt(config.max_retries + 1) | _Spent(budget),
+        "stop": stop_after_attempt(config.max_retries + 1) | _Over(budget, gate),
         "wait": wait,
         "before_sleep": announce,
         "reraise": True,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import email.utils
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
@@ -15,10 +17,10 @@ import httpx
 from pydantic import ValidationError
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client.calls import LOCATION
 from airflow_provider_llamachat.client.config import REGIONS, ClientConfig
-from airflow_provider_llamachat.client.deadlines import NotSentError
+from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
 from airflow_provider_llamachat.client.decoding import parse_json
+from airflow_provider_llamachat.client.http import LOCATION
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
@@ -29,7 +31,13 @@ MAX_BODY = 64 * 1024 * 1024
 TRANSPORT_PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError)
 """What httpx and the layers below it raise; UnicodeError comes from host names that no name server could be asked for."""
 
-_REFUSALS: dict[int, type[errors.RequestRefusedError]] = {
+DISCONNECTS = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
+"""How a connection shows that the server had closed it before a request was sent on it."""
+
+LARGE = 512 * 1024
+"""Bytes of an answer from which on it is decoded in a thread: a history of some megabytes would stop the event loop."""
+
+_REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
     401: errors.AuthenticationError,
     402: errors.PaymentRequiredError,
     403: errors.PermissionDeniedError,
@@ -53,6 +61,13 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+async def adecode(call: Call, reply: Reply, config: ClientConfig) -> Any:
+    """Asynchronous form of :func:`decode`."""
+    if len(reply.body) < LARGE:
+        return decode(call, reply, config)
+    return await asyncio.to_thread(decode, call, reply, config)
 
 
 def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
@@ -169,6 +184,8 @@ def connection_error(
     """
     begin = f"Could not {purpose(call)}: {where(call, config)}"
     known: dict[str, Any] = {"session_id": call.session_id}
+    if isinstance(problem, StoppedError):
+        return errors.LlamaCloudConnectionError("The task was stopped; nothing more is sent.", accepted=False, **known)
     if isinstance(problem, NotSentError):
         return errors.LlamaCloudTimeoutError(
             f"{begin} was not asked: the time allowed was over before.", accepted=False, **known
@@ -241,10 +258,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
-def redacted(problem: errors.LlamaCloudError, config: ClientConfig) -> errors.LlamaCloudError:
-    """The same error without the key in its message: the reason of a failed turn is the server's own text."""
-    problem.args = (scrub(str(problem), (config.api_key,)),)
-    return problem
+@contextlib.contextmanager
+def redacting(config: ClientConfig) -> Iterator[None]:
+    """Take the key out of an error that leaves this block: the reason of a failed turn is the server's own text."""
+    try:
+        yield
+    except errors.LlamaCloudError as problem:
+        problem.args = (scrub(str(problem), (config.api_key,)),)
+        raise
 
 
 def purpose(call: Call) -> str:

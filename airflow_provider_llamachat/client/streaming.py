@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from typing import Any, cast
 
 import httpx
@@ -39,9 +39,12 @@ MAX_TURN = 64 * 1024 * 1024
 class EventReader:
     """Turns server-sent events into :mod:`..models` events; what is malformed is logged and passed over."""
 
-    def __init__(self, session_id: str, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, session_id: str, secrets: tuple[str, ...] = (), on_lost: Callable[[], None] | None = None
+    ) -> None:
         self._session_id = session_id
         self._secrets = secrets
+        self._on_lost = on_lost
         self._unknown: set[str] = set()
         self._malformed = 0
         self._events = 0
@@ -61,6 +64,8 @@ class EventReader:
             event = None
         if event is None:
             self._malformed += 1
+            if self._on_lost is not None:
+                self._on_lost()
             # The first few are shown: an answer that was paid for goes on, and a hostile stream does not fill the log.
             if self._malformed <= 3:
                 shown = excerpt(sse.data, secrets=self._secrets, limit=200)
@@ -134,15 +139,19 @@ class _Text:
 
 
 def read_events(
-    chunks: Iterable[bytes], session_id: str, secrets: tuple[str, ...] = ()
+    chunks: Iterable[bytes],
+    session_id: str,
+    secrets: tuple[str, ...] = (),
+    on_lost: Callable[[], None] | None = None,
 ) -> Generator[Event, None, None]:
     """Yield the events in a stream of bytes, however the bytes are cut.
 
     :param secrets: what must not appear in the log when a malformed event is quoted.
+    :param on_lost: is called for each malformed event.
     :raises LlamaCloudProtocolError: an event beyond :data:`MAX_EVENT`, or a turn beyond :data:`MAX_TURN`.
     """
     text = _Text(chunks)
-    reader = EventReader(session_id, secrets)
+    reader = EventReader(session_id, secrets, on_lost)
     for sse in EventSource(cast("httpx.Response", text)).iter_sse():
         text.pending = 0
         if (event := reader.read(sse)) is not None:
@@ -150,11 +159,14 @@ def read_events(
 
 
 async def aread_events(
-    chunks: AsyncIterable[bytes], session_id: str, secrets: tuple[str, ...] = ()
+    chunks: AsyncIterable[bytes],
+    session_id: str,
+    secrets: tuple[str, ...] = (),
+    on_lost: Callable[[], None] | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Asynchronous form of :func:`read_events`."""
     text = _Text(chunks)
-    reader = EventReader(session_id, secrets)
+    reader = EventReader(session_id, secrets, on_lost)
     async with contextlib.aclosing(EventSource(cast("httpx.Response", text)).aiter_sse()) as events:
         async for sse in events:
             text.pending = 0

@@ -1,26 +1,30 @@
-"""The synchronous client: sends calls, reads streams, carries out the steps of a turn."""
+# Generated from client/aio.py by `make sync`; do not edit by hand.
+"""The synchronous client: sends calls and reads streams."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 import httpx
 from tenacity import Retrying
 
 from airflow_provider_llamachat import endpoints, exceptions, models
 from airflow_provider_llamachat.arguments import seconds
-from airflow_provider_llamachat.asking import Asking, Outcome, Pause, Post, Question, ReadHistory, Reply, ask
-from airflow_provider_llamachat.client import calls, replaying, replies
+from airflow_provider_llamachat.client import calls, http, replaying, replies
 from airflow_provider_llamachat.client.config import ClientConfig
-from airflow_provider_llamachat.client.deadlines import obey_deadlines, until
+from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, obey, sleep, until
 from airflow_provider_llamachat.client.decoding import Unpacker
 from airflow_provider_llamachat.client.streaming import read_events
-from airflow_provider_llamachat.turns import TurnFolder
+from airflow_provider_llamachat.client.throttle import passing
+from airflow_provider_llamachat.conversation.ask import ask
+from airflow_provider_llamachat.conversation.driver_sync import Keep, carry_out
+from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 
 Observer = Callable[[models.Event], None]
 """Is shown each event of a turn as it arrives."""
@@ -36,9 +40,22 @@ class LlamaCloudClient:
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
+        self.throttle = None
+        self._gate = Gate()
         self._calls = calls.Calls(config)
-        self._http = calls.http_client(httpx.Client, config, event_hooks={"response": [calls.hide_location]})
-        obey_deadlines(self._http)
+        self._http = self._made(httpx.Limits(max_connections=100, max_keepalive_connections=20))
+        self._fresh: httpx.Client | None = None
+
+    def _made(self, limits: httpx.Limits) -> httpx.Client:
+        hooks = {"response": [http.hide_location]}
+        made = http.http_client(httpx.Client, self.config, event_hooks=hooks, limits=limits)
+        obey(made, self._gate)
+        return made
+
+    def __del__(self) -> None:
+        # A hook made for one call (`LlamaCloudHook().create_session()`) has nobody who closes it.
+        if hasattr(self, "_fresh"):
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -51,68 +68,60 @@ class LlamaCloudClient:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.base_url}>"
 
-    def __del__(self) -> None:
-        # A hook made for one call (`LlamaCloudHook().create_session()`) has nobody who closes it.
-        if hasattr(self, "_http"):
-            self._http.close()
-
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+        if self._fresh is not None:
+            self._fresh.close()
 
     @property
     def is_closed(self) -> bool:
-        """Whether :meth:`close` was called."""
+        """Whether the connections were closed."""
         return self._http.is_closed
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._gate.is_closed
+
+    def stop(self) -> None:
+        """Let nothing be sent any more, and give up what is being waited for; may be called from a signal handler."""
+        self._gate.is_closed = True
+
     def create_session(
-        self,
-        index_ids: list[str] | None = None,
-        *,
-        shared_access: str | None = None,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        self, index_ids: list[str] | None = None, *, shared_access: str | None = None, **scope: Unpack[Scope]
     ) -> models.SessionSummary:
         """Create a chat session, bound to at most ten indexes or to none (POST /api/v1/chat).
 
         :param shared_access: what the session's share link grants, ``query`` or ``read_only``; None leaves it to the server.
         """
-        return cast(
-            "models.SessionSummary",
-            self._send(self._calls.create(index_ids, shared_access, project_id, organization_id)),
-        )
-
-    def get_session(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> models.Session:
-        """Read a session with its whole history (GET /api/v1/chat/{session_id})."""
-        call = self._calls.session(endpoints.GET_SESSION, session_id, project_id, organization_id)
-        return cast("models.Session", self._send(call))
-
-    def get_session_summary(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> models.SessionSummary:
-        """Read a session without its history (GET /api/v1/chat/{session_id}/summary)."""
-        call = self._calls.session(endpoints.GET_SESSION_SUMMARY, session_id, project_id, organization_id)
+        call = self._calls.create(index_ids, shared_access, scope)
         return cast("models.SessionSummary", self._send(call))
 
-    def list_sessions(
-        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[models.SessionSummary]:
+    def get_session(self, session_id: str, **scope: Unpack[Scope]) -> models.Session:
+        """Read a session with its whole history (GET /api/v1/chat/{session_id})."""
+        call = self._calls.session(endpoints.GET_SESSION, session_id, scope)
+        return cast("models.Session", self._send(call))
+
+    def get_session_summary(self, session_id: str, **scope: Unpack[Scope]) -> models.SessionSummary:
+        """Read a session without its history (GET /api/v1/chat/{session_id}/summary)."""
+        call = self._calls.session(endpoints.GET_SESSION_SUMMARY, session_id, scope)
+        return cast("models.SessionSummary", self._send(call))
+
+    def list_sessions(self, *, page_size: int | None = None, **scope: Unpack[Scope]) -> Iterator[models.SessionSummary]:
         """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat).
 
         :param page_size: sessions of one page; None leaves it to the server.
         """
-        yield from self._pages(endpoints.LIST_SESSIONS, page_size, project_id, organization_id)
+        for item in self._pages(endpoints.LIST_SESSIONS, page_size, scope):
+            yield item
 
-    def delete_session(
-        self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> None:
+    def delete_session(self, session_id: str, **scope: Unpack[Scope]) -> None:
         """Delete a session (DELETE /api/v1/chat/{session_id}).
 
         :raises NotFoundError: there was no such session; not raised when an earlier attempt of this very call deleted it.
         """
-        self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, project_id, organization_id))
+        self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
     def list_projects(
         self, *, project_name: str | None = None, organization_id: str | None = None
@@ -124,35 +133,26 @@ class LlamaCloudClient:
         """Read a project (GET /api/v1/projects/{project_id})."""
         return cast("models.Project", self._send(self._calls.project(project_id, organization_id)))
 
-    def list_indexes(
-        self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[models.Index]:
+    def list_indexes(self, *, page_size: int | None = None, **scope: Unpack[Scope]) -> Iterator[models.Index]:
         """Iterate over the project's indexes, page by page (GET /api/v1/indexes).
 
         :param page_size: indexes of one page; None leaves it to the server.
         """
-        yield from self._pages(endpoints.LIST_INDEXES, page_size, project_id, organization_id)
+        for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
+            yield item
 
-    def get_index(
-        self,
-        index_id: str,
-        *,
-        expand_sync: bool = False,
-        project_id: str | None = None,
-        organization_id: str | None = None,
-    ) -> models.Index:
+    def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
         """Read an index (GET /api/v1/indexes/{index_id}); ``expand_sync`` asks for ``sync_in_progress`` as well."""
-        call = self._calls.index(endpoints.GET_INDEX, index_id, project_id, organization_id, expand=expand_sync)
+        call = self._calls.index(endpoints.GET_INDEX, index_id, scope, expand=expand_sync)
         return cast("models.Index", self._send(call))
 
-    def sync_index(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
+    def sync_index(self, index_id: str, **scope: Unpack[Scope]) -> bool:
         """Start a sync of an index (POST /api/v1/indexes/{index_id}/sync).
 
         :returns: True when this call started it, False when one was running already (409).
         """
-        call = self._calls.index(endpoints.SYNC_INDEX, index_id, project_id, organization_id, expand=False)
         try:
-            self._send(call)
+            self._send(self._calls.index(endpoints.SYNC_INDEX, index_id, scope))
         except exceptions.ConflictError:
             return False
         return True
@@ -165,8 +165,7 @@ class LlamaCloudClient:
         index_ids: list[str] | None = None,
         require_all_indexes: bool = False,
         turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        **scope: Unpack[Scope],
     ) -> Iterator[models.Event]:
         """Post a prompt once and iterate over the events of its turn as they arrive, deltas included.
 
@@ -178,26 +177,19 @@ class LlamaCloudClient:
         :raises InvalidArgumentError: an argument is not usable; nothing was sent.
         :raises ChatTurnInterruptedError: the stream ended without a ``StopEvent``.
         """
-        asked = calls.question(
-            session_id,
-            prompt,
-            index_ids,
-            require_all_indexes=require_all_indexes,
-            project_id=project_id,
-            organization_id=organization_id,
-        )
-        return self._events(asked, seconds(turn_timeout, "turn_timeout"))
+        question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
+        return self._events(question, seconds(turn_timeout, "turn_timeout"))
 
-    def _events(self, asked: Question, patience: float) -> Generator[models.Event, None, None]:
-        deadline = time.time() + patience
-        if not asked.index_ids:
-            asked, _ = calls.completed(asked, 0, self._send(self._calls.history(asked)))
-        with closing(self._stream(asked, deadline)) as events:
+    def _events(self, question: Question, turn_timeout: float) -> Generator[models.Event, None, None]:
+        deadline = calls.end_of(turn_timeout)
+        if not question.index_ids:
+            question, _ = calls.completed(question, Trace(0), self._send(self._calls.history(question)))
+        with closing(self.stream(question, deadline)) as events:
             for event in events:
                 yield event
                 if isinstance(event, models.StopEvent):
                     return
-        raise calls.ended_early(asked.session_id)
+        raise calls.ended_early(question.session_id)
 
     def send_message(
         self,
@@ -213,8 +205,7 @@ class LlamaCloudClient:
         turn_timeout: float | timedelta = calls.DEFAULT_TURN_TIMEOUT,
         deadline: float | None = None,
         on_event: Observer | None = None,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        **scope: Unpack[Scope],
     ) -> models.ChatTurn:
         """Ask and return the finished turn, paid for once: whatever leaves doubt is settled by the session's history.
 
@@ -227,89 +218,93 @@ class LlamaCloudClient:
         :param turn_timeout: seconds (or a timedelta) for the whole turn; ``deadline`` (epoch seconds) wins over it.
         :param on_event: is shown each event as it arrives; nothing when the answer is read from the history.
         """
-        asked = calls.question(
-            session_id,
-            prompt,
-            index_ids,
-            require_all_indexes=require_all_indexes,
-            project_id=project_id,
-            organization_id=organization_id,
-        )
-        limits = calls.limits(self.config, deadline, turn_timeout)
-        try:
-            if baseline is None or not asked.index_ids:
-                asked, baseline = calls.completed(asked, baseline, self._send(self._calls.history(asked)))
-            steps = ask(asked, limits, baseline=baseline, resume=resume, accepted=accepted, ask_again=ask_again)
-            return self._carry_out(steps, asked, limits.deadline, on_event)
-        except exceptions.LlamaCloudError as problem:
-            raise replies.redacted(problem, self.config)  # noqa: B904  # it is the same error
+        question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
+        end = calls.end_of(turn_timeout, deadline)
+        trace = None if baseline is None else Trace(baseline)
+        if trace is None or not question.index_ids:
+            session = cast("models.Session", self._send(self._calls.history(question)))
+            with replies.redacting(self.config):
+                question, trace = calls.completed(question, trace, session)
+        if resume:
+            trace = replace(trace, intended_at=time.time(), accepted=accepted)
+        return self.answer(question, trace, deadline=end, ask_again=ask_again, on_event=on_event)
 
-    def _carry_out(self, steps: Asking, asked: Question, deadline: float, on_event: Observer | None) -> models.ChatTurn:
-        reply: Reply = None
-        with closing(steps):
-            while True:
-                try:
-                    step = steps.send(reply)
-                except StopIteration as end:
-                    return cast("models.ChatTurn", end.value)
-                match step:
-                    case ReadHistory():
-                        try:
-                            reply = self._send(self._calls.history(asked), calls.patience(deadline))
-                        except exceptions.LlamaCloudError as problem:
-                            reply = problem
-                    case Post():
-                        reply = self._post(asked, step.position, deadline, on_event)
-                    case Pause():
-                        time.sleep(step.seconds)
-                        reply = None
+    def answer(
+        self,
+        question: Question,
+        trace: Trace,
+        *,
+        deadline: float,
+        ask_again: bool = False,
+        keep: Keep | None = None,
+        on_event: Observer | None = None,
+    ) -> models.ChatTurn:
+        """Answer a question of which something may be known; see :func:`~..conversation.ask.ask`.
 
-    def _post(self, asked: Question, position: int, deadline: float, on_event: Observer | None) -> Outcome:
-        folder = TurnFolder(asked.session_id, asked.prompt, index_ids=asked.index_ids, position=position)
-        try:
-            with closing(self._stream(asked, deadline)) as events:
-                for event in events:
-                    folder.add(calls.checked(event, asked))
-                    if on_event is not None:
-                        on_event(event)
-                    if folder.finished:
-                        break
-        except exceptions.LlamaCloudError as problem:
-            return calls.outcome(folder, problem)
-        return calls.outcome(folder, calls.cut_stream(asked.session_id))
+        :param deadline: epoch seconds at which the turn's time ends.
+        :param keep: keeps what is known of the turn for later attempts.
+        """
+        steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
+        with replies.redacting(self.config):
+            return carry_out(self, question, trace, steps, deadline, keep, on_event)
 
-    def _stream(self, asked: Question, deadline: float) -> Generator[models.Event, None, None]:
-        call = self._calls.stream(asked)
+    def read_history(self, question: Question, deadline: float) -> models.Session:
+        """Read the session of a question whose turn ends at ``deadline``."""
+        call = self._calls.history(question)
+        return cast("models.Session", self._send(call, calls.history_patience(deadline)))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, at most until :meth:`stop`."""
+        sleep(seconds, self._gate)
+
+    def stream(
+        self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
+    ) -> Generator[models.Event, None, None]:
+        """Post a prompt once, on a connection of its own, and yield the events of its turn.
+
+        :param on_lost: is called for each event that is malformed, and passed over.
+        """
+        call = self._calls.stream(question)
         accepted: bool | None = None
         try:
-            with self._answer(call, deadline) as response:
-                if not calls.is_event_stream(response):
-                    reply = replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
+            with (
+                passing(self.throttle, deadline) as passage,
+                self._response(self._for_one_request(), call, deadline) as response,
+            ):
+                passage.answered(response.status_code, replies.retry_after(response.headers))
+                if not http.is_event_stream(response):
+                    body = self._read(call, response, deadline)
+                    reply = replies.Reply(response.status_code, response.headers, body)
                     replies.raise_for_status(call, reply, self.config)
                     raise replies.not_a_stream(call, reply, self.config)
                 accepted = True
-                yield from read_events(self._chunks(response, deadline), asked.session_id, (self.config.api_key,))
+                secrets = (self.config.api_key,)
+                with (
+                    closing(self._chunks(response, deadline)) as chunks,
+                    closing(read_events(chunks, question.session_id, secrets, on_lost)) as events,
+                ):
+                    for event in events:
+                        yield event
         except replies.TRANSPORT_PROBLEMS as problem:
             raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
 
-    def _pages(
-        self, endpoint: endpoints.Endpoint, page_size: int | None, project_id: str | None, organization_id: str | None
-    ) -> Iterator[Any]:
+    def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> Iterator[Any]:
         pages = calls.Pages(endpoint)
         while pages.more:
-            call = self._calls.page(endpoint, page_size, pages.token, project_id, organization_id)
-            page = self._send(call)
-            yield from page.items
+            page = self._send(self._calls.page(endpoint, page_size, pages.token, scope))
+            for item in page.items:
+                yield item
             pages.turn(page.next_page_token)
 
     def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
         budget = replaying.Budget(self.config, patience)
-        for attempt in Retrying(**replaying.policy(call, self.config, budget)):
+        policy = replaying.policy(call, self.config, budget, self._gate)
+        for attempt in Retrying(**policy, sleep=self.pause):
             with attempt:
                 try:
                     return replies.decode(call, self._attempt(call, budget), self.config)
-                except exceptions.RequestRefusedError as problem:
+                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
                     if doubtful and replaying.shows_success(call, problem):
                         return None
                     raise
@@ -319,30 +314,68 @@ class LlamaCloudClient:
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
     def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
-        try:
-            with budget.spend() as deadline, self._answer(call, deadline) as response:
-                return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
-        except replies.TRANSPORT_PROBLEMS as problem:
-            raise replies.connection_error(call, problem, self.config) from None
+        # The gate comes before the clock: waiting for it is not the server's silence.
+        with passing(self.throttle) as passage:
+            try:
+                with budget.spend() as deadline:
+                    connecting = http.Connecting()
+                    try:
+                        reply = self._exchange(self._http, call, deadline, connecting)
+                    except replies.DISCONNECTS:
+                        # The server had closed the connection before: that says nothing about this request, nor about the server.
+                        if connecting.is_new or not call.endpoint.replay or self.is_stopped:
+                            raise
+                        reply = self._exchange(self._for_one_request(), call, deadline)
+            except replies.TRANSPORT_PROBLEMS as problem:
+                raise replies.connection_error(call, problem, self.config) from None
+            passage.answered(reply.status, replies.retry_after(reply.headers))
+            return reply
+
+    def _for_one_request(self) -> httpx.Client:
+        """A client that makes a connection for each request: a prompt must not go out on one that was closed meanwhile."""
+        if self._fresh is None:
+            self._fresh = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=0))
+        return self._fresh
+
+    def _exchange(
+        self,
+        client: httpx.Client,
+        call: endpoints.Call,
+        deadline: float,
+        connecting: http.Connecting | None = None,
+    ) -> replies.Reply:
+        with self._response(client, call, deadline, connecting) as response:
+            return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
 
     @contextmanager
-    def _answer(self, call: endpoints.Call, deadline: float) -> Iterator[httpx.Response]:
-        request = self._http.build_request(**calls.request(call, self.config, deadline))
+    def _response(
+        self,
+        client: httpx.Client,
+        call: endpoints.Call,
+        deadline: float,
+        connecting: http.Connecting | None = None,
+    ) -> Iterator[httpx.Response]:
+        if self.is_stopped:
+            raise StoppedError
+        request = client.build_request(**http.request(call, self.config, deadline))
+        if connecting is not None:
+            request.extensions["trace"] = connecting.trace
         with until(deadline):
-            response = self._http.send(request, stream=True)
+            response = client.send(request, stream=True)
         with closing(response):
             yield response
 
     def _chunks(self, response: httpx.Response, deadline: float) -> Generator[bytes, None, None]:
         unpacker = Unpacker(response.headers.get("content-encoding"))
-        raw = response.iter_raw()
+        raw = iter(response.iter_raw())
         while True:
+            # One chunk may hide any number of waits: the head of a chunk can be dripped byte by byte.
             with until(deadline):
                 chunk = next(raw, None)
             if chunk is None:
                 break
-            calls.left(deadline)
-            yield from unpacker.feed(chunk)
+            for piece in unpacker.feed(chunk):
+                yield piece
         unpacker.end()
 
     def _read(self, call: endpoints.Call, response: httpx.Response, deadline: float) -> bytes:

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from airflow_provider_llamachat.client.deadlines import NotSentError
 
@@ -159,8 +159,14 @@ class Throttle:
         )
 
 
+@contextmanager
+def passing(_throttle: None, _deadline: float | None = None) -> Iterator[Passage]:
+    """Synchronous form of :func:`apassing`: threads have no gate."""
+    yield Passage(None)
+
+
 @asynccontextmanager
-async def passing(throttle: Throttle | None, deadline: float | None = None) -> AsyncIterator[Passage]:
+async def apassing(throttle: Throttle | None, deadline: float | None = None) -> AsyncIterator[Passage]:
     """Wait at the gate, if there is one, and let the request be counted whatever comes of it.
 
     :param deadline: epoch seconds at which the waiting ends.

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
 from airflow_provider_llamachat.exceptions import (
     ChatTurnError,
     ChatTurnFailedError,
     ChatTurnInterruptedError,
 )
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry, is_stale
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
 
 if TYPE_CHECKING:
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_llamachat.models import ChatTurn, Event, Session
-    from airflow_provider_llamachat.turns import Memory, Opening
+    from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
+    from airflow_provider_llamachat.client import LlamaCloudClient
+    from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+    from airflow_provider_llamachat.models import ChatTurn
 
 __all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
 
 ON_INTERRUPTED = ("fail", "ask_again")
+
+READ_TIME = 30.0
+"""Seconds, besides the time that a history may lag, in which a worker reads the answer that its trigger saw arrive."""
 
 
 class SendChatMessageOperator(LlamaCloudOperator):
@@ -91,171 +98,134 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.turn_timeout = turn_timeout
         self.on_interrupted = on_interrupted
         self.log_answer = log_answer
-        self._asked_in: str | None = None
+        self._client: LlamaCloudClient | None = None
+        self._memory: TurnMemory | None = None
 
     def execute(self, context: Context) -> str:
-        """Ask, or take up what an earlier try asked; defer if told to."""
+        """Ask, or take up what an earlier attempt asked; defer if told to."""
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
+        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
+        from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
         from airflow_provider_llamachat.lineage import record
-        from airflow_provider_llamachat.turns import indexes_to_ask
+        from airflow_provider_llamachat.progress import TurnLog
 
-        self._asked_in = session_id = arguments.session_id(self.session_id)
-        prompt = arguments.prompt(self.prompt)
-        given = arguments.id_list(self.index_ids)
-        require_all = arguments.flag(self.require_all_indexes, "require_all_indexes")
-        on_interrupted = arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED)
+        question = self._question()
+        may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED) == "ask_again"
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):
-            session = client.get_session(session_id, **self.scope())
-            index_ids = indexes_to_ask(session, given)
-            begin, cleared = self._opening(context, session, prompt)
-            question: dict[str, Any] = {
-                "session_id": session_id,
-                "prompt": prompt,
-                "index_ids": index_ids,
-                "require_all_indexes": require_all,
-                "baseline": begin.baseline,
-                "accepted": begin.accepted,
-                "ask_again": begin.resume and (cleared or on_interrupted == "ask_again"),
-                "deadline": deadline,
-                **self.scope(),
-            }
-            if self.deferrable and not self._answered(session, begin, prompt):
-                self._defer(context, question)
-            watcher = self._watcher(context, begin, session_id, prompt)
-            try:
-                turn = client.send_message(**question, resume=begin.resume, on_event=watcher)
-            except ChatTurnInterruptedError as problem:
-                if problem.accepted:
-                    self._remember_accepted(context, session_id, begin.baseline, prompt)
-                raise
-        record(hook, index_ids, client.config.base_url)
+            self._client = client
+            session = client.get_session(question.session_id, **question.scope)
+            question = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
+            self._memory = memory = TurnMemory(context, self.log, question)
+            trace = memory.begin(session)
+            ask_again = trace.is_open and (memory.is_cleared or may_ask_again)
+            is_answered = trace.is_open and judge(session.events, question, trace).state is State.FINISHED
+            if self.deferrable and not is_answered:
+                self._defer(context, question, trace, deadline, ask_again=ask_again)
+            turn = client.answer(
+                question,
+                trace,
+                deadline=deadline,
+                ask_again=ask_again,
+                keep=memory.keep,
+                on_event=TurnLog(self.log) if self.log_answer else None,
+            )
+        record(hook, question.index_ids, client.config.base_url)
         return self._finish(context, turn)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
-        """Resume after the trigger: read the answer from the session's history, or raise what the trigger met.
+    def _question(self) -> Question:
+        from airflow_provider_llamachat.client.calls import question
 
-        :param known: ``try_number``, ``baseline``, ``prompt`` and ``index_ids`` as they were when the task was deferred; a Dag that changed
-            meanwhile, or a template that renders differently now, does not make the task look for another question's answer.
+        return question(
+            arguments.session_id(self.session_id),
+            self.prompt,
+            arguments.id_list(self.index_ids),
+            require_all_indexes=arguments.flag(self.require_all_indexes, "require_all_indexes"),
+            scope=cast("Scope", self.scope()),
+        )
+
+    def _defer(self, context: Context, question: Question, trace: Trace, deadline: float, *, ask_again: bool) -> None:
+        from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
+
+        now = time.time()
+        if self._memory is not None:
+            # The trigger cannot reach the task's memory. It may post at any moment until the deadline.
+            self._memory.keep(replace(trace, intended_at=deadline), is_intent=True)
+        self.defer(
+            trigger=ChatTurnTrigger(
+                llamacloud_conn_id=self.llamacloud_conn_id,
+                log_answer=self.log_answer,
+                deadline=deadline,
+                deferred_at=now,
+                ask_again=ask_again,
+                **question.as_dict(),
+                **trace.as_dict(),
+            ),
+            timeout=deferral_timeout(context, deadline - now),
+            method_name="execute_complete",
+            kwargs={"try_number": context["ti"].try_number},
+        )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; see Airflow's ``BaseOperator``.
+
+        :raises ChatTurnInterruptedError: the trigger did not fire in time.
+        """
+        if is_deferral_timeout(next_method, next_kwargs):
+            with self._usage_on_failure(context):
+                raise ChatTurnInterruptedError(
+                    "The trigger did not report in time: turn_timeout or execution_timeout passed while the task was deferred. Check "
+                    "that a triggerer is running. A retry looks for the answer in the session's history first.",
+                    reason="deadline",
+                )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
+        """Resume after the trigger: take the turn that it saw end from the session's history, or raise what the trigger met.
+
+        What was asked is read from the event: a Dag that changed meanwhile, or a template that renders differently now, does not make
+        the task look for another question's answer.
+
+        :param known: ``try_number`` of the attempt that deferred; from 1.0.0 also ``baseline``, ``prompt`` and ``index_ids``.
         """
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
+        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
         from airflow_provider_llamachat.lineage import record
         from airflow_provider_llamachat.triggers.events import TurnEvent
-        from airflow_provider_llamachat.turns import State, judge
 
         with self._usage_on_failure(context):
-            outcome = TurnEvent.parse(event)
-            baseline = known.get("baseline", outcome.baseline)
-            # Airflow's dag.test() resumes with the event alone.
-            prompt = known.get("prompt") or outcome.prompt or arguments.prompt(self.prompt)
-            try:
-                outcome.raise_for_failure()
-            except ChatTurnInterruptedError as problem:
-                if problem.accepted:
-                    self._remember_accepted(context, outcome.session_id, baseline, prompt)
-                raise
+            # An event of 1.0.0 lacks what the task knew when it deferred.
+            told = {name: value for name, value in (event if isinstance(event, dict) else {}).items() if value is not None}
+            outcome = TurnEvent.parse({"prompt": self.prompt, **self.scope(), **known, **told})
+            question = outcome.question
+            self._memory = memory = TurnMemory(context, self.log, question)
+            memory.keep(outcome.trace)
+            outcome.raise_for_failure()
             hook = self.get_hook()
             with hook.get_conn() as client:
-                session = client.get_session(outcome.session_id, **self.scope())
-            verdict = judge(session.events, baseline, prompt, session_id=outcome.session_id)
-            if verdict.state is not State.FINISHED or verdict.turn is None:
-                raise ChatTurnError(
-                    f"The trigger saw the turn in session {outcome.session_id} finish, but its history does not hold the answer "
-                    "(any more). A retry asks the history again.",
-                    session_id=outcome.session_id,
-                )
-        record(hook, known.get("index_ids") or session.index_ids or [], client.config.base_url)
-        return self._finish(context, verdict.turn)
+                self._client = client
+                deadline = time.time() + client.config.history_lag + READ_TIME
+                turn = client.answer(question, outcome.trace, deadline=deadline, keep=memory.keep)
+        record(hook, question.index_ids, client.config.base_url)
+        return self._finish(context, turn)
 
     def on_kill(self) -> None:
-        """Stop waiting; a turn has no way to be cancelled, and nothing is deleted."""
-        self.log.warning(
-            "Stopped waiting for the turn in chat session %s. It may go on, and be billed, at LlamaCloud; its answer will then be in "
-            "the session's history. Nothing was deleted.",
-            self._asked_in,
-        )
-
-    def _opening(self, context: Context, session: Session, prompt: str) -> tuple[Opening, bool]:
-        """How this try begins, and whether it is the first after somebody cleared the task without an answer."""
-        from airflow_provider_llamachat.turns import Memory, fingerprint, opening
-
-        store = TaskMemory(context, self.log)
-        value, in_this_round = store.recall("turn")
-        kept = Memory.from_value(value)
-        # Clearing a task that handed its answer on asks anew.
-        memory = kept if kept is not None and (in_this_round or not kept.done) else None
-        # Where there is a store, an earlier try that left nothing did not come as far as asking; what it left may be unreadable, though.
-        is_unknown = not store.exists or (value is not None and kept is None)
-        begin = opening(session, prompt, retry=is_unknown and is_retry(context), memory=memory)
-        cleared = begin.resume and memory is not None and not in_this_round
-        self._remember(context, Memory(session.session_id, begin.baseline, fingerprint(prompt), begin.accepted))
-        if in_this_round and kept is not None and kept.prompt != fingerprint(prompt):
+        """Send nothing more and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
+        if self._client is not None:
+            self._client.stop()
+        if self._memory is not None and self._memory.trace is not None and self._memory.trace.is_open:
             self.log.warning(
-                "An earlier try asked another prompt, so this one is asked, and paid for, anew. Keep what differs from try to try (the "
-                "time, try_number) out of prompts."
+                "The task was stopped; no longer waiting for the turn. LlamaCloud may finish, and bill, it; its answer is then in the "
+                "session's history. Session: %s.",
+                self._memory.session_id,
             )
-        if cleared:
-            self.log.info(
-                "This task was cleared before its question had an answer: looking for it in session %s first. Should there be none, the "
-                "question is asked once more.",
-                session.session_id,
-            )
-        elif begin.resume:
-            self.log.info(
-                "This is a retry, and session %s was already asked this: looking before asking.", session.session_id
-            )
-        return begin, cleared
-
-    def _remember(self, context: Context, turn: Memory) -> None:
-        TaskMemory(context, self.log).set_in_round("turn", turn.as_dict())
-
-    def _remember_accepted(self, context: Context, session_id: str, baseline: int, prompt: str) -> None:
-        from airflow_provider_llamachat.turns import Memory, fingerprint
-
-        self._remember(context, Memory(session_id, baseline, fingerprint(prompt), accepted=True))
-
-    def _watcher(self, context: Context, begin: Opening, session_id: str, prompt: str) -> Callable[[Event], None]:
-        """Show events as they arrive; the first one is the proof that the server took the prompt, for the retries to know."""
-        from airflow_provider_llamachat.progress import TurnLog
-
-        shown = TurnLog(self.log) if self.log_answer else None
-        proved = begin.accepted
-
-        def watch(event: Event) -> None:
-            nonlocal proved
-            if not proved:
-                proved = True
-                self._remember_accepted(context, session_id, begin.baseline, prompt)
-            if shown is not None:
-                shown(event)
-
-        return watch
-
-    @staticmethod
-    def _answered(session: Session, begin: Opening, prompt: str) -> bool:
-        from airflow_provider_llamachat.turns import State, judge
-
-        return begin.resume and judge(session.events, begin.baseline, prompt).state is State.FINISHED
-
-    def _defer(self, context: Context, question: dict[str, Any]) -> None:
-        from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
-
-        self.defer(
-            trigger=ChatTurnTrigger(llamacloud_conn_id=self.llamacloud_conn_id, log_answer=self.log_answer, **question),
-            method_name="execute_complete",
-            kwargs={
-                **{name: question[name] for name in ("baseline", "prompt", "index_ids")},
-                "try_number": context["ti"].try_number,
-            },
-        )
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.lineage import count_turn
-        from airflow_provider_llamachat.turns import Memory, fingerprint
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
@@ -271,8 +241,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
             usage.total_output_tokens,
             usage.duration_ms,
         )
-        answered = Memory(turn.session_id, turn.position or 0, fingerprint(turn.prompt), accepted=True, done=True)
-        self._remember(context, answered)
         return turn.answer
 
     def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:

@@ -26,9 +26,10 @@ class Reachable(ABC):
     @property
     def airflow_connection_json(self) -> str:
         """The connection as JSON."""
-        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url})
+        extra = {"history_lag": 0}  # by default the emulator's history shows a prompt at once
+        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url, "extra": extra})
 
     @property
     def airflow_connection_uri(self) -> str:
         """The connection as URI; the host is a whole URL, hence percent-encoded."""
-        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}"
+        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}?history_lag=0"

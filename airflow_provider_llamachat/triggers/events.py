@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat import exceptions
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.conversation.question import Question, Trace
 
 ANSWERED = "answered"
 READY = "ready"
@@ -68,23 +71,25 @@ class TurnEvent:
     """The end of a turn as :class:`~.chat.ChatTurnTrigger` saw it.
 
     :param state: ``answered`` or ``failed``.
-    :param prompt: what was asked, to find the turn by; None in an event of a release that did not tell.
+    :param question: what was asked.
+    :param trace: what is known of the turn now.
+    :param position: how many turns the session has before the one that was answered; None for ``failed``.
     :param failure: for ``failed``, what the trigger met.
     """
 
     state: str
-    session_id: str
-    baseline: int
-    prompt: str | None = None
+    question: Question
+    trace: Trace
+    position: int | None = None
     failure: Failure = Failure()
 
     def as_dict(self) -> dict[str, Any]:
         """The event's payload."""
-        payload: dict[str, Any] = {
+        payload = {
             "state": self.state,
-            "session_id": self.session_id,
-            "baseline": self.baseline,
-            "prompt": self.prompt,
+            "position": self.position,
+            **self.question.as_dict(),
+            **self.trace.as_dict(),
         }
         return payload | self.failure.as_dict() if self.state == FAILED else payload
 
@@ -94,22 +99,25 @@ class TurnEvent:
 
         :raises LlamaCloudError: it is not one of ours.
         """
-        if (
-            not isinstance(payload, dict)
-            or payload.get("state") not in {ANSWERED, FAILED}
-            or not isinstance(payload.get("session_id"), str)
-            or not isinstance(payload.get("baseline"), int)
-        ):
+        from airflow_provider_llamachat.conversation.question import Question, Trace
+
+        values = payload if isinstance(payload, dict) else {}
+        question, trace = Question.read(values), Trace.read(values)
+        if question is None or trace is None or values.get("state") not in {ANSWERED, FAILED}:
             raise _foreign("a chat turn's")
-        known = (payload["state"], payload["session_id"], payload["baseline"], payload.get("prompt"))
-        return cls(*known, Failure.read(payload))
+        failure = Failure.read(values)
+        if values["state"] == ANSWERED:
+            trace = replace(trace, accepted=True, answered=True)
+        elif (failure.details or {}).get("accepted") is True:
+            trace = replace(trace, accepted=True)
+        return cls(values["state"], question, trace, values.get("position"), failure)
 
     def raise_for_failure(self) -> None:
         """Raise what the trigger met, as the class it met."""
         if self.state == ANSWERED:
             return
         problem = self.failure.exception()
-        problem.session_id = self.session_id
+        problem.session_id = self.question.session_id
         raise problem
 
 

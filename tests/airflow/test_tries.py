@@ -132,7 +132,7 @@ def test_a_prompt_that_differs_from_try_to_try_is_paid_for_anew_and_said_so(
     for number in (1, 2):
         task = ask(session_id, prompt=f"{PROMPT} (try {number})")
         task.execute(a_try(task, number, store=store))
-        assert ("Keep what differs from try to try" in said()) is (number == 2)
+        assert ("Keep what differs between attempts" in said()) is (number == 2)
     assert llamacloud_emulator.completed() == 2
 
 

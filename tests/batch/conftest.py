@@ -90,7 +90,11 @@ def _without_pauses() -> Iterator[None]:
 @pytest.fixture
 def config(llamacloud_emulator: LlamaCloudEmulator) -> ClientConfig:
     return ClientConfig(
-        api_key=llamacloud_emulator.api_key, base_url=llamacloud_emulator.url, timeout=2.0, max_retries=2
+        history_lag=0.0,
+        api_key=llamacloud_emulator.api_key,
+        base_url=llamacloud_emulator.url,
+        timeout=2.0,
+        max_retries=2,
     )
 
 

@@ -21,6 +21,7 @@ from airflow_provider_llamachat.batch import records, storage
 from airflow_provider_llamachat.batch.items import Item, Scope
 from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.batch.records import Past
+from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError
 from airflow_provider_llamachat.operators.base import TaskMemory
 from tests.batch.conftest import SCOPE
@@ -33,6 +34,7 @@ except ImportError:
 ITEMS = [Item(number, f"Question {number}") for number in range(4)]
 POSITIONS = {item.key(SCOPE): item.position for item in ITEMS}
 KEYS = list(POSITIONS)
+TAKEN = Trace(0, intended_at=1.0, accepted=True, recorded="0123")
 
 
 def line(position: int, outcome: str = "answered", answer: str | None = "Yes.") -> dict[str, Any]:
@@ -61,10 +63,10 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def test_results_come_in_the_order_of_the_prompts_and_the_parts_go(output: Any) -> None:
     journal = PartsJournal(output, SCOPE)
     assert journal.load(POSITIONS) == Past()
-    journal.write([records.intent(KEYS[2], "s2", 0, opened=True), records.session("s9")])
-    journal.write([records.result(KEYS[2], line(2), baseline=0)])
-    journal.write([records.result(KEYS[0], line(0, answer="Ünïcode \u2028 and half \ud800"), baseline=0)])
-    journal.write([records.result(KEYS[3], line(3, "failed", None), baseline=0)])
+    journal.write([records.intent(KEYS[2], "s2", Trace(0, intended_at=1.0), opened=True), records.session("s9")])
+    journal.write([records.result(KEYS[2], line(2), trace=Trace(0))])
+    journal.write([records.result(KEYS[0], line(0, answer="Ünïcode \u2028 and half \ud800"), trace=Trace(0))])
+    journal.write([records.result(KEYS[3], line(3, "failed", None), trace=Trace(0))])
     assert set(journal.opened_sessions()) == {"s2", "s9"}
     results = journal.hand_over(POSITIONS, missing)
     journal.forget()
@@ -81,18 +83,20 @@ def test_results_come_in_the_order_of_the_prompts_and_the_parts_go(output: Any) 
 def test_a_later_try_sees_what_earlier_ones_left(output: Any) -> None:
     first = PartsJournal(output, SCOPE)
     first.load(POSITIONS)
-    first.write([records.intent(key, f"s{key}", 0, opened=True) for key in KEYS])
-    first.write([records.result(KEYS[0], line(0), baseline=0), records.result(KEYS[1], line(1, "failed"), baseline=0)])
-    first.write([records.release(KEYS[2]), records.acceptance(KEYS[2]), records.acceptance(KEYS[3])])
+    first.write([records.intent(key, f"s{key}", Trace(0, intended_at=1.0), opened=True) for key in KEYS])
+    first.write(
+        [records.result(KEYS[0], line(0), trace=Trace(0)), records.result(KEYS[1], line(1, "failed"), trace=Trace(0))]
+    )
+    first.write([records.release(KEYS[2]), records.acceptance(KEYS[2], TAKEN), records.acceptance(KEYS[3], TAKEN)])
     second = PartsJournal(output, SCOPE)
     past = second.load(POSITIONS)
     assert past.answered == {0}
     assert set(past.intents) == {1, 3}
-    assert past.intents[3] == records.Intent(f"s{KEYS[3]}", 0, opened=True, accepted=True)
-    assert not past.intents[1].accepted
-    second.write([records.result(KEYS[1], line(1, answer="Now."), baseline=1)])
+    assert past.intents[3] == records.Intent(f"s{KEYS[3]}", TAKEN, opened=True)
+    assert not past.intents[1].trace.is_open
+    second.write([records.result(KEYS[1], line(1, answer="Now."), trace=Trace(1))])
     # A process that was thought dead may still write: an answer is not replaced by anything.
-    first.write([records.result(KEYS[0], line(0, "failed", None), baseline=0)])
+    first.write([records.result(KEYS[0], line(0, "failed", None), trace=Trace(0))])
     second.hand_over(POSITIONS, missing)
     lines = [json.loads(piece) for piece in output.read_bytes().split(b"\n") if piece]
     assert [item["outcome"] for item in lines] == ["answered", "answered", "unasked", "unasked"]
@@ -104,12 +108,12 @@ def test_small_parts_become_one(output: Any, monkeypatch: pytest.MonkeyPatch) ->
     journal = PartsJournal(output, SCOPE)
     journal.load(POSITIONS)
     for number in range(7):
-        journal.write([records.result(KEYS[0], line(0, "failed", f"{number}"), baseline=0)])
+        journal.write([records.result(KEYS[0], line(0, "failed", f"{number}"), trace=Trace(0))])
     folder = storage.Folder.around(output).below(f"{output.name}.parts", SCOPE.digest)
     assert len(folder.names()) == 3
     answers = [record["line"]["answer"] for record in journal.records() if record]
     assert answers == [f"{number}" for number in range(7)]
-    journal.write([records.result(KEYS[0], line(0, answer="last"), baseline=0)])
+    journal.write([records.result(KEYS[0], line(0, answer="last"), trace=Trace(0))])
     journal.hand_over(POSITIONS, missing)
     assert b'"last"' in output.read_bytes()
 
@@ -118,9 +122,9 @@ def test_much_content_becomes_one_part_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(journals, "COMPACT_BYTES", 1000)
     journal = PartsJournal(tmp_path / "o.jsonl", SCOPE)
     for _ in range(4):
-        journal.write([records.result(KEYS[0], line(0, "failed", "x" * 600), baseline=0)])
+        journal.write([records.result(KEYS[0], line(0, "failed", "x" * 600), trace=Trace(0))])
     assert [name[-7:] for name in journal._parts()] == ["z.jsonl", "z.jsonl"]
-    journal.write([records.result(KEYS[0], line(0, "failed", "x" * 2000), baseline=0)])
+    journal.write([records.result(KEYS[0], line(0, "failed", "x" * 2000), trace=Trace(0))])
     assert len(journal._parts()) == 3
     assert sum(1 for _ in journal.records()) == 5
 
@@ -129,8 +133,8 @@ def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, cap
     output = tmp_path / "results.jsonl"
     journal = PartsJournal(output, SCOPE)
     journal.load(POSITIONS)
-    good = records.encode(records.result(KEYS[0], line(0), baseline=0))
-    journal.write([records.intent("a key of no item", "s", 0, opened=False)])
+    good = records.encode(records.result(KEYS[0], line(0), trace=Trace(0)))
+    journal.write([records.intent("a key of no item", "s", Trace(0, intended_at=1.0), opened=False)])
     folder = Path(journal.url)
     damaged = [
         good[: len(good) // 2],
@@ -164,7 +168,7 @@ def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, cap
 def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_gone(output: Any) -> None:
     journal = PartsJournal(output, SCOPE)
     journal.load(POSITIONS)
-    journal.write([records.result(key, line(position), baseline=0) for key, position in POSITIONS.items()])
+    journal.write([records.result(key, line(position), trace=Trace(0)) for key, position in POSITIONS.items()])
     journal.hand_over(POSITIONS, missing)
     journal._folder.write(journals.COMPLETE, journal._mark)
     again = PartsJournal(output, SCOPE)
@@ -177,7 +181,7 @@ def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_g
 @pytest.mark.parametrize("why", ["other prompts", "no results"])
 def test_the_mark_of_another_batch_counts_for_nothing(why: str, output: Any) -> None:
     journal = PartsJournal(output, SCOPE)
-    journal.write([records.result(KEYS[0], line(0), baseline=0)])
+    journal.write([records.result(KEYS[0], line(0), trace=Trace(0))])
     journal.hand_over(POSITIONS, missing)
     journal._folder.write(journals.COMPLETE, journal._mark)
     positions = dict(list(POSITIONS.items())[:3]) if why == "other prompts" else POSITIONS
@@ -245,14 +249,19 @@ def test_with_a_store_a_retry_finds_the_records_and_a_cleared_task_asks_anew() -
     first = MemoryJournal(memory(store))
     assert first.remembers
     assert first.load(POSITIONS) == Past()
-    first.write([records.intent(KEYS[0], "s0", 0, opened=True), records.intent(KEYS[1], "s1", 0, opened=True)])
-    first.write([records.result(KEYS[0], line(0), baseline=0), records.session("s9")])
+    first.write(
+        [
+            records.intent(KEYS[0], "s0", Trace(0, intended_at=1.0), opened=True),
+            records.intent(KEYS[1], "s1", Trace(0, intended_at=1.0), opened=True),
+        ]
+    )
+    first.write([records.result(KEYS[0], line(0), trace=Trace(0)), records.session("s9")])
     # Cleared before the batch was complete, it goes on all the same.
     second = MemoryJournal(memory(store, max_tries=5))
     past = second.load(POSITIONS)
     assert (past.answered, set(past.intents), past.shared_session) == ({0}, {1}, "s9")
     assert set(second.opened_sessions()) == {"s0", "s1", "s9"}
-    second.write([records.result(KEYS[1], line(1), baseline=0)])
+    second.write([records.result(KEYS[1], line(1), trace=Trace(0))])
     results = second.hand_over(POSITIONS, missing)
     assert results.lines is not None
     assert [item["outcome"] for item in results.lines] == ["answered", "answered", "unasked", "unasked"]
@@ -274,7 +283,7 @@ def test_a_batch_whose_success_airflow_never_heard_of_is_not_asked_again(output:
     store = Store()
     journal = PartsJournal(output, SCOPE, memory(store))
     journal.load(POSITIONS)
-    journal.write([records.result(key, line(position), baseline=0) for key, position in POSITIONS.items()])
+    journal.write([records.result(key, line(position), trace=Trace(0)) for key, position in POSITIONS.items()])
     journal.hand_over(POSITIONS, missing)
     journal.forget()
     assert PartsJournal(output, SCOPE, memory(store)).load(POSITIONS).answered == {0, 1, 2, 3}
@@ -285,7 +294,7 @@ def test_a_batch_whose_success_airflow_never_heard_of_is_not_asked_again(output:
 def test_without_a_store_nothing_is_remembered() -> None:
     journal = MemoryJournal()
     assert not journal.remembers
-    journal.write([records.result(KEYS[0], line(0), baseline=0)])
+    journal.write([records.result(KEYS[0], line(0), trace=Trace(0))])
     assert journal.load(POSITIONS).answered == {0}
     journal.forget()
     assert MemoryJournal().load(POSITIONS) == Past()
@@ -301,11 +310,11 @@ def test_an_answer_is_final_whatever_comes_after(steps: list[tuple[int, str]]) -
     open_intents: dict[int, str] = {}
     for number, (position, kind) in enumerate(steps):
         if kind == "intent":
-            made.append(records.intent(KEYS[position], f"s{number}", number, opened=True))
+            made.append(records.intent(KEYS[position], f"s{number}", Trace(number, intended_at=1.0), opened=True))
         elif kind == "release":
             made.append(records.release(KEYS[position]))
         else:
-            made.append(records.result(KEYS[position], line(position, kind), baseline=0))
+            made.append(records.result(KEYS[position], line(position, kind), trace=Trace(0)))
         if position in answered:
             continue
         if kind == "intent":
@@ -322,5 +331,5 @@ def test_an_answer_is_final_whatever_comes_after(steps: list[tuple[int, str]]) -
 
 def test_scopes_do_not_share_parts(tmp_path: Path) -> None:
     other = Scope("dag", "task", "run", 1)
-    PartsJournal(tmp_path / "o.jsonl", other).write([records.result(KEYS[0], line(0), baseline=0)])
+    PartsJournal(tmp_path / "o.jsonl", other).write([records.result(KEYS[0], line(0), trace=Trace(0))])
     assert PartsJournal(tmp_path / "o.jsonl", SCOPE).load(POSITIONS) == Past()

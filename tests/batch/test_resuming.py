@@ -15,6 +15,7 @@ from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.items import parse
 from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.client import LlamaCloudClient
+from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, once_each, outcomes, prompts
 
@@ -141,7 +142,7 @@ def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
         client.delete_session(gone)
     runner.run()
     assert outcomes(runner) == ["answered"] * 6
-    assert f"the session {gone}" in caplog.text
+    assert f"no longer exists, nor does its answer. Asking again. Session: {gone}" in caplog.text
     assert once_each(llamacloud_emulator)
 
 
@@ -156,7 +157,7 @@ def test_a_shared_session_that_is_gone_is_replaced(
         client.delete_session(next(iter(llamacloud_emulator.sessions)))
     runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered"] * 3
-    assert "going on in a new one" in caplog.text
+    assert "continuing in a new one" in caplog.text
 
 
 def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
@@ -197,9 +198,10 @@ def asked_ahead(runner: Runner, session_id: str) -> MemoryJournal:
     """A journal as a kill leaves it: two prompts in flight in a shared session, a third meant to follow."""
     journal = MemoryJournal()
     keys = [item.key(runner.scope) for item in parse(runner.prompts, index_ids=[INDEX_FILINGS])]
-    journal.write([records.session(session_id), records.intent(keys[0], session_id, 0, opened=False)])
-    journal.write([records.intent(keys[1], session_id, 1, opened=False, ahead=True)])
-    journal.write([records.intent(keys[2], session_id, 2, opened=False, ahead=True)])
+    for position, key in enumerate(keys):
+        trace = Trace(position, intended_at=1.0)
+        journal.write([records.intent(key, session_id, trace, opened=False, ahead=position > 0)])
+    journal.write([records.session(session_id)])
     return journal
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.client.throttle import MAX_PAUSE, MAX_SPACING, Throttle, passing
+from airflow_provider_llamachat.client.throttle import MAX_PAUSE, MAX_SPACING, Throttle, apassing
 
 
 class Clock:
@@ -182,14 +182,14 @@ def test_a_request_counts_whatever_came_of_it_and_only_once() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 2)
         with pytest.raises(ConnectionError):
-            async with passing(gate):
+            async with apassing(gate):
                 raise ConnectionError
-        async with passing(gate) as passage:
+        async with apassing(gate) as passage:
             passage.answered(503)
             passage.answered(429, 100.0)
         assert gate.refused == 0
         assert gate.expected_wait() > 20
-        async with passing(None) as free:
+        async with apassing(None) as free:
             free.answered(429, 100.0)
 
     simulate(run)

@@ -7,7 +7,7 @@ from tests.bench.tables import fresh, table
 FOLD = """
 import json, time
 from airflow_provider_llamachat.client.streaming import read_events
-from airflow_provider_llamachat.turns import TurnFolder
+from airflow_provider_llamachat.conversation.history import TurnFolder
 def block(item): return ("event: x\\ndata: " + json.dumps(item) + "\\n\\n").encode()
 delta = block(dict(type="text_delta", content="a few words of it "))
 def chunks(n):

@@ -25,6 +25,7 @@ def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfi
             "base_url": llamacloud_emulator.url,
             "timeout": 0.4,
             "max_retries": 2,
+            "history_lag": 0.0,
         }
         return ClientConfig(**{**defaults, **values})
 

@@ -16,7 +16,8 @@ from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
 from airflow_provider_llamachat.models import ChatTurn, Event, Session
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from airflow_provider_llamachat.turns import opening
+from airflow_provider_llamachat.conversation.history import begin
+from airflow_provider_llamachat.conversation.question import Question
 
 PROMPT = "What was the revenue in Q3?"
 
@@ -32,12 +33,12 @@ class Asker:
     def ask(self, *, retry: bool = False, on_interrupted: str = "fail", **options: Any) -> ChatTurn:
         with LlamaCloudClient(self.config) as client:
             session: Session = client.get_session(self.session_id)
-        begin = opening(session, PROMPT, retry=retry)
+        trace = begin(session, Question(self.session_id, PROMPT), is_retry=retry, now=time.time())
         options = {
             "index_ids": [INDEX_FILINGS],
-            "baseline": begin.baseline,
-            "resume": begin.resume,
-            "ask_again": begin.resume and on_interrupted == "ask_again",
+            "baseline": trace.baseline,
+            "resume": trace.is_open,
+            "ask_again": trace.is_open and on_interrupted == "ask_again",
             "turn_timeout": 20.0,
             **options,
         }

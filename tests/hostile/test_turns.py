@@ -70,17 +70,17 @@ def test_a_prompt_that_is_recorded_in_an_unknown_form_is_not_asked_again(content
 
     problem = caller.meets("send", answer)
     assert isinstance(problem, errors.ChatTurnInterruptedError)
-    assert problem.reason == "foreign"
+    assert problem.reason == "stalled"  # it stands in our place and says nothing else
     assert posts == 1
 
 
-def test_the_stream_of_another_prompt_is_not_our_answer(caller: Caller) -> None:
+def test_the_answer_to_our_own_post_is_ours_whatever_prompt_it_records(caller: Caller) -> None:
     other = [{"type": "user_input", "content": "Who are you?"}, {"type": "text", "content": "a llama"}, TURN[2]]
 
     def answer(request: Request) -> Iterable[bytes | float]:
         return [stream(other) if request.method == "POST" else history(TURN)]
 
-    assert caller.meets("send", answer).answer == "4.2 million"  # the history has it
+    assert caller.meets("send", answer).answer == "a llama"
 
     problem = caller.meets("send", lambda r: [stream(other) if r.method == "POST" else history(other)])
     assert isinstance(problem, errors.ChatTurnInterruptedError)

@@ -120,16 +120,23 @@ with DAG(dag_id="quiet", **COMMON) as quiet:
 class LosesItsWorker(SendChatMessageOperator):
     """Dies in its first try when the answer has begun, as with a killed worker: nothing of the operator's own code runs after."""
 
-    def _watcher(self, context: Any, *others: Any) -> Any:
-        """Break off in the middle once, after what the operator itself does with the event."""
-        watch = super()._watcher(context, *others)
+    def execute(self, context: Any) -> str:
+        """Remember which try this is."""
+        self.try_number = context["ti"].try_number
+        return super().execute(context)
 
-        def die(event: Any) -> None:
-            watch(event)
-            if context["ti"].try_number == 1:
+    def get_hook(self) -> Any:
+        """Break off in the middle once, after what the operator itself does with the event."""
+        hook = super().get_hook()
+        client = hook.get_conn()
+        answer = client.answer
+
+        def die(_event: Any) -> None:
+            if self.try_number == 1:
                 raise RuntimeError("the worker is lost here")
 
-        return die
+        client.answer = lambda *values, **options: answer(*values, **{**options, "on_event": die})  # type: ignore[method-assign]  # dies
+        return hook
 
 
 with DAG(dag_id="worker_lost", **COMMON):

@@ -1,19 +1,26 @@
-"""The pure core: events become a turn, and a history becomes a verdict. No I/O, no clock.
+"""What a history says: events become a turn, and a session's history becomes a verdict about our turn. No I/O, no clock.
 
-The session's history on the server is the only record of what was asked. :func:`judge` reads it: given how many turns the
-session had before we first asked (the *baseline*) and what we asked, is our turn absent, running or finished?
+Identity is position and our own evidence; text is a hint. :func:`judge` looks for the turn at or after the question's
+baseline whose prompt is ours, and says so when it cannot tell.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import unicodedata
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from airflow_provider_llamachat.conversation.question import (
+    Question,
+    Trace,
+    fingerprint,
+    is_same_text,
+    may_be_same_text,
+)
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.models import (
     ChatTurn,
@@ -54,6 +61,7 @@ class TurnFolder:
         self._thinking_deltas = io.StringIO(newline="")
         self._tools: dict[str, ToolUse] = {}
         self._stop: StopEvent | None = None
+        self.is_damaged = False
 
     def add(self, event: Event) -> None:
         """Take in the next event; types without meaning for the turn are passed over, and nothing counts after ``stop``."""
@@ -82,6 +90,10 @@ class TurnFolder:
                 self._stop = event
             case _:
                 pass
+
+    def lose(self) -> None:
+        """Take note that an event was lost on its way."""
+        self.is_damaged = True
 
     @property
     def finished(self) -> bool:
@@ -124,23 +136,26 @@ class State(Enum):
     """What a history says of our turn."""
 
     ABSENT = "absent"
-    """It is not there, and nobody else's turn stands in its place."""
+    """It is not there, and no other turn stands in its place."""
     RUNNING = "running"
     """It is there without a ``stop``: it may still be running, or have been cut off for good."""
     FINISHED = "finished"
     """It is there with its ``stop``."""
     FOREIGN = "foreign"
-    """Another prompt stands in its place: somebody else uses the session."""
+    """Turns stand in its place that cannot be told to be ours."""
+    TRUNCATED = "truncated"
+    """The history lacks turns that are known to be there, so it tells nothing about positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The state of our turn, and what is there of it.
 
-    :param turn: the folded turn; None when there is none.
+    :param turn: the folded turn; for ``FOREIGN`` the one at our position if no other turn follows it; else None.
     :param size: events of our turn so far, to see whether it still grows.
     :param asked: how often our prompt stands in the history since the baseline.
     :param overtaken: a later turn began before ours had its ``stop``.
+    :param recorded: the prompt as the server recorded it, as a fingerprint; None where there is no turn of ours.
     """
 
     state: State
@@ -148,6 +163,7 @@ class Verdict:
     size: int = 0
     asked: int = 0
     overtaken: bool = False
+    recorded: str | None = None
 
 
 def count_turns(events: Iterable[Event]) -> int:
@@ -155,119 +171,102 @@ def count_turns(events: Iterable[Event]) -> int:
     return sum(isinstance(event, UserInputEvent) for event in events)
 
 
-def _folded(prompt: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", prompt).split())
+def anchor(events: Iterable[Event], baseline: int) -> str | None:
+    """A digest of how a history begins: what stands before its first turn and, if it had turns at the baseline, that turn.
 
-
-def same_prompt(one: str, other: str) -> bool:
-    """Whether two prompts are the same but for white space and Unicode form, which a server may change when it records them."""
-    return _folded(one) == _folded(other)
-
-
-def is_plainly_another(recorded: str, prompt: str) -> bool:
-    """Whether a stream that begins with the prompt ``recorded`` answers something else than ``prompt``.
-
-    Less strict than :func:`same_prompt`: the stream is the answer to our own request, and a server may well add to a prompt, or cut
-    it. Only what has nothing of ours comes from a mix-up.
+    :returns: None while the first turn has not ended, because it still changes.
     """
-    one, other = _folded(recorded), _folded(prompt)
-    return bool(one) and one not in other and other not in one
+    turns, begin = 0, []
+    for event in events:
+        turns += isinstance(event, UserInputEvent)
+        if turns > min(baseline, 1):
+            break
+        begin.append((event.type, getattr(event, "content", None), getattr(event, "call_id", None)))
+        if turns and isinstance(event, StopEvent):
+            break
+    else:
+        if turns:
+            return None
+    return hashlib.sha256(json.dumps(begin, default=str).encode()).hexdigest()[:24]
 
 
-def judge(events: Sequence[Event], baseline: int, prompt: str, *, session_id: str = "") -> Verdict:
-    """Say what the history tells about the turn that we asked after ``baseline`` turns.
+def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
+    """Say what the history tells about the question's turn.
 
-    Ours is a turn at or after position ``baseline`` with our prompt. When it was asked more than once there (only
-    ``on_interrupted="ask_again"`` does that), the first that finished without an error counts, else the last.
+    Ours is a turn at or after the baseline with our prompt, in our form or in the one that the server was seen to record. Where
+    there is none, the turn exactly at the baseline is ours as well if its prompt may be ours, cut or with something added. When
+    the prompt was asked more than once (only ``on_interrupted="ask_again"`` does that), the first turn that finished without an
+    error counts, else the last.
     """
     starts = [number for number, event in enumerate(events) if isinstance(event, UserInputEvent)]
-    found: list[Verdict] = []
-    for position, start in list(enumerate(starts))[max(0, baseline) :]:
-        opening = events[start]
-        if not isinstance(opening, UserInputEvent) or not same_prompt(opening.content, prompt):
-            continue
+    baseline = max(0, trace.baseline)
+
+    def prompt(position: int) -> str:
+        return str(getattr(events[starts[position]], "content", ""))
+
+    def is_ours(position: int) -> bool:
+        recorded = prompt(position)
+        return is_same_text(recorded, question.prompt) or fingerprint(recorded) == trace.recorded
+
+    if len(starts) < baseline or (trace.anchor is not None and anchor(events, baseline) != trace.anchor):
+        # Positions have moved. A prompt that was seen to be taken is told by its text, as the last one.
+        found = [len(starts) - 1] if starts and (trace.accepted or trace.answered) and is_ours(len(starts) - 1) else []
+        if not found:
+            return Verdict(State.TRUNCATED)
+    else:
+        found = [position for position in range(baseline, len(starts)) if is_ours(position)]
+        if not found and len(starts) > baseline and may_be_same_text(prompt(baseline), question.prompt):
+            found = [baseline]
+
+    def verdict(position: int, state: State | None = None) -> Verdict:
         end = starts[position + 1] if position + 1 < len(starts) else len(events)
-        turn = fold(events[start + 1 : end], session_id, prompt, position=position)
-        state = State.FINISHED if turn.finished else State.RUNNING
-        found.append(Verdict(state, turn, size=end - start, overtaken=end < len(events)))
+        turn = fold(
+            events[starts[position] + 1 : end],
+            question.session_id,
+            question.prompt,
+            position=position,
+            index_ids=question.index_ids or None,
+        )
+        state = state or (State.FINISHED if turn.finished else State.RUNNING)
+        overtaken = end < len(events) and state is State.RUNNING
+        return Verdict(state, turn, end - starts[position], len(found), overtaken, fingerprint(prompt(position)))
+
     if not found:
-        return Verdict(State.FOREIGN if len(starts) > max(0, baseline) else State.ABSENT)
-    best = next((item for item in found if item.turn and item.turn.finished and not item.turn.is_error), found[-1])
-    return Verdict(best.state, best.turn, best.size, len(found), best.overtaken and best.state is State.RUNNING)
+        if len(starts) == baseline + 1:
+            return replace(verdict(baseline, State.FOREIGN), recorded=None)
+        return Verdict(State.FOREIGN if len(starts) > baseline else State.ABSENT)
+    verdicts = [verdict(position) for position in found]
+    return next((one for one in verdicts if one.turn and one.turn.finished and not one.turn.is_error), verdicts[-1])
 
 
-def fingerprint(prompt: str) -> str:
-    """A short, stable digest of a prompt: enough to tell whether a retry asks the same, and safe to store."""
-    return hashlib.sha256(_folded(prompt).encode()).hexdigest()[:24]
+def begin(
+    session: Session, question: Question, *, memory: Trace | None = None, is_retry: bool = False, now: float
+) -> Trace:
+    """Return what is known of the question's turn as a try begins.
 
+    A first try, and a try after whose predecessors nothing is in doubt, asks after what is there. A retry looks for the earlier
+    attempt's turn: at the remembered baseline, or, where nothing is remembered, at the end of the history if the last prompt is
+    ours. A turn that the server itself ended with an error is no answer, so a retry asks again after it.
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a try of a task leaves for those after it (Airflow 3.3's task state store keeps it).
-
-    :param baseline: the position of the turn: how many the session had before it.
-    :param prompt: the prompt's :func:`fingerprint`.
-    :param accepted: the server was seen to take the prompt. Then its absence from the history is no proof that it does not run.
-    :param done: the task handed the answer on.
-    """
-
-    session_id: str
-    baseline: int
-    prompt: str
-    accepted: bool = False
-    done: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """The memory as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_value(cls, value: Any) -> Memory | None:
-        """Read what :meth:`as_dict` gave; None for anything else, an older release's form included."""
-        if not isinstance(value, dict):
-            return None
-        session_id, baseline, prompt = value.get("session_id"), value.get("baseline"), value.get("prompt")
-        if isinstance(session_id, str) and isinstance(baseline, int) and isinstance(prompt, str):
-            return cls(session_id, baseline, prompt, value.get("accepted") is True, value.get("done") is True)
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """How to begin: which position is ours, whether something of ours may already stand there, and whether it was accepted."""
-
-    baseline: int
-    resume: bool
-    accepted: bool = False
-
-
-def opening(session: Session, prompt: str, *, retry: bool = False, memory: Memory | None = None) -> Opening:
-    """Decide how a try begins, from the session's history and what is known of earlier tries.
-
-    A first try (or a cleared task) asks after what is there. A retry looks for the earlier try's turn: at the remembered
-    baseline, or, where nothing is remembered, at the end of the history if the last prompt is ours. A turn that the server itself
-    ended with an error is no answer, so a retry asks again after it; so it does when only other prompts came after the baseline and
-    ours was never seen to be taken.
-
-    :param retry: an earlier try may have asked, and nothing would be remembered of it.
-    :param memory: what an earlier try left; it proves that there was one.
+    :param memory: what an earlier try left; None where it left nothing.
+    :param is_retry: an earlier try may have asked, and nothing would be remembered of it.
+    :param now: epoch seconds; a post that may have left before, nobody knows when, is in doubt since then.
     """
     count = count_turns(session.events)
-    fresh = Opening(count, resume=False)
+    fresh = Trace(count, anchor=anchor(session.events, count))
     if memory is None:
-        last = count - 1
-        if not retry or last < 0 or judge(session.events, last, prompt).state is State.FOREIGN:
+        if not is_retry:
             return fresh
-        memory = Memory(session.session_id, last, fingerprint(prompt))
-    elif memory.session_id != session.session_id or memory.prompt != fingerprint(prompt):
-        return fresh  # the Dag asks something else now
-    verdict = judge(session.events, memory.baseline, prompt)
-    if verdict.state is State.ABSENT:
-        return Opening(memory.baseline, resume=memory.accepted, accepted=memory.accepted)
-    failed = verdict.turn is not None and verdict.turn.is_error
-    if failed or (verdict.state is State.FOREIGN and not memory.accepted):
+        memory = Trace(count - 1, intended_at=now, anchor=anchor(session.events, count - 1))
+        last = [event for event in session.events if isinstance(event, UserInputEvent)][-1:]
+        if not last or not is_same_text(last[0].content, question.prompt):
+            memory = replace(fresh, intended_at=now)
+    if not memory.is_open:
         return fresh
-    return Opening(memory.baseline, resume=True, accepted=memory.accepted)
+    verdict = judge(session.events, question, memory)
+    if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error:
+        return fresh
+    return memory
 
 
 def indexes_to_ask(session: SessionSummary, index_ids: list[str] | None) -> list[str]:

@@ -1,0 +1,1 @@
+"""What only makes sense inside a running Airflow task: its memory across attempts."""
