@@ -1,0 +1,254 @@
+"""A turn is paid for once, and its answer handed over, whatever the server records and however late it shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudTaskStateError
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator, Settings
+from tests.airflow.tries import Store
+from tests.doubt.lives import PROMPT, Life, Mode
+
+Begin = Callable[..., Life]
+FORMS = get_args(get_type_hints(Settings)["recorded_as"])
+LOSSES = [
+    Fault("reset_after", endpoint="stream"),
+    Fault("status_after", endpoint="stream", status=504),
+    Fault("status_after", endpoint="stream", status=429),
+    Fault("cut", endpoint="stream", after_events=1),
+    Fault("stream_reset", endpoint="stream", after_events=0),
+]
+
+
+def is_right(answer: str | None) -> bool:
+    return answer is not None and "47.5 million" in answer
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_a_fault_one_attempt_pays_once_whatever_the_server_records(
+    form: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.recorded_as = form
+    one = life()
+    assert is_right(one.live())
+    assert (one.paid, one.tries) == (1, 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda fault: f"{fault.kind} {fault.status or ''}")
+def test_a_lost_answer_is_found_whatever_the_server_records(
+    loss: Fault, form: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.recorded_as = form
+    llamacloud_emulator.inject(loss)
+    one = life()
+    assert is_right(one.live())
+    assert one.paid == 1
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda fault: f"{fault.kind} {fault.status or ''}")
+def test_a_prompt_that_the_history_shows_late_is_not_sent_again(
+    loss: Fault, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.history_lag = 1.2
+    llamacloud_emulator.inject(loss)
+    one = life(extra={"history_lag": 2.5})
+    assert is_right(one.live())
+    assert one.paid == 1
+
+
+def test_a_prompt_that_never_arrived_is_sent_again_once_the_history_had_its_time(
+    life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("reset_before", endpoint="stream"))
+    one = life(extra={"history_lag": 1.0})
+    began = time.monotonic()
+    assert is_right(one.live())
+    assert time.monotonic() - began > 1.0
+    assert (one.paid, one.tries) == (1, 1)
+
+
+@pytest.mark.parametrize("has_store", [True, False], ids=["3.3", "2.11"])
+def test_a_process_lost_before_the_first_byte_costs_no_second_turn_although_the_history_lags(
+    has_store: bool, mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.history_lag = 1.2
+    one = life(extra={"history_lag": 2.5}, store=Store() if has_store else None)
+    with one.losing_its_process():
+        assert one.attempt() is None
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+def test_a_trigger_that_starts_late_looks_before_it_posts(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    if mode != "deferred":
+        pytest.skip("only a deferred task has a trigger")
+    one = life(extra={"history_lag": 0.8})
+    began = time.monotonic()
+    assert is_right(one.attempt(late_by=60.0))
+    assert time.monotonic() - began > 0.8
+    assert one.paid == 1
+
+
+def test_a_worker_waits_for_the_answer_that_its_trigger_saw(
+    life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.history_lag = 1.2
+    one = life(extra={"history_lag": 2.5})
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+def test_another_prompt_that_shows_first_does_not_hide_ours(
+    life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(foreign_first="Who are you?", history_lag=0.8)
+    llamacloud_emulator.inject(Fault("cut", endpoint="stream", after_events=1))
+    one = life(extra={"history_lag": 2.5})
+    assert is_right(one.live())
+    assert one.paid == 1
+
+
+def test_a_turn_that_cannot_be_told_to_be_ours_fails_and_no_retry_pays_again(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("hang", endpoint="stream"))
+    one = life(extra={"timeout": 0.4})
+    session_id = one.session_id
+    threading.Timer(0.2, llamacloud_emulator.intrude, (session_id, "Who are you?")).start()
+    assert one.live() is None
+    assert llamacloud_emulator.posts(session_id) == 1
+    if (
+        mode != "batch"
+    ):  # a batch reports its items in its results, and fails with an error of its own when there are none
+        assert {type(problem) for problem in one.errors} == {ChatTurnInterruptedError}
+        assert {getattr(problem, "reason", "") for problem in one.errors} == {"foreign"}
+    # The Dag's author may decide otherwise.
+    one.arguments["on_interrupted"] = "ask_again"
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+@pytest.mark.parametrize("window", [5, 9])
+@pytest.mark.parametrize("loss", [None, *LOSSES[:1], *LOSSES[3:]], ids=lambda f: f.kind if f else "no fault")
+def test_a_history_that_shows_only_its_end_costs_no_second_turn(
+    loss: Fault | None, window: int, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    one = life(extra={"timeout": 0.5})
+    for number in range(3):
+        LlamaCloudHook().send_message(one.session_id, f"Question {number}?")
+    llamacloud_emulator.settings.history_window = window
+    if loss is not None:
+        llamacloud_emulator.inject(loss)
+    answer = one.live()
+    assert one.paid == 1
+    # A reset before the first byte says nothing of acceptance; and five events do not hold a whole turn.
+    if window == 9 and (loss is None or loss.kind in {"cut", "stream_reset"}):
+        assert is_right(answer)
+
+
+@pytest.mark.parametrize("malformed", ["broken_json", "null", "list", "none"])
+def test_an_answer_that_its_stream_lost_is_read_from_the_history(
+    malformed: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(
+        malformed_text=malformed, text_in="history" if malformed == "none" else "both", history_lag=0.4
+    )
+    one = life(extra={"history_lag": 2.0})
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+def test_nothing_is_sent_after_a_kill_and_the_task_ends_soon(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    if mode != "worker":
+        pytest.skip("a batch and a trigger are cancelled on their event loop")
+    one = life(extra={"timeout": 20})
+    llamacloud_emulator.inject(Fault("delay", endpoint="get", delay=6.0))
+    task = one.task()
+    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
+    threading.Timer(0.5, task.on_kill).start()
+    began = time.monotonic()
+    assert one.attempt() is None
+    assert time.monotonic() - began < 3.0
+    assert llamacloud_emulator.posts() == 0
+
+
+def test_a_kill_in_mid_turn_ends_the_task_soon_and_the_retry_takes_the_answer(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    if mode != "worker":
+        pytest.skip("a batch and a trigger are cancelled on their event loop")
+    llamacloud_emulator.settings.update(turn_latency=4.0, keepalive_interval=None)
+    one = life(extra={"timeout": 20})
+    task = one.task()
+    made, one.task = one.task, lambda: task  # type: ignore[method-assign]  # the one that is killed
+    threading.Timer(0.8, task.on_kill).start()
+    began = time.monotonic()
+    assert one.attempt() is None
+    assert time.monotonic() - began < 3.0
+    assert getattr(one.errors[0], "reason", "") == "killed"
+    one.task = made  # type: ignore[method-assign]  # the retry's own
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+def test_a_prompt_whose_intent_cannot_be_kept_is_not_sent(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    store.broken = True
+    one = life(store=store)
+    if mode == "batch":
+        one.arguments["output_path"] = None  # its journal is the store then
+    assert one.attempt() is None
+    assert isinstance(one.errors[0], LlamaCloudTaskStateError)
+    assert llamacloud_emulator.posts() == 0
+    store.broken = False
+    one.arguments.pop("output_path", None)
+    assert is_right(one.attempt())
+    assert one.paid == 1
+
+
+def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
+    life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    one = life()
+    assert is_right(one.attempt())
+    one.clear(has_result=False)
+    assert is_right(one.attempt())
+    assert one.paid == 1
+    one.clear(has_result=True)
+    assert is_right(one.attempt())
+    assert one.paid == 2
+
+
+def test_a_fault_free_turn_costs_no_more_requests_than_it_needs(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    one = life()
+    before = len(llamacloud_emulator.requests)
+    assert is_right(one.attempt())
+    made = [request.endpoint for request in llamacloud_emulator.requests[before:]]
+    assert (
+        made
+        == {
+            "worker": ["get", "stream"],
+            "deferred": ["get", "stream", "get"],
+            "batch": ["get", "stream"],
+        }[mode]
+    )
+
+
+def test_the_prompt_of_these_tests_is_changed_by_every_form() -> None:
+    assert len(FORMS) == 13
+    assert PROMPT.strip() == PROMPT  # "trimmed" changes nothing here; the emulator's own tests show that it trims
