@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,6 +65,8 @@ class TaskMemory:
 
     A *round* is a first try with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is told apart from what
     a later round keeps, whose retries must not take an earlier round's turn for their own.
+
+    :ivar has_failed: whether the store was unavailable at some time.
     """
 
     def __init__(self, context: Context, log: Any) -> None:
@@ -72,28 +74,22 @@ class TaskMemory:
         self._store: Any = cast("Mapping[str, Any]", context).get("task_state_store")
         self._ti: Any = context["ti"]
         self._log = log
-        self._has_failed = False
+        self.has_failed = False
         # Clearing a task raises it, nothing else does.
         self._round = int(self._ti.max_tries)
 
     @property
     def exists(self) -> bool:
-        """Whether this Airflow has a task state store, and it has not failed so far."""
-        return self._store is not None and not self._has_failed
+        """Whether this Airflow has a task state store."""
+        return self._store is not None
 
-    def get(self, key: str) -> Any:
-        """Return what an earlier try kept under ``key``, or None."""
-        if self._store is None:
-            return None
-        try:
-            return self._store.get(key)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
-            self._has_failed = True
-            self._log.warning(
-                "The task state store is unavailable (%s); continuing without what an earlier attempt kept there.",
-                type(problem).__name__,
-            )
-            return None
+    def get(self, key: str, *, required: bool = False) -> Any:
+        """Return what an earlier try kept under ``key``, or None.
+
+        :param required: nothing may happen unless it is known.
+        :raises LlamaCloudTaskStateError: it is required, and could not be read.
+        """
+        return self._use(lambda store: store.get(key), required=required)
 
     def set(self, key: str, value: Any, *, required: bool = False) -> None:
         """Keep ``value`` under ``key`` for this task's retries.
@@ -101,21 +97,26 @@ class TaskMemory:
         :param required: nothing may happen unless a later attempt can know of it.
         :raises LlamaCloudTaskStateError: it is required, and could not be kept.
         """
+        self._use(lambda store: store.set(key, value), required=required)
+
+    def _use(self, access: Callable[[Any], Any], *, required: bool) -> Any:
         if self._store is None:
-            return
+            return None
         try:
-            self._store.set(key, value)
+            return access(self._store)
         except Exception as problem:  # the store's backends raise whatever they like
-            self._has_failed = True
+            self.has_failed = True
             if required:
                 raise LlamaCloudTaskStateError(
-                    "Airflow's task state store is unavailable, so the prompt was not sent: a later attempt could not know of it. "
-                    f"Retry the task when the store is available again. Cause: {type(problem).__name__}."
+                    "Airflow's task state store is unavailable, so nothing was sent: what is known of earlier attempts, and what "
+                    "later ones have to know, is kept there. Retry the task when the store is available. "
+                    f"Cause: {type(problem).__name__}."
                 ) from problem
             self._log.warning(
-                "The task state store is unavailable (%s); a later attempt will not know what this one learned.",
+                "Airflow's task state store is unavailable (%s). What was asked in one attempt may be unknown to another.",
                 type(problem).__name__,
             )
+            return None
 
     def recall(self, key: str) -> tuple[Any, bool]:
         """Return what :meth:`set_in_round` kept under ``key`` last, or None, and whether that was in this round."""
@@ -172,7 +173,7 @@ class TurnMemory:
         value, is_in_round = self._store.recall(self.KEY)
         kept = Trace.read(value) if isinstance(value, dict) else None
         # Where there is a store, an attempt that left nothing did not get as far as asking; what it left may be unreadable, though.
-        is_unknown = kept is None and (not self._store.exists or value is not None)
+        is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
         is_about_this = kept is not None and self._is_about_this(value, is_in_round=is_in_round)
         if kept is not None and (not is_about_this or (kept.answered and not is_in_round and self._store.has_result())):
             kept = None  # clearing a task that handed its answer on asks again

@@ -276,17 +276,17 @@ class MemoryJournal(Journal):
 
     @property
     def remembers(self) -> bool:
-        """Whether there is a store, and it has not failed so far."""
+        """Whether there is a store."""
         return self._store is not None and bool(self._store.exists)
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the store, if an earlier try left a batch there that was not complete, or not known to be."""
         self._mark = _mark(positions)
-        head = self._store.get("batch") if self.remembers else None
+        head = self._store.get("batch", required=True) if self.remembers else None
         if isinstance(head, dict) and isinstance(head.get("parts"), int) and (head.get("open") or self._is_complete()):
             self._written = head["parts"]
             for number in range(self._written):
-                values = self._store.get(f"batch.{number}")
+                values = self._store.get(f"batch.{number}", required=True)
                 kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
                 self._records.extend(record for record in kept if record is not None)
         return self.past(positions)

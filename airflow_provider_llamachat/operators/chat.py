@@ -199,7 +199,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         with self._usage_on_failure(context):
             # An event of 1.0.0 lacks what the task knew when it deferred.
-            told = {name: value for name, value in (event if isinstance(event, dict) else {}).items() if value is not None}
+            told = {
+                name: value for name, value in (event if isinstance(event, dict) else {}).items() if value is not None
+            }
             outcome = TurnEvent.parse({"prompt": self.prompt, **self.scope(), **known, **told})
             question = outcome.question
             self._memory = memory = TurnMemory(context, self.log, question)

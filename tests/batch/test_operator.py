@@ -12,7 +12,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_llamachat.exceptions import ChatBatchError
+from airflow_provider_llamachat.exceptions import ChatBatchError, LlamaCloudTaskStateError
 from airflow_provider_llamachat.operators.batch import MAX_XCOM_ITEMS, ChatBatchOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.airflow.runner import Result, run
@@ -239,13 +239,13 @@ def test_a_batch_that_is_asked_of_other_indexes_now_is_asked_anew(
     assert [line["index_ids"] for line in read(Path(output))] == [[INDEX_HANDBOOK]] * 2
 
 
-def test_a_store_that_fails_is_not_said_to_keep_anything(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_nothing_is_asked_while_the_store_that_has_to_know_of_it_fails(llamacloud_emulator: LlamaCloudEmulator) -> None:
     store = Store()
     store.broken = True
-    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="b?"))
-    task = batch(on_item_error="fail_fast", max_concurrency=1)
-    with pytest.raises(ChatBatchError, match="a retry asks everything again"):
+    task = batch(max_concurrency=1)
+    with pytest.raises(LlamaCloudTaskStateError, match="task state store is unavailable"):
         task.execute(a_try(task, 1, store=store))
+    assert llamacloud_emulator.posts() == 0
 
 
 def test_nothing_after_the_results_makes_a_batch_be_asked_again(
