@@ -118,6 +118,13 @@ class AirflowApi:
         }
         self.call("POST", f"/dags/{quote(dag_id, safe='')}/clearTaskInstances", json=body)
 
+    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task instance, as a user does in the grid."""
+        path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id, safe='')}"
+        self.call(
+            "PATCH", path, json={"new_state": state} if self._airflow_3 else {"new_state": state, "dry_run": False}
+        )
+
     def put_connection(self, conn_id: str, value: dict[str, Any]) -> None:
         """Create a connection in the metadata database, or replace it."""
         known = ("conn_type", "host", "login", "password", "port", "schema")

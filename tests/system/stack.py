@@ -233,6 +233,10 @@ class AirflowStack:
         """Clear tasks of a run as a user does, so that they run again."""
         self.api.clear(self._runs[run_id], run_id, list(task_ids), downstream=downstream)
 
+    def mark_task(self, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task ``failed`` or ``success`` as a user does, running or not."""
+        self.api.set_task_state(self._runs[run_id], run_id, task_id, state)
+
     # --- what a user sees ---
 
     def state(self, run_id: str) -> str:

@@ -5,13 +5,15 @@ The emulator is a process of its own, and its log is the judge: one turn for one
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.testing import EmulatorProcess
+from airflow_provider_llamachat.testing import EmulatorProcess, Fault
 from tests.system.stack import AirflowStack
 
 pytestmark = pytest.mark.system
@@ -26,7 +28,9 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture(scope="module")
 def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
-    connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": emulator.airflow_connection_json}
+    extra = {"history_lag": 5}
+    value = json.dumps({**json.loads(emulator.airflow_connection_json), "extra": extra})
+    connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": value}
     dags = [Path(__file__).parent / "dags" / "survival.py"]
     with AirflowStack(dags=dags, environment=connection) as running:
         yield running
@@ -89,6 +93,55 @@ def test_clearing_a_finished_task_asks_anew(stack: AirflowStack, server: Emulato
     assert stack.wait(run, timeout=120) == "success"
     assert (server.posts(), server.completed()) == (2, 2)
     print(f"| finished task cleared | tries 2 | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+@pytest.mark.parametrize("action", ["clear", "failed", "success"])
+def test_nothing_is_sent_after_a_user_acted_on_a_task_whose_first_request_is_under_way(
+    action: str, stack: AirflowStack, server: EmulatorProcess
+) -> None:
+    server.settings.turn_latency = 0.2
+    server.inject(Fault("delay", endpoint="get", delay=6.0))
+    run = stack.trigger("survival_direct")
+    until(lambda: any(request.endpoint == "get" for request in server.requests), "the first request")
+    if action == "clear":
+        stack.clear(run, "ask")
+        assert stack.wait(run, timeout=120) == "success"
+        assert (server.posts(), server.completed()) == (1, 1)
+    else:
+        stack.mark_task(run, "ask", action)
+        time.sleep(10.0)
+        assert server.posts() == 0
+    print(f"| {action} during the first request | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
+    stack: AirflowStack, server: EmulatorProcess
+) -> None:
+    server.settings.turn_latency = 0.2
+    run = stack.trigger("survival_hand_over")
+    assert stack.wait(run, timeout=120) == "failed"
+    assert server.completed() == 1
+    stack.clear(run, "ask")
+    assert stack.wait(run, timeout=120) == "success"
+    one_turn_right_answer(stack, run, server)
+    stack.clear(run, "ask")
+    stack.wait_for_task(run, "ask", "success", try_number=3)
+    assert server.completed() == 2
+    print(f"| failed after its answer, cleared twice | POSTs {server.posts()} | turns completed {server.completed()} |")
+
+
+@pytest.mark.parametrize("form", ["prefix", "empty", "html"])
+def test_a_server_that_records_otherwise_and_late_costs_a_deferred_task_one_turn(
+    form: Any, stack: AirflowStack, server: EmulatorProcess
+) -> None:
+    server.settings.update(turn_latency=0.2, recorded_as=form, history_lag=2.0)
+    run = stack.trigger("survival_deferred")
+    assert stack.wait(run, timeout=120) == "success"
+    one_turn_right_answer(stack, run, server)
+    requests = {request.endpoint: request for request in server.requests}
+    print(
+        f"| deferred, recorded as {form}, 2 s late | POSTs {server.posts()} | turns completed {server.completed()} | {requests['stream']}"
+    )
 
 
 def test_the_answer_grows_in_the_task_log_in_lines(stack: AirflowStack, server: EmulatorProcess) -> None:

@@ -21,3 +21,17 @@ for mode in ("direct", "deferred"):
         SendChatMessageOperator(
             task_id="ask", session_id=create.output["session_id"], deferrable=mode == "deferred", **ASK
         )
+
+
+class FailsAfterItsAnswer(SendChatMessageOperator):
+    """Has its answer, and fails in its first try before Airflow has it."""
+
+    def post_execute(self, context: Any, result: Any = None) -> None:
+        """Airflow calls this before it keeps what ``execute`` returned."""
+        if context["ti"].try_number == 1:
+            raise RuntimeError("failed after the answer")
+
+
+with DAG(dag_id="survival_hand_over", schedule=None, catchup=False):
+    created = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+    FailsAfterItsAnswer(task_id="ask", session_id=created.output["session_id"], **{**ASK, "retries": 0})
