@@ -27,6 +27,7 @@ CONNECTION_TYPE: dict[str, Any] = {
             "region": "us",
             "timeout": "60",
             "max_retries": "5",
+            "history_lag": "10",
         },
     },
     "conn-fields": {
@@ -54,6 +55,12 @@ CONNECTION_TYPE: dict[str, Any] = {
             "label": "Max retries",
             "description": "How often a request that is safe to repeat is sent again; 0 means never. Empty: 5.",
             "schema": {"type": ["integer", "null"], "minimum": 0},
+        },
+        "history_lag": {
+            "label": "History lag (s)",
+            "description": "After a lost request, how many seconds the provider waits for the prompt to appear in the session's "
+            "history before it may ask again. Empty: 10.",
+            "schema": {"type": ["number", "null"], "minimum": 0},
         },
     },
 }

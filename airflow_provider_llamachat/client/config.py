@@ -21,6 +21,7 @@ REGIONS = {"us": "https://api.cloud.llamaindex.ai", "eu": "https://api.cloud.eu.
 DEFAULT_REGION = "us"
 DEFAULT_TIMEOUT = 60.0
 DEFAULT_MAX_RETRIES = 5
+DEFAULT_HISTORY_LAG = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class ClientConfig:
     :param connect_timeout: seconds to make a connection (TCP, TLS).
     :param max_retries: how often a call that may be replayed is sent again; 0 means never.
     :param total_timeout: seconds that one call may take in all, its replays included (streams have their own deadline).
+    :param history_lag: seconds that a session's history may lag behind what the server has accepted; 0 means not at all.
     """
 
     api_key: str = field(repr=False)
@@ -45,6 +47,7 @@ class ClientConfig:
     connect_timeout: float = 15.0
     max_retries: int = DEFAULT_MAX_RETRIES
     total_timeout: float = 300.0
+    history_lag: float = DEFAULT_HISTORY_LAG
 
     @classmethod
     def build(
@@ -59,6 +62,7 @@ class ClientConfig:
         organization_id: Any = None,
         timeout: Any = None,
         max_retries: Any = None,
+        history_lag: Any = None,
     ) -> ClientConfig:
         """Check values as people enter them (strings, blanks, missing ones) and make a configuration of them.
 
@@ -72,6 +76,7 @@ class ClientConfig:
             organization_id=checked_uuid("organization_id", organization_id),
             timeout=_number("timeout", timeout, DEFAULT_TIMEOUT, minimum=0.001),
             max_retries=int(_number("max_retries", max_retries, DEFAULT_MAX_RETRIES, minimum=0, whole=True)),
+            history_lag=_number("history_lag", history_lag, DEFAULT_HISTORY_LAG, minimum=0),
         )
 
     @property

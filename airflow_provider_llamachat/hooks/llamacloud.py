@@ -40,8 +40,8 @@ class LlamaCloudHook(BaseHook):
     """Talks to LlamaCloud with what an Airflow connection says.
 
     Connection: password = API key; host = base URL (wins over the region); extra = ``region`` (``us`` or ``eu``), ``project_id``,
-    ``organization_id`` (UUIDs), ``timeout`` (seconds without a byte), ``max_retries``. Environment variables of other
-    LlamaCloud tools are not read: the connection is the truth.
+    ``organization_id`` (UUIDs), ``timeout`` (seconds without a byte), ``max_retries``, ``history_lag`` (seconds that a session's
+    history may lag behind). Environment variables of other LlamaCloud tools are not read: the connection is the truth.
 
     Each method that takes ``project_id`` and ``organization_id`` (UUIDs) uses the connection's values for those that are None. All raise
     the classes of :mod:`airflow_provider_llamachat.exceptions`: :class:`~..exceptions.LlamaCloudConfigError` before anything is sent,
@@ -311,6 +311,7 @@ def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
         organization_id=extra.get("organization_id"),
         timeout=extra.get("timeout"),
         max_retries=extra.get("max_retries"),
+        history_lag=extra.get("history_lag"),
     )
     if config.is_plain_http and config.base_url not in _warned_hosts:
         _warned_hosts.add(config.base_url)

@@ -71,18 +71,20 @@ class ConnectionPages:
         """Choose a region in the open choice."""
         self.page.get_by_role("option", name=region, exact=True).click()
 
-    def fill_extras(self, *, project_id: str, organization_id: str, timeout: str, max_retries: str) -> None:
+    def fill_extras(
+        self, *, project_id: str, organization_id: str, timeout: str, max_retries: str, history_lag: str
+    ) -> None:
         """Fill the extra fields that are typed."""
         self.dialog.locator("[name=element_project_id]").fill(project_id)
         self.dialog.locator("[name=element_organization_id]").fill(organization_id)
-        for index, value in enumerate((timeout, max_retries)):
+        for index, value in enumerate((timeout, max_retries, history_lag)):
             number = self.dialog.get_by_role("spinbutton").nth(index)
             number.fill(value)
             number.blur()
 
     def extras(self) -> dict[str, str]:
         """Return what the extra fields show, by their names in ``extra``."""
-        names = ("region", "project_id", "organization_id", "timeout", "max_retries")
+        names = ("region", "project_id", "organization_id", "timeout", "max_retries", "history_lag")
         return {name: self.dialog.locator(f"[name=element_{name}]").input_value() for name in names}
 
     def save(self) -> None:

@@ -90,6 +90,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
         "Organization ID",
         "Timeout (s)",
         "Max retries",
+        "History lag (s)",
     ]
     entered = {
         "Description": "Nightly questions",
@@ -99,6 +100,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
         "Project ID": OTHER_PROJECT_ID,
         "Timeout (s)": "90.5",
         "Max retries": "0",
+        "History lag (s)": "0",
     }
     form.fill(entered)
     assert form.test() == f"Connected to {emulator.url}, project 'Contracts' ({OTHER_PROJECT_ID})."
@@ -107,7 +109,13 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
     form.save()
 
     found = stored_config(old_airflow, "llamacloud_default")
-    assert found["extra"] == {"region": "eu", "project_id": OTHER_PROJECT_ID, "timeout": "90.5", "max_retries": "0"}
+    assert found["extra"] == {
+        "region": "eu",
+        "project_id": OTHER_PROJECT_ID,
+        "timeout": "90.5",
+        "max_retries": "0",
+        "history_lag": "0",
+    }
     config = {
         "api_key": KEY,
         "base_url": emulator.url,
@@ -115,6 +123,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
         "organization_id": None,
         "timeout": 90.5,
         "max_retries": 0,
+        "history_lag": 0,
     }
     assert config.items() <= found["config"].items()
 

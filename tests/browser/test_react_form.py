@@ -63,7 +63,11 @@ def test_what_is_entered_is_stored_and_survives_another_look(
     assert pages.region_choices() == ["us", "eu"]
     pages.choose_region("eu")
     pages.fill_extras(
-        project_id=OTHER_PROJECT_ID, organization_id=DEFAULT_ORGANIZATION_ID, timeout="90.5", max_retries="0"
+        project_id=OTHER_PROJECT_ID,
+        organization_id=DEFAULT_ORGANIZATION_ID,
+        timeout="90.5",
+        max_retries="0",
+        history_lag="2.5",
     )
     pages.save()
 
@@ -73,6 +77,7 @@ def test_what_is_entered_is_stored_and_survives_another_look(
         "organization_id": DEFAULT_ORGANIZATION_ID,
         "timeout": 90.5,
         "max_retries": 0,
+        "history_lag": 2.5,
     }
     config = {
         "api_key": KEY,
@@ -81,6 +86,7 @@ def test_what_is_entered_is_stored_and_survives_another_look(
         "organization_id": DEFAULT_ORGANIZATION_ID,
         "timeout": 90.5,
         "max_retries": 0,
+        "history_lag": 2.5,
     }
     found = stored_config(airflow, "all_fields")
     assert found["extra"] == extra
@@ -103,7 +109,7 @@ def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack) ->
     pages.save()
     stored = airflow.api.call("GET", "/connections/key_alone")
     extra = json.loads(stored["extra"])
-    assert extra == dict.fromkeys(("region", "project_id", "organization_id", "timeout", "max_retries"))
+    assert extra == dict.fromkeys(("region", "project_id", "organization_id", "timeout", "max_retries", "history_lag"))
     config = ClientConfig.build(api_key=KEY, host=stored["host"], port=stored["port"], **extra)
     assert config == ClientConfig(api_key=KEY)
 

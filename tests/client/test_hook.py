@@ -51,11 +51,12 @@ def test_every_field_of_the_connection_arrives(connect: Any) -> None:
         "organization_id": DEFAULT_ORGANIZATION_ID,
         "timeout": "7.5",
         "max_retries": "0",
+        "history_lag": "0",
     }
     config = connect(host="", password=" llx-key\n", extra=json.dumps(extra)).get_config()
     assert (config.base_url, config.api_key) == ("https://api.cloud.eu.llamaindex.ai", "llx-key")
     assert (config.project_id, config.organization_id) == (DEFAULT_PROJECT_ID, DEFAULT_ORGANIZATION_ID)
-    assert (config.timeout, config.max_retries) == (7.5, 0)
+    assert (config.timeout, config.max_retries, config.history_lag) == (7.5, 0, 0.0)
 
 
 def test_a_connection_uri_works_too(monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator) -> None:

@@ -85,7 +85,13 @@ def test_white_space_around_a_key_is_dropped() -> None:
 def test_a_configuration_does_not_show_its_key() -> None:
     config = ClientConfig.build(api_key="llx-canary")
     assert "canary" not in repr(config)
-    assert (config.base_url, config.region, config.timeout, config.max_retries) == (US, "us", 60.0, 5)
+    assert (config.base_url, config.region, config.timeout, config.max_retries, config.history_lag) == (
+        US,
+        "us",
+        60.0,
+        5,
+        10.0,
+    )
 
 
 def test_values_may_be_strings_as_forms_store_them() -> None:
@@ -111,6 +117,10 @@ def test_values_may_be_strings_as_forms_store_them() -> None:
         {"max_retries": -1},
         {"max_retries": 1.5},
         {"max_retries": [1]},
+        {"history_lag": -0.1},
+        {"history_lag": "soon"},
+        {"history_lag": True},
+        {"history_lag": float("inf")},
         {"project_id": "my project"},
         {"organization_id": 17},
         {"timeout": 10**400},
@@ -122,12 +132,19 @@ def test_a_value_that_is_not_usable_is_named(values: dict[str, object]) -> None:
         ClientConfig.build(api_key="llx-a", **values)  # type: ignore[arg-type]  # wrong on purpose
 
 
-@pytest.mark.parametrize("name", ["region", "timeout", "max_retries", "project_id", "organization_id", "host"])
+@pytest.mark.parametrize(
+    "name", ["region", "timeout", "max_retries", "history_lag", "project_id", "organization_id", "host"]
+)
 @pytest.mark.parametrize("key", ["llx-canary-0123456789", "LLX-canary-0123456789"])
 def test_a_key_in_the_wrong_field_is_not_shown(name: str, key: str) -> None:
     with pytest.raises(LlamaCloudConfigError) as caught:
         ClientConfig.build(api_key="llx-a", **{name: key})  # type: ignore[arg-type]  # wrong on purpose
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, 10.0), ("", 10.0), (0, 0.0), ("0", 0.0), (" 2.5", 2.5)])
+def test_a_history_may_lag_for_ten_seconds_or_as_the_connection_says(value: Any, expected: float) -> None:
+    assert ClientConfig.build(api_key="llx-a", history_lag=value).history_lag == expected
 
 
 def test_blank_ids_are_none() -> None:

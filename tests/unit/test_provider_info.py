@@ -127,5 +127,5 @@ def test_the_older_form_has_the_declared_fields() -> None:
     whole = wtforms.IntegerField if airflow_core_version() else wtforms.StringField
     assert fields["max_retries"].field_class is whole
     assert {name: field.field_class for name, field in fields.items() if name != "max_retries"} == dict.fromkeys(
-        ("region", "project_id", "organization_id", "timeout"), wtforms.StringField
+        ("region", "project_id", "organization_id", "timeout", "history_lag"), wtforms.StringField
     )
