@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, InvalidArgumentError, LlamaCloudConfigError
-from airflow_provider_llamachat.redaction import excerpt
+from airflow_provider_llamachat.redaction import excerpt, remember
 
 REGIONS = {"us": "https://api.cloud.llamaindex.ai", "eu": "https://api.cloud.eu.llamaindex.ai"}
 """Base URL of each region. An API key belongs to one of them."""
@@ -48,6 +48,9 @@ class ClientConfig:
     max_retries: int = DEFAULT_MAX_RETRIES
     total_timeout: float = 300.0
     history_lag: float = DEFAULT_HISTORY_LAG
+
+    def __post_init__(self) -> None:
+        remember(self.api_key)
 
     @classmethod
     def build(
