@@ -240,7 +240,6 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
         ("HTTPS_PROXY", "proxy:bad:port", "HTTPS_PROXY"),
         ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "HTTPS_PROXY"),
         ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "ALL_PROXY"),
-        ("NO_PROXY", "[::1", "NO_PROXY"),
     ],
 )
 def test_an_environment_that_allows_no_client_is_named(
