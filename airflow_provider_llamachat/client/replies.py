@@ -231,11 +231,11 @@ def connection_error(
             accepted=False,
             **known,
         )
+    why: str | None = None
     if isinstance(problem, unreached.PROBLEMS) and not accepted:
-        reason = _safe(str(problem), config, 200)
-        why, accepted = unreached.why(problem, config.base_url, reason), False
-    else:
-        why = OUT_OF_FILES if any(map(is_out_of_files, unreached.causes(problem))) else None
+        why, accepted = unreached.why(problem, config.base_url, _safe(str(problem), config, 200)), False
+    elif any(map(is_out_of_files, unreached.causes(problem))):
+        why = OUT_OF_FILES
     if why is not None:
         message = f"Could not {purpose(call)}: {why} Tried: {where(call, config)}."
         return errors.LlamaCloudConnectionError(message, accepted=accepted, **known)

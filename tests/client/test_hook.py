@@ -6,6 +6,9 @@ import asyncio
 import importlib
 import json
 import logging
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -160,7 +163,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
 def test_plain_http_to_another_machine_warns_once(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacloud, "_warned_hosts", set())
+    monkeypatch.setattr(llamacloud, "_warned", set())
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         connect(host="http://llamacloud.example").get_config()
@@ -177,10 +180,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"password": "llx-wrong"}, r"^API key or region: .*belongs to one region"),
     ({"password": "***"}, r"row of asterisks"),
     ({"password": ""}, r"has no API key"),
-    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"region 'mars' is not known"),
-    ({"extra": json.dumps({"project_id": "mine"})}, r"project_id has to be a UUID"),
+    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) is not one of us, eu"),
+    ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) has to be a UUID"),
     ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
-    ({"host": "http://127.0.0.1:9"}, r"^Network: .*could not be reached"),
+    ({"host": "http://127.0.0.1:9"}, r"^Could not list projects: it could not be reached: the connection was refused"),
     ({"host": "ftp://x"}, r"only https"),
 ]
 
@@ -209,9 +212,20 @@ def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("status", status=503), "Server or Host: .*503"),
-        (Fault("html", status=200), "Server or Host: "),
-        (Fault("status", status=403, detail="no"), "API key: .*403"),
+        (Fault("status", status=503), r"^Could not list projects: the server, or a proxy before it, failed.*503"),
+        (Fault("html", status=200), "Check the connection's Base URL"),
+        (
+            Fault("html", status=403),
+            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+        ),
+        (
+            Fault("html", status=404),
+            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+        ),
+        (Fault("status", status=404), "^Could not list projects: what answered is not LlamaCloud's API"),
+        (Fault("status", status=405), "^Could not list projects: what answered is not LlamaCloud's API"),
+        (Fault("status", status=407), "^Could not list projects: the proxy .* wants a user name"),
+        (Fault("status", status=403, detail="no"), "^API key: .*403"),
     ],
 )
 def test_the_test_button_meets_a_server_in_trouble(
@@ -237,9 +251,9 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
     [
         ("SSL_CERT_FILE", "/nonexistent/ca.pem", "SSL_CERT_FILE=/nonexistent/ca.pem"),
         ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE="),
-        ("HTTPS_PROXY", "proxy:bad:port", "HTTPS_PROXY"),
-        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "HTTPS_PROXY"),
-        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "ALL_PROXY"),
+        ("HTTPS_PROXY", "proxy:bad:port", "the proxy that HTTPS_PROXY names"),
+        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "the proxy that HTTPS_PROXY names"),
+        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "the proxy that ALL_PROXY names"),
     ],
 )
 def test_an_environment_that_allows_no_client_is_named(
@@ -249,7 +263,7 @@ def test_an_environment_that_allows_no_client_is_named(
 
     monkeypatch.setattr(config, "_contexts", {})
     monkeypatch.setenv(variable, value)
-    hook = connect()
+    hook = connect(host="https://llamacloud.example")
     ok, message = hook.test_connection()
     assert (ok, words in message) == (False, True), message
     assert "hidden" not in message
@@ -300,3 +314,100 @@ def test_masking_the_key_never_blocks_a_triggerers_loop(
 
     asyncio.run(run())
     assert masked == ([password.strip()] if password != password.strip() else [])
+
+
+@pytest.mark.parametrize("conn_type", ["postgres", "http", "generic", "", None])
+def test_a_connection_of_another_type_is_refused_before_anything_is_sent(
+    conn_type: str | None, connect: Any, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    hook = connect(conn_type=conn_type)
+    with pytest.raises(LlamaCloudConfigError, match=r"^The connection 'llamacloud_default' .*not llamacloud"):
+        hook.get_conn()
+    with pytest.raises(LlamaCloudConfigError, match=r"^The connection 'llamacloud_default' .*not llamacloud"):
+        asyncio.run(hook.get_async_conn())
+    assert hook.test_connection()[0] is False
+    assert llamacloud_emulator.requests == []
+
+
+@pytest.mark.parametrize("conn_id", ["None", " ", None, 7])
+def test_a_connection_id_that_rendered_to_nothing_is_told(conn_id: Any) -> None:
+    hook = LlamaCloudHook(conn_id)
+    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id has to be the id"):
+        hook.get_conn()
+    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id has to be the id"):
+        asyncio.run(hook.get_async_conn())
+
+
+class Stored:
+    """A connection as a secrets backend may give it, whatever Airflow's own checks are."""
+
+    conn_type, password, host, port, schema = "llamacloud", "llx-abcdefgh", "", None, None
+
+    def __init__(self, extra: str | None) -> None:
+        self.extra = extra
+
+
+@pytest.mark.parametrize("extra", ["[1, 2]", "[]", "7", '"region"', "true", "{'region': 'eu'}", "region=eu"])
+def test_an_extra_that_is_no_json_object_is_named(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaCloudHook, "get_connection", lambda self, conn_id: Stored(extra))
+    monkeypatch.setattr(LlamaCloudHook, "aget_connection", _aget(extra), raising=False)
+    with pytest.raises(LlamaCloudConfigError, match=r"extra .*JSON object"):
+        LlamaCloudHook().get_conn()
+    with pytest.raises(LlamaCloudConfigError, match=r"extra .*JSON object"):
+        asyncio.run(LlamaCloudHook().get_async_conn())
+
+
+def _aget(extra: str | None) -> Any:
+    async def aget_connection(self: Any, conn_id: str) -> Stored:
+        return Stored(extra)
+
+    return aget_connection
+
+
+@pytest.mark.parametrize("extra", [None, "", " ", "{}", "null", '{"region": "eu"}'])
+def test_an_extra_that_is_empty_is_none(extra: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LlamaCloudHook, "get_connection", lambda self, conn_id: Stored(extra))
+    assert LlamaCloudHook().get_config().region == ("eu" if extra and "eu" in extra else "us")
+
+
+def test_an_unknown_field_in_extra_is_warned_of_once_with_the_nearest_name(
+    connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacloud, "_warned", set())
+    for _ in range(2):
+        connect(extra=json.dumps({"regoin": "eu", "llx-canary-1234": 1, "timeout": 5})).get_config()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2, warnings
+    assert "extra field 'regoin' is not known and has no effect. Did you mean 'region'?" in warnings[0]
+    assert "Known are region, project_id, organization_id, timeout, max_retries, history_lag" in warnings[1]
+    assert "canary" not in caplog.text
+
+
+def test_a_region_makes_no_noise_about_secrets() -> None:
+    """In a process of its own, because Airflow warns once in each."""
+    code = (
+        "import asyncio; from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook;"
+        "config = LlamaCloudHook().get_config();"
+        "assert config.region == 'eu';"
+        "assert asyncio.run(LlamaCloudHook().get_async_conn()).config.region == 'eu'"
+    )
+    connection = json.dumps({"conn_type": "llamacloud", "password": "llx-abcdefgh", "extra": {"region": "eu"}})
+    environment = {**os.environ, "AIRFLOW_CONN_LLAMACLOUD_DEFAULT": connection}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment,
+    )
+    assert "too short" not in done.stdout + done.stderr
+
+
+def test_a_key_that_airflow_masked_is_not_masked_again(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked: list[str] = []
+    monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", masked.append)
+    connect(password="llx-0123456789").get_config()
+    assert masked == []
+    connect(password=" llx-0123456789\n").get_config()
+    assert masked == ["llx-0123456789"]
