@@ -9,10 +9,10 @@ import re
 from typing import Any
 
 MAX_EXCERPT = 500
-"""Characters of foreign text that an error message or a log line quotes at the most."""
+"""Characters of foreign text that an error message or a log line quotes at most."""
 
 MAX_MESSAGE = 2400
-"""Characters of an exception's message at the most."""
+"""Characters of an exception's message at most."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
 # token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
@@ -44,7 +44,7 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
 
     :param text: foreign text; bytes are read as UTF-8, what is not becomes a replacement character.
     :param secrets: values that must not appear, however a program writes them (see :func:`scrub`).
-    :param limit: characters at the most; a cut is marked with how much was left out.
+    :param limit: characters at most; a cut is marked with how much was left out.
     """
     # Only the part that can be shown is worked on, with room for what redaction removes: a hostile body is never scanned whole.
     margin = _LONGEST * max(map(len, (*secrets, *_known)), default=0)
@@ -90,7 +90,7 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-# Characters that one character of a secret takes at the most: ``\\\\u002f``, ``%25252f``, ``&#x2F;``.
+# Characters that one character of a secret takes at most: ``\\\\u002f``, ``%25252f``, ``&#x2F;``.
 _LONGEST = 8
 
 

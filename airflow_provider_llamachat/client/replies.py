@@ -26,7 +26,7 @@ from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of one answer that are read at the most: far above any session history, far below a worker's memory."""
+"""Bytes of one answer that are read at most: far above any session history, far below a worker's memory."""
 
 TRANSPORT_PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError)
 """What httpx and the layers below it raise; UnicodeError comes from host names that no name server could be asked for."""
@@ -83,7 +83,7 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
         wrong = problem.errors(include_url=False, include_context=False, include_input=False)[:3]
         what = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in wrong)
     except (ValueError, TypeError) as problem:
-        what = f"it is not JSON: {problem}"
+        what = f"it cannot be read as JSON: {problem}"
     else:
         if not _is_of_another_session(answer, call):
             return answer
@@ -248,7 +248,7 @@ def connection_error(
         )
     if isinstance(problem, httpx.DecodingError):
         return errors.LlamaCloudConnectionError(
-            f"{begin} sent an answer that can not be unpacked: {problem}.", accepted=accepted, **known
+            f"{begin} sent an answer that cannot be unpacked: {problem}.", accepted=accepted, **known
         )
     reason = _safe(str(problem), config, 200) or type(problem).__name__
     return errors.LlamaCloudConnectionError(f"{begin} broke the connection ({reason}).", accepted=accepted, **known)

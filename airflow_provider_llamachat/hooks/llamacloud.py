@@ -110,7 +110,7 @@ class LlamaCloudHook(BaseHook):
     def get_conn(self) -> LlamaCloudClient:
         """Return the synchronous client for this connection; the hook keeps it for its later calls.
 
-        :raises LlamaCloudConfigError: the connection can not work; no request was sent.
+        :raises LlamaCloudConfigError: the connection cannot work; no request was sent.
         """
         from airflow_provider_llamachat.client import LlamaCloudClient
 
@@ -144,7 +144,7 @@ class LlamaCloudHook(BaseHook):
     def get_config(self) -> ClientConfig:
         """Return the checked configuration that the connection gives.
 
-        :raises LlamaCloudConfigError: the connection can not work.
+        :raises LlamaCloudConfigError: the connection cannot work.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 

@@ -123,7 +123,7 @@ def test_the_project_that_was_asked_is_named(
         (b"null", "it is JSON, but null in place of"),
         (b"true", "it is JSON, but true in place of"),
         (b'"x"', "it is JSON, but text in place of"),
-        (b"{", "it is not JSON"),
+        (b"{", "it cannot be read as JSON"),
     ],
 )
 @pytest.mark.parametrize("method", [projects, session])
@@ -131,7 +131,7 @@ def test_json_of_another_kind_is_called_what_it_is(body: bytes, words: str, meth
     problem = meets(method, http(body))
     assert isinstance(problem, errors.LlamaCloudProtocolError)
     assert words in str(problem)
-    assert ("not JSON" in str(problem)) is (body == b"{")
+    assert ("cannot be read" in str(problem)) is (body == b"{")
 
 
 def test_a_list_and_an_object_are_told_apart() -> None:

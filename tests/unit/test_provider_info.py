@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_the_form_and_the_hook_refuse_the_same(name: str) -> None:
     schema = CONNECTION_TYPE["conn-fields"][name]["schema"]
     judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     number = "string" not in schema["type"]
-    values = [0, 0.0001, -1, 1, 1.5, 100] if number else ["us", "eu", "mars", 7, OTHER_PROJECT_ID, "mine"]
+    values: list[Any] = [0, 0.0001, -1, 1, 1.5, 100] if number else ["us", "eu", "mars", 7, OTHER_PROJECT_ID, "mine"]
     for value in values:
         try:
             ClientConfig.build(api_key="llx-a", **{name: value})
