@@ -242,7 +242,7 @@ def connection_error(
     if isinstance(problem, httpx.TimeoutException | TimeoutError):
         return errors.LlamaCloudTimeoutError(
             f"{begin} sent nothing for {config.timeout:g} s, or took longer than allowed in all. "
-            "The connection's timeout says how long a silence may last.",
+            "The connection's Timeout (s) says how long a silence may last.",
             accepted=accepted,
             **known,
         )

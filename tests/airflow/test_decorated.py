@@ -79,7 +79,7 @@ def _stored(llamacloud_emulator: LlamaCloudEmulator, airflow_database: object) -
         session.query(Connection).filter(Connection.conn_id == "stored").delete()
 
 
-@pytest.mark.skipif(AIRFLOW in {(3, 0), (3, 1)}, reason="its dag.test() gives a trigger no way to the database")
+@pytest.mark.skipif(AIRFLOW == (3, 0), reason="its dag.test() gives a trigger no way to the database")
 @pytest.mark.usefixtures("_stored")
 def test_a_deferred_task_finds_a_stored_connection_in_a_test_of_its_dag(
     llamacloud_emulator: LlamaCloudEmulator,
