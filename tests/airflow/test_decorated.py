@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -41,10 +42,10 @@ def test_a_generator_is_refused_in_words(llamacloud_emulator: LlamaCloudEmulator
     assert llamacloud_emulator.requests == []
 
 
-def _prompt_of(function: object) -> str:
+def _refusal_of(function: Any) -> str:
     operator = LlamaChatDecoratedOperator(task_id="t", python_callable=function, session_id="ses-1")
     with pytest.raises(InvalidArgumentError) as caught:
-        operator.execute({})  # type: ignore[arg-type]  # nothing is looked at before the prompt
+        operator.execute({})
     return str(caught.value)
 
 
@@ -52,12 +53,12 @@ def test_what_a_function_returns_in_place_of_a_prompt_is_told() -> None:
     async def nothing() -> None:
         return None
 
-    assert "function <lambda> has to return the prompt" in _prompt_of(lambda: 7)
-    assert "returned int 7" in _prompt_of(lambda: 7)
-    assert "function nothing has to return the prompt" in _prompt_of(nothing)
-    assert "returned NoneType None" in _prompt_of(nothing)
-    assert "returned str 'None'" in _prompt_of(lambda: "None")
-    assert "returned str ' '" in _prompt_of(lambda: " ")
+    assert "function <lambda> has to return the prompt" in _refusal_of(lambda: 7)
+    assert "returned int 7" in _refusal_of(lambda: 7)
+    assert "function nothing has to return the prompt" in _refusal_of(nothing)
+    assert "returned NoneType None" in _refusal_of(nothing)
+    assert "returned str 'None'" in _refusal_of(lambda: "None")
+    assert "returned str ' '" in _refusal_of(lambda: " ")
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_the_button_is_green_and_names_the_project(
     fill_address(pages, emulator)
     pages.fill(api_key=KEY)
     pages.open_extras()
-    pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="")
+    pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="", history_lag="")
     pages.save()
     answer, button = pages.test("llamacloud_reachable")
     assert answer["status"] is True
