@@ -43,7 +43,7 @@ def _matches(entry: str, base_url: str) -> bool:
         return ipaddress.ip_address(host) in ipaddress.ip_network(name.strip("[]"), strict=False)
     except ValueError:
         pass  # one of both is a name, or has a port
-    name, _, port = name.rpartition(":") if name.rpartition(":")[2].isdigit() else (name, "", "")
+    name, _, port = name.rpartition(":") if name.rpartition(":")[2].isdecimal() else (name, "", "")
     if port and int(port) != (parts.port or {"https": 443, "http": 80}[parts.scheme]):
         return False
     name = name.strip("[]")

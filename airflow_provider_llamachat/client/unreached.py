@@ -34,30 +34,25 @@ def why(problem: Exception, base_url: str, reason: str) -> str:
         if "407" in reason:
             return proxy_wants_a_password(base_url)
         return f"the proxy refused ({reason}). Check {named[0] if named else 'HTTPS_PROXY'} where this Airflow component is started."
+    here = "where this Airflow component is started"
+    check = "Check the connection's Base URL"
+    lost = "LlamaCloud could not be reached"
     if root(ssl.SSLCertVerificationError):
         return (
-            f"its certificate is not trusted ({reason}). Name a file with the certificates to trust in SSL_CERT_FILE where this Airflow "
-            "component is started, or correct the connection's Base URL."
+            f"LlamaCloud's certificate is not trusted ({reason}). Name a file with the certificates to trust in SSL_CERT_FILE {here}, "
+            "or correct the connection's Base URL."
         )
     if root(ssl.SSLError):
-        return (
-            f"no TLS connection could be made ({reason}). Check the scheme and the port of the connection's Base URL."
-        )
+        return f"no TLS connection to LlamaCloud could be made ({reason}). {check}: its scheme and port."
     if named is not None:
-        return (
-            f"it could not be reached: the proxy that {named[0]} names is not there ({reason}). Check {named[0]} and NO_PROXY where this "
-            "Airflow component is started."
-        )
+        return f"{lost}: the proxy that {named[0]} names is not there ({reason}). Check {named[0]} and NO_PROXY {here}."
     if root(socket.gaierror) or isinstance(problem, UnicodeError):
-        return (
-            f"it could not be reached: its name cannot be resolved ({reason}). Check the connection's Base URL, and this "
-            "machine's name service (DNS)."
-        )
+        return f"{lost}: the name in its Base URL cannot be resolved ({reason}). {check}, and this machine's name service (DNS)."
     if root(ConnectionRefusedError):
-        return f"it could not be reached: the connection was refused ({reason}). Check the connection's Base URL (host and port)."
+        return f"{lost}: the connection was refused ({reason}). {check}: its host and port."
     if root(OSError):
-        return f"it could not be reached ({reason}). Check this machine's network and firewall, and the connection's Base URL."
-    return f"it could not be reached ({reason}). Check the connection's Base URL."
+        return f"{lost} ({reason}). Check this machine's network and firewall, and the connection's Base URL."
+    return f"{lost} ({reason}). {check}."
 
 
 def causes(problem: BaseException) -> Iterator[BaseException]:

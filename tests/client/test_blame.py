@@ -227,10 +227,13 @@ def chained(*causes: BaseException) -> httpx.ConnectError:
     [
         (
             chained(ssl.SSLCertVerificationError(1, "self-signed certificate")),
-            "its certificate is not trusted.*SSL_CERT_FILE",
+            "certificate is not trusted.*SSL_CERT_FILE",
         ),
-        (chained(ssl.SSLError(1, "wrong version number")), r"no TLS connection.*Base URL"),
-        (chained(socket.gaierror(-2, "Name or service not known")), "its name cannot be resolved.*Base URL"),
+        (chained(ssl.SSLError(1, "wrong version number")), "no TLS connection.*Base URL"),
+        (
+            chained(socket.gaierror(-2, "Name or service not known")),
+            "the name in its Base URL cannot be resolved.*Base URL",
+        ),
         (chained(OSError("All attempts"), ConnectionRefusedError(111, "Connection refused")), "refused.*Base URL"),
         (
             chained(
@@ -272,7 +275,7 @@ def test_each_way_not_to_be_reached_has_its_own_cause(problem: Exception, words:
         ("https://example.com", "http://example.com", False),
         ("localhost", "http://localhost:1", True),
         ("a,*", "http://example.com", True),
-        ("[::1,,:,/", "http://example.com", False),
+        ("[::1,,:,/,a:\u00b2", "http://example.com", False),
         ("", "http://example.com", False),
     ],
 )

@@ -164,7 +164,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) is not one of us, eu"),
     ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) has to be a UUID"),
     ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
-    ({"host": "http://127.0.0.1:9"}, r"^Could not list projects: it could not be reached: the connection was refused"),
+    (
+        {"host": "http://127.0.0.1:9"},
+        r"^Could not list projects: LlamaCloud could not be reached: the connection was refused",
+    ),
     ({"host": "ftp://x"}, r"only https"),
 ]
 
