@@ -45,9 +45,6 @@ NOT_THE_API = "what answered is not LlamaCloud's API"
 
 _CHECK_BASE_URL = "Check the connection's Base URL, and that no proxy answers in LlamaCloud's place."
 
-# What the path's id is of.
-_THINGS = {"{session_id}": "chat session", "{project_id}": "project", "{index_id}": "index"}
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -144,7 +141,7 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
         )
     if status == 407:
         raise errors.RequestRefusedError(f"{begin} {unreached.proxy_wants_a_password(config.base_url)} {end}", **known)
-    thing = next((thing for name, thing in _THINGS.items() if name in call.endpoint.path), None)
+    thing = _thing(call)
     # The API knows each path and method that is asked for here, and says in JSON why it refuses. What comes from elsewhere proves
     # nothing: not that a session does not exist, nor that a sync is running.
     is_elsewhere = status == 405 or (status == 404 and thing is None)
@@ -153,6 +150,16 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
         raise errors.RequestRefusedError(f"{begin} {NOT_THE_API}{page}. {_CHECK_BASE_URL} {end}", **known)
     kind = _REFUSALS.get(status, errors.RequestRefusedError)
     raise kind(f"{begin} {_why_refused(status, thing, config)} {end}", **known)
+
+
+def _thing(call: Call) -> str | None:
+    """What a 404 may be about: the id in the path, or else one in what was sent along."""
+    things = {"{session_id}": "chat session", "{project_id}": "project", "{index_id}": "index"}
+    named = [thing for name, thing in things.items() if name in call.endpoint.path]
+    if call.body and call.body.get("index_ids"):
+        named.append("index")
+    named += [thing for thing in ("project", "organization") if f"{thing}_id" in call.query]
+    return named[0] if named else None
 
 
 def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
@@ -167,8 +174,8 @@ def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
                 "the API key may not do this. Check the key's role, and the project and organization "
                 "(the connection's Project ID and Organization ID, or the task's project_id and organization_id)."
             )
-        case 404 if thing == "project":
-            return "there is no such project. Check project_id, and that the organization is the one it belongs to."
+        case 404 if thing in {"project", "organization"}:
+            return f"there is no such {thing}. Check project_id and organization_id."
         case 404:
             return f"there is no such {thing} in this project. Check the id, and that project_id is the project it belongs to."
         case 409:

@@ -97,6 +97,28 @@ def test_what_the_api_refuses_is_blamed_on_what_it_is_about(status: str, words: 
 
 
 @pytest.mark.parametrize(
+    ("method", "values", "thing"),
+    [
+        (lambda c: c.create_session(["idx-1"]), {}, "no such index in this project"),
+        (lambda c: c.create_session(), {"project_id": PROJECT}, "no such project. Check project_id"),
+        (lambda c: list(c.list_indexes()), {"project_id": PROJECT}, "no such project. Check project_id"),
+        (projects, {"organization_id": PROJECT}, "no such organization. Check"),
+        (lambda c: c.get_project(PROJECT), {}, "no such project. Check project_id"),
+        (lambda c: c.get_index("idx-1"), {}, "no such index in this project"),
+        (
+            lambda c: list(c.stream_message("ses-1", "Why?", index_ids=["idx-1"])),
+            {},
+            "no such chat session in this project",
+        ),
+    ],
+)
+def test_what_does_not_exist_is_named(method: Callable[[Any], Any], values: dict[str, Any], thing: str) -> None:
+    problem = meets(method, http(b'{"detail": "Not found"}', "404 X"), **values)
+    assert isinstance(problem, errors.NotFoundError)
+    assert f": there is {thing}" in str(problem)
+
+
+@pytest.mark.parametrize(
     ("method", "values", "words", "not_words"),
     [
         (lambda c: c.get_project(PROJECT), {}, f"(project {PROJECT})", "default project"),
