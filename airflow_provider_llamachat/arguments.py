@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
 MAX_ID = 512
-"""Characters of an id at the most: far more than any has, and few enough for a URL."""
+"""Characters of an id at most: far more than any has, and few enough for a URL."""
 
 _NOTHING = {"", "None", "null"}
 
@@ -44,14 +45,19 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
     elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | dict):
         items = list(value)
     else:
-        raise InvalidArgumentError(f"{name} has to be a list of index ids, got {type(value).__name__} {_shown(value)}.")
+        raise InvalidArgumentError(f"{name} has to be a list of index ids, got {_given(value)}")
     for position, item in enumerate(items):
-        if not isinstance(item, str) or not item.strip():
+        if not isinstance(item, str) or is_nothing(item):
             raise InvalidArgumentError(
-                f"{name}[{position}] has to be an index id (a string that is not empty), got {type(item).__name__} {_shown(item)}."
+                f"{name}[{position}] has to be an index id (a string that is not empty), got {_given(item)}"
             )
         if len(item) > MAX_ID or not _is_text(item):
             raise InvalidArgumentError(f"{name}[{position}] is no index id: {_shown(item)} ({len(item)} characters).")
+        if len(several := re.split(r"[\s,;]+", item.strip())) > 1:
+            place = name if isinstance(value, str) else f"{name}[{position}]"
+            raise InvalidArgumentError(
+                f"{place} holds several ids in one text. Write a list: {excerpt(json.dumps(several), limit=200)}."
+            )
     return list(dict.fromkeys(item.strip() for item in items))
 
 
@@ -60,47 +66,66 @@ def parsed_list(text: str, name: str) -> list[Any]:
 
     :raises InvalidArgumentError: it is neither a JSON nor a Python list.
     """
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            parsed = parse(text)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-        if isinstance(parsed, list | tuple):
-            return list(parsed)
+    parsed = _parsed(text)
+    if isinstance(parsed, list | tuple):
+        return list(parsed)
     raise InvalidArgumentError(
         f'{name} has to be a list, and this is neither a JSON nor a Python list: {_shown(text)}. Write it like ["one", "two"].'
     )
 
 
+def _parsed(text: str) -> Any:
+    """What a rendered template stands for, read as JSON or as Python; None when it is neither."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def connection_id(value: Any) -> str:
+    """Return ``value`` as the id of an Airflow connection.
+
+    :raises InvalidArgumentError: it is not a string, or blank, or what None renders to.
+    """
+    if not isinstance(value, str) or is_nothing(value):
+        raise InvalidArgumentError(f"llamacloud_conn_id has to be the id of an Airflow connection, got {_given(value)}")
+    return value
+
+
 def session_id(value: Any) -> str:
     """Return ``value`` as a session id; a whole session, as ``CreateChatSessionOperator`` returns it, stands for its id.
 
-    The latter is for mapped tasks: Airflow maps over return values only, not over XComs with another key.
+    The latter is for mapped tasks: Airflow maps over return values only, not over XComs with another key. A session that a template
+    rendered to text is understood too.
 
     :raises InvalidArgumentError: it is not a string, or empty, or what an XCom that was never pushed renders to.
     """
-    if isinstance(value, Mapping):
-        value = value.get("session_id")
-    if not isinstance(value, str) or is_nothing(value):
+    found = value
+    if isinstance(found, str) and found.strip().startswith(("{", "[", "(")):
+        found = _parsed(found.strip())
+    if isinstance(found, Mapping):
+        found = found.get("session_id")
+    if not isinstance(found, str) or is_nothing(found):
         raise InvalidArgumentError(
-            f"session_id has to be the id of a chat session, got {type(value).__name__} {_shown(value)}. "
+            f"session_id has to be the id of a chat session, got {_given(value)} "
             'Take it from the task that created the session: create.output["session_id"].'
         )
-    return value.strip()
+    return found.strip()
 
 
 def prompt(value: Any) -> str:
     """Return ``value`` as a prompt, unchanged.
 
-    :raises InvalidArgumentError: it is not a string, or blank, or contains half a surrogate pair, which can not be sent as UTF-8.
+    :raises InvalidArgumentError: it is not a string, or blank, or what None renders to, or contains half a surrogate pair, which
+        cannot be sent as UTF-8.
     """
-    if not isinstance(value, str) or not value.strip():
-        raise InvalidArgumentError(
-            f"prompt has to be text that is not blank, got {type(value).__name__} {_shown(value)}."
-        )
+    if not isinstance(value, str) or is_nothing(value):
+        raise InvalidArgumentError(f"prompt has to be text that is not blank, got {_given(value)}")
     if not _is_text(value):
         raise InvalidArgumentError(
-            "prompt contains half of a surrogate pair: it was cut or decoded wrongly and can not be sent."
+            "prompt contains half of a surrogate pair: it was cut or decoded wrongly and cannot be sent."
         )
     return value
 
@@ -158,6 +183,19 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _given(value: Any) -> str:
+    """The rest of a sentence about a value of the wrong kind, with how a template comes to give it."""
+    shown = f"{type(value).__name__} {_shown(value)}."
+    if value is None or (isinstance(value, str) and value.strip() and is_nothing(value)):
+        return f"{shown} A template that finds nothing renders to this: check what it refers to."
+    if isinstance(value, int | float | list | tuple | dict | set):
+        return (
+            f"{shown} With render_template_as_native_obj=True, Airflow turns rendered text that looks like a Python value into that "
+            "value: write some words around it, or set render_template_as_native_obj=False on the Dag."
+        )
+    return shown
 
 
 def _shown(value: Any) -> str:

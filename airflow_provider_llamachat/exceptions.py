@@ -5,13 +5,13 @@
     LlamaCloudError                          the root (an AirflowException)
     ├── LlamaCloudConfigError            [F] the connection or an argument is wrong; no request was sent
     │   ├── InvalidApiKeyError           [F] the key is missing, masked (``***``) or not printable ASCII
-    │   └── InvalidArgumentError         [F] a session id, an index list, a UUID, a number … is not usable (a ValueError)
+    │   └── InvalidArgumentError         [F] a prompt, a session id, an index list, a UUID, a number … is not usable (a ValueError)
     ├── LlamaCloudTaskStateError             Airflow could not keep what a retry has to know; nothing was sent
-    ├── LlamaCloudConnectionError            no complete answer: DNS, TLS, connect, reset, truncated body
+    ├── LlamaCloudConnectionError            no complete answer: DNS, TLS, proxy, connect, reset, truncated body
     │   └── LlamaCloudTimeoutError           no answer in time
     ├── LlamaCloudProtocolError              an answer that is not LlamaCloud's: a redirect, HTML, broken JSON
     ├── LlamaCloudStatusError                the server answered with an error status
-    │   ├── RequestRefusedError          [F] a refusal that no retry will change
+    │   ├── RequestRefusedError          [F] a refusal that no retry will change, by LlamaCloud or by what answers in its place
     │   │   ├── AuthenticationError      [F] 401
     │   │   ├── PaymentRequiredError     [F] 402
     │   │   ├── PermissionDeniedError    [F] 403
@@ -29,7 +29,7 @@
     └── ChatBatchError                       about a whole batch (some items failed, or nothing was started)
         └── ChatBatchRefusedError        [F] every prompt of a batch was refused, and would be refused again
 
-``[F]`` marks the classes that also are Airflow's ``AirflowFailException``: the task fails at once and burns no retry, because
+``[F]`` marks the classes that also are Airflow's ``AirflowFailException``: the task fails at once and uses up no retry, because
 the same request would be refused again. All others leave the decision to the task's ``retries``.
 
 Each carries ``status`` (HTTP status or None), ``request_id`` (the server's, for a support ticket), ``session_id`` and
@@ -76,11 +76,11 @@ class LlamaCloudError(AirflowException):
 
 
 class LlamaCloudConfigError(LlamaCloudError, AirflowFailException):
-    """The connection or an argument can not work as it is. No request was sent."""
+    """The connection or an argument cannot work as it is. No request was sent."""
 
 
 class InvalidApiKeyError(LlamaCloudConfigError):
-    """The connection's password can not be an API key. The message never contains its value."""
+    """The connection's password cannot be an API key. The message never contains its value."""
 
 
 class InvalidArgumentError(LlamaCloudConfigError, ValueError):
@@ -129,7 +129,11 @@ class LlamaCloudStatusError(LlamaCloudError):
 
 
 class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):
-    """The server refused the request, and would refuse it again."""
+    """The request was refused, and would be refused again.
+
+    This class itself stands for a 4xx that has no class of its own, and for any 4xx that does not come from LlamaCloud's API (an HTML
+    page, a path that the API knows): such a 404 is no proof that a session does not exist.
+    """
 
 
 class AuthenticationError(RequestRefusedError):

@@ -77,9 +77,25 @@ def _reason(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
 
 
+def _text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else str(value)
+
+
+def _fields(value: Any) -> Any:
+    return value if isinstance(value, dict | BaseModel) else {}
+
+
+def _optional_verdict(value: Any) -> bool | None:
+    return None if value is None else _verdict(value)
+
+
 Count = Annotated[int | None, BeforeValidator(_count)]
 Texts = Annotated[list[str] | None, BeforeValidator(_texts)]
 Reason = Annotated[str | None, BeforeValidator(_reason)]
+Text = Annotated[str | None, BeforeValidator(_text)]
+OptionalVerdict = Annotated[bool | None, BeforeValidator(_optional_verdict)]
 
 
 class Usage(ApiModel):
@@ -94,7 +110,7 @@ class Usage(ApiModel):
 class JobMetadata(Usage):
     """Usage and outcome of a session's most recent turn."""
 
-    is_error: Annotated[bool | None, BeforeValidator(lambda value: None if value is None else _verdict(value))] = None
+    is_error: OptionalVerdict = None
     error: Reason = None
     export_config_ids: Texts = None
 
@@ -155,9 +171,7 @@ class ToolResultEvent(Event):
 class StopEvent(Event):
     """The end of a turn. ``is_error`` is the verdict: HTTP 200 alone says nothing."""
 
-    usage: Annotated[Usage, BeforeValidator(lambda value: value if isinstance(value, dict | Usage) else {})] = Field(
-        default_factory=Usage
-    )
+    usage: Annotated[Usage, BeforeValidator(_fields)] = Field(default_factory=Usage)
     is_error: Annotated[bool, BeforeValidator(_verdict)] = False
     error: Reason = None
     skipped_index_ids: Texts = None
@@ -210,11 +224,14 @@ class SessionSummary(ApiModel):
     """
 
     session_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
-    last_updated_at: str | None = None
-    generated_title: str | None = None
+    last_updated_at: Text = None
+    generated_title: Text = None
     index_ids: Annotated[list[str] | None, Field(fail_fast=True)] = None
-    job_metadata: JobMetadata | None = None
-    shared_access: str | None = None
+    # Whatever it is: a session that has any was asked before.
+    job_metadata: Annotated[
+        JobMetadata | None, BeforeValidator(lambda value: None if value is None else _fields(value))
+    ] = None
+    shared_access: Text = None
 
 
 class Session(SessionSummary):
@@ -236,16 +253,16 @@ class Project(ApiModel):
     """A LlamaCloud project."""
 
     id: str
-    name: str
+    name: Annotated[str, BeforeValidator(lambda value: _text(value) or "")] = ""
     organization_id: str | None = None
-    is_default: bool = False
+    is_default: Annotated[bool, BeforeValidator(_verdict)] = False
 
 
 class IndexMetadata(ApiModel):
     """Build state of an index. Only ``ready`` and ``failed`` are stable values of ``status``."""
 
-    status: str | None = None
-    error_message: str | None = None
+    status: Text = None
+    error_message: Reason = None
 
 
 class Index(ApiModel):
@@ -255,12 +272,12 @@ class Index(ApiModel):
     FAILED: ClassVar[str] = "failed"
 
     id: str
-    name: str | None = None
+    name: Text = None
     project_id: str | None = None
-    metadata: IndexMetadata = Field(default_factory=IndexMetadata)
-    last_synced_at: str | None = None
-    last_exported_at: str | None = None
-    sync_in_progress: bool | None = None
+    metadata: Annotated[IndexMetadata, BeforeValidator(_fields)] = Field(default_factory=IndexMetadata)
+    last_synced_at: Text = None
+    last_exported_at: Text = None
+    sync_in_progress: OptionalVerdict = None
 
 
 class IndexPage(ApiModel):

@@ -39,17 +39,18 @@ CONNECTION_TYPE: dict[str, Any] = {
         "project_id": {
             "label": "Project ID",
             "description": "UUID of the project that calls work in. Empty: the default project of the key.",
-            "schema": {"type": ["string", "null"]},
+            "schema": {"type": ["string", "null"], "format": "uuid"},
         },
         "organization_id": {
             "label": "Organization ID",
             "description": "UUID of the organization. Empty: the organization of the key.",
-            "schema": {"type": ["string", "null"]},
+            "schema": {"type": ["string", "null"], "format": "uuid"},
         },
         "timeout": {
             "label": "Timeout (s)",
-            "description": "Seconds without a byte before a read fails. Empty: 60.",
-            "schema": {"type": ["number", "null"], "minimum": 0},
+            "description": "Seconds without a byte before a read fails; above 0. Empty: 60.",
+            # The form's number field looks at "minimum" alone.
+            "schema": {"type": ["number", "null"], "minimum": 0, "exclusiveMinimum": 0},
         },
         "max_retries": {
             "label": "Max retries",

@@ -6,18 +6,37 @@ import base64
 import functools
 import html
 import re
-from urllib.parse import quote
+from typing import Any
 
 MAX_EXCERPT = 500
-"""Characters of foreign text that an error message or a log line quotes at the most."""
+"""Characters of foreign text that an error message or a log line quotes at most."""
 
 MAX_MESSAGE = 2400
-"""Characters of an exception's message at the most."""
+"""Characters of an exception's message at most."""
 
-# Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers).
-_CREDENTIALS = re.compile(r"(?i)\bbearer\s+[^\s\"',;<>]+|\bllx-[A-Za-z0-9_\-]+")
+# Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
+_CREDENTIALS = re.compile(
+    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
+)
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]+")
+
+
+_MAX_KNOWN = 32
+# Characters of a secret at the least: what is shorter would blot out words wherever it stands.
+_MIN_KNOWN = 8
+_known: tuple[str, ...] = ()
+
+
+def remember(secret: str) -> None:
+    """Have :func:`scrub` replace ``secret`` from now on in every text of this process; the clients do this with their keys.
+
+    The last 32 are known; what is shorter than 8 characters is not, because it could be part of any word.
+    """
+    global _known  # noqa: PLW0603  # one list for the process, replaced as a whole: no lock is needed
+    if len(secret) >= _MIN_KNOWN and secret not in _known:
+        _known = (*_known, secret)[-_MAX_KNOWN:]
 
 
 def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MAX_EXCERPT) -> str:
@@ -25,10 +44,11 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
 
     :param text: foreign text; bytes are read as UTF-8, what is not becomes a replacement character.
     :param secrets: values that must not appear, however a program writes them (see :func:`scrub`).
-    :param limit: characters at the most; a cut is marked with how much was left out.
+    :param limit: characters at most; a cut is marked with how much was left out.
     """
     # Only the part that can be shown is worked on, with room for what redaction removes: a hostile body is never scanned whole.
-    window = limit * 4
+    margin = _LONGEST * max(map(len, (*secrets, *_known)), default=0)
+    window = limit * 4 + margin
     total = len(text)
     head = text[:window]
     if isinstance(head, bytes):
@@ -36,22 +56,29 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
         head = head.replace(b"\x00", b"").decode("utf-8", errors="replace")
     cut = total > window
     head = scrub(head, secrets)
-    if cut and secrets:
-        # A secret may straddle the window's edge; dropping a possible prefix of it costs a few characters of foreign text.
-        head = head[: max(0, len(head) - max(len(form) for secret in secrets for form in ("", *_forms(secret))))]
+    if cut:
+        # A secret may straddle the window's edge: its beginning is not recognized.
+        head = head[: max(0, len(head) - margin)]
     head = _UNPRINTABLE.sub(" ", head).strip()
     if len(head) > limit or cut:
         return f"{head[:limit]}… ({total} in all)"
     return head
 
 
+def describe(value: Any) -> str:
+    """Return what ``value`` is without quoting it: for a field that may hold a secret because it was pasted into the wrong place."""
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
 def scrub(text: str, secrets: tuple[str, ...]) -> str:
-    """Replace each of ``secrets`` in ``text`` by ``***`` without shortening it.
+    """Replace each of ``secrets``, and what :func:`remember` knows, in ``text`` by ``***`` without shortening it.
 
     Also as a URL, JSON, source code, HTML, Base64 (of an ``Authorization: Basic`` header as well) and hexadecimal digits would hold
-    them, in upper or lower case; and whatever looks like one of LlamaCloud's keys.
+    them, in upper or lower case; and whatever looks like one of LlamaCloud's keys or a bearer token.
     """
-    for secret in secrets:
+    for secret in {*secrets, *_known}:
         if secret:
             text = _pattern(secret).sub("***", text)
     return _CREDENTIALS.sub("***", text)
@@ -63,21 +90,35 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-@functools.lru_cache(maxsize=16)
+# Characters that one character of a secret takes at most: ``\\\\u002f``, ``%25252f``, ``&#x2F;``.
+_LONGEST = 8
+
+
+@functools.lru_cache(maxsize=2 * _MAX_KNOWN)
 def _pattern(secret: str) -> re.Pattern[str]:
-    # Any number of backslashes: JSON in JSON, and the representation of bytes in it, escape what was escaped.
-    forms = ("".join(char if char.isalnum() else rf"\\*{re.escape(char)}" for char in form) for form in _forms(secret))
+    # Each character by itself may be written in any notation, because programs differ in which ones they leave as they are.
+    forms = ["".join(map(_character, secret)), *map(re.escape, _encodings(secret))]
     return re.compile("|".join(forms), re.IGNORECASE)
 
 
-@functools.lru_cache(maxsize=16)
-def _forms(secret: str) -> tuple[str, ...]:
+def _character(char: str) -> str:
+    # Backslashes: JSON in JSON, and the representation of bytes in it, escape what was escaped. %25 is an escaped %.
+    code = ord(char)
+    percent = "".join(f"%(?:25){{0,2}}{byte:02x}" for byte in char.encode("utf-8", "replace"))
+    escaped = html.escape(char)
+    entity = escaped[1:] if escaped != char else f"#{code};"
+    backslashes = "" if char.isalnum() else r"\\{0,15}"
+    return rf"(?:{backslashes}{re.escape(char)}|{percent}|\\{{1,15}}u{code:04x}|&(?:amp;)?(?:#0*{code};|#x0*{code:x};|{entity}))"
+
+
+@functools.lru_cache(maxsize=2 * _MAX_KNOWN)
+def _encodings(secret: str) -> tuple[str, ...]:
     raw = secret.encode("utf-8", "replace")
-    forms = {secret, quote(secret, safe=""), html.escape(secret), raw.hex()}
+    forms = {raw.hex()}
     for before in range(3):
         # In Base64 the same bytes look different at each of three offsets; the digits that mix with their neighbours are left out.
         digits = base64.b64encode(b"\x00" * before + raw).decode().rstrip("=")
         middle = digits[(0, 2, 3)[before] : len(digits) - (1 if (before + len(raw)) % 3 else 0)]
         if len(middle) >= 8:
             forms |= {middle, middle.replace("+", "-").replace("/", "_")}
-    return tuple(sorted(filter(None, forms), key=len, reverse=True))
+    return tuple(sorted(forms, key=len, reverse=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import math
 import os
 import re
 import ssl
@@ -12,8 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from airflow_provider_llamachat.exceptions import InvalidApiKeyError, InvalidArgumentError, LlamaCloudConfigError
-from airflow_provider_llamachat.redaction import excerpt
+from airflow_provider_llamachat.exceptions import (
+    InvalidApiKeyError,
+    InvalidArgumentError,
+    LlamaCloudConfigError,
+    LlamaCloudConnectionError,
+)
+from airflow_provider_llamachat.provider_info import CONNECTION_TYPE
+from airflow_provider_llamachat.redaction import describe, excerpt, remember
 
 REGIONS = {"us": "https://api.cloud.llamaindex.ai", "eu": "https://api.cloud.eu.llamaindex.ai"}
 """Base URL of each region. An API key belongs to one of them."""
@@ -49,6 +57,9 @@ class ClientConfig:
     total_timeout: float = 300.0
     history_lag: float = DEFAULT_HISTORY_LAG
 
+    def __post_init__(self) -> None:
+        remember(self.api_key)
+
     @classmethod
     def build(
         cls,
@@ -66,17 +77,17 @@ class ClientConfig:
     ) -> ClientConfig:
         """Check values as people enter them (strings, blanks, missing ones) and make a configuration of them.
 
-        :raises InvalidApiKeyError: the key can not be one.
+        :raises InvalidApiKeyError: the key cannot be one.
         :raises LlamaCloudConfigError: another value is not usable; the message names it.
         """
         return cls(
             api_key=checked_api_key(api_key),
             base_url=base_url(host, port=port, scheme=scheme, region=region),
-            project_id=checked_uuid("project_id", project_id),
-            organization_id=checked_uuid("organization_id", organization_id),
-            timeout=_number("timeout", timeout, DEFAULT_TIMEOUT, minimum=0.001),
-            max_retries=int(_number("max_retries", max_retries, DEFAULT_MAX_RETRIES, minimum=0, whole=True)),
-            history_lag=_number("history_lag", history_lag, DEFAULT_HISTORY_LAG, minimum=0),
+            project_id=checked_uuid(_field("project_id"), project_id),
+            organization_id=checked_uuid(_field("organization_id"), organization_id),
+            timeout=_number("timeout", timeout, DEFAULT_TIMEOUT),
+            max_retries=int(_number("max_retries", max_retries, DEFAULT_MAX_RETRIES)),
+            history_lag=_number("history_lag", history_lag, DEFAULT_HISTORY_LAG),
         )
 
     @property
@@ -96,7 +107,7 @@ def checked_api_key(api_key: str | None) -> str:
 
     :raises InvalidApiKeyError: value-free, for a key that is missing, masked or could not be sent in a header.
     """
-    where = "Enter the key in the connection's password field (API Key)."
+    where = "Enter the key in the connection's field API Key (its password)."
     if not isinstance(api_key, str) or not (key := api_key.strip()):
         raise InvalidApiKeyError(f"The LlamaCloud connection has no API key. {where}")
     if not key.strip("*"):
@@ -124,35 +135,35 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
         name = ("" if region is None else str(region)).strip().lower() or DEFAULT_REGION
         if name not in REGIONS:
             raise LlamaCloudConfigError(
-                f"The connection's region {excerpt(name, limit=40)!r} is not known. "
-                f"Use one of {', '.join(REGIONS)}, or enter the base URL as Host."
+                f"{_field('region')} is not one of {', '.join(REGIONS)}; it holds {describe(region)}. "
+                "Choose the region that the API key was made in, or enter a Base URL."
             )
         return REGIONS[name]
-    if re.match(r"(?i)(https?://)?llx-", text):
+    if re.match(r"(?i)(https?://)?(llx-|[a-z0-9_]{32,}/*$)", text):
         raise LlamaCloudConfigError(
-            "The connection's Host looks like an API key. The key goes into the password (API Key); leave Host empty and choose a region."
+            "The connection's Base URL looks like an API key. Enter the key in the field API Key; leave Base URL empty and choose a Region."
         )
     if "://" not in text:
         chosen = (scheme or "").strip().lower()
         text = f"{chosen if chosen in {'http', 'https'} else 'https'}://{text}"
-    advice = "Enter the connection's Host like https://api.cloud.llamaindex.ai, or leave it empty and choose a region."
+    advice = "Enter a Base URL like https://api.cloud.llamaindex.ai, or leave it empty and choose a Region."
     try:
         parts = urlsplit(text)
         own_port = parts.port
     except ValueError:
-        raise LlamaCloudConfigError(f"The connection's Host is not a URL. {advice}") from None
+        raise LlamaCloudConfigError(f"The connection's Base URL is not a URL. {advice}") from None
     if parts.username is not None or parts.password is not None:
         raise LlamaCloudConfigError(
-            f"The connection's Host contains user information (…@host). {advice} The key goes into the password."
+            f"The connection's Base URL contains user information (…@host). {advice} The key goes into the field API Key."
         )
     if parts.scheme.lower() not in {"http", "https"}:
         raise LlamaCloudConfigError(
-            f"The connection's Host has the scheme {parts.scheme[:20]!r}; only https (or http) works. {advice}"
+            f"The connection's Base URL has a scheme that does not work: only https (or http) does. {advice}"
         )
     if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-_:%\[\]]+", parts.netloc):
-        raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
+        raise LlamaCloudConfigError(f"The connection's Base URL is not a plain base URL. {advice}")
     if own_port == 0 or parts.hostname in {"http", "https"}:
-        raise LlamaCloudConfigError(f"The connection's Host is not a plain base URL. {advice}")
+        raise LlamaCloudConfigError(f"The connection's Base URL is not a plain base URL. {advice}")
     # What was copied from an example of the API may name a call as well.
     path = re.sub(r"(?i)/api(/v1(/.*)?)?$", "", parts.path.rstrip("/"))
     # A default port that is written out is dropped, so that a region's base URL is still known as the region's.
@@ -174,24 +185,31 @@ def checked_uuid(name: str, value: Any) -> str | None:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value).strip()))
     except ValueError:
         raise InvalidArgumentError(
-            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {excerpt(str(value), limit=60)!r}."
+            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {describe(value)}."
         ) from None
 
 
-def _number(name: str, value: Any, default: float, *, minimum: float, whole: bool = False) -> float:
+def _field(name: str) -> str:
+    return f"The connection's {CONNECTION_TYPE['conn-fields'][name]['label']} (extra field {name})"
+
+
+def _number(name: str, value: Any, default: float) -> float:
+    """Read a number within the limits that the form states."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return default
-    kind = "a whole number" if whole else "a number"
+    schema = CONNECTION_TYPE["conn-fields"][name]["schema"]
+    whole, least, above = "integer" in schema["type"], schema["minimum"], schema.get("exclusiveMinimum")
     try:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    if not minimum <= number < float("inf") or (whole and number != int(number)):
+    if not least <= number < float("inf") or number == above or (whole and number != int(number)):
+        limit = f"of at least {least}" if above is None else f"above {above}"
         raise LlamaCloudConfigError(
-            f"The connection's {name} has to be {kind} of at least {minimum:g}, got {excerpt(str(value), limit=40)!r}. "
-            "Correct it in the connection's extra fields."
+            f"{_field(name)} has to be a {'whole ' if whole else ''}number {limit}, "
+            f"got {describe(value) if math.isnan(number) else f'{number:g}'}. Correct it in the connection."
         )
     return number
 
@@ -205,6 +223,17 @@ def _is_loopback(hostname: str) -> bool:
         return False
 
 
+OUT_OF_FILES = (
+    "this process has too many open files. Run fewer tasks or triggers in it, or raise its limit (ulimit -n) where this Airflow "
+    "component is started."
+)
+
+
+def is_out_of_files(problem: BaseException) -> bool:
+    """Whether the operating system refused this process another file or socket."""
+    return isinstance(problem, OSError) and problem.errno in {errno.EMFILE, errno.ENFILE}
+
+
 _contexts: dict[tuple[str | None, str | None], ssl.SSLContext] = {}
 _contexts_lock = threading.Lock()
 
@@ -215,6 +244,7 @@ def ssl_context() -> ssl.SSLContext:
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` are honoured as by httpx; a change of theirs gives a new context.
 
     :raises LlamaCloudConfigError: they name nothing that can be read.
+    :raises LlamaCloudConnectionError: this process has too many open files.
     """
     import httpx
 
@@ -224,11 +254,15 @@ def ssl_context() -> ssl.SSLContext:
             try:
                 _contexts[key] = httpx.create_ssl_context()
             except OSError as problem:  # a file that is not there, or (SSLError) holds no certificates
+                if is_out_of_files(problem):
+                    raise LlamaCloudConnectionError(
+                        f"No HTTP client can be made: {OUT_OF_FILES}", accepted=False
+                    ) from None
                 named = ", ".join(
                     f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)
                 )
                 raise LlamaCloudConfigError(
-                    f"The certificates that this process' environment names can not be read ({excerpt(named, limit=300)}): "
+                    f"The certificates that this process' environment names cannot be read ({excerpt(named, limit=300)}): "
                     f"{excerpt(str(problem), limit=200)}. Correct them where this Airflow component is started."
                 ) from None
         return _contexts[key]

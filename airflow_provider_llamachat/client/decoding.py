@@ -21,7 +21,7 @@ PIECE = 1024 * 1024
 """Bytes that are unpacked at once; between two pieces the readers compare what they have with their bounds."""
 
 MAX_ELEMENTS = 2_000_000
-"""Values in one JSON document at the most: three bytes of it can cost two hundred of memory."""
+"""Values in one JSON document at most: three bytes of it can cost two hundred of memory."""
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[,\[{]')
 _ESCAPES = re.compile(

@@ -14,6 +14,7 @@ from airflow_provider_llamachat import __version__, endpoints
 from airflow_provider_llamachat.client import decoding
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context
 from airflow_provider_llamachat.client.deadlines import NotSentError
+from airflow_provider_llamachat.client.proxies import proxy_for
 from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
 from airflow_provider_llamachat.redaction import excerpt
@@ -44,20 +45,24 @@ def http_client(kind: type[Http], config: ClientConfig, **options: Any) -> Http:
         "Accept-Encoding": decoding.ACCEPTED,
         "User-Agent": f"airflow-provider-llamachat/{__version__} httpx/{httpx.__version__}",
     }
+    named = proxy_for(config.base_url)
     try:
         return kind(
             base_url=config.base_url,
             headers=headers,
             verify=ssl_context(),
             follow_redirects=False,
+            # httpx' own reading of the environment fails over a range of addresses in NO_PROXY.
+            trust_env=False,
+            proxy=named[1] if named else None,
             cookies=_NoCookies(),
             **options,
         )
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as problem:
         reason = re.sub(r"//[^/@\s]*@", "//…@", str(problem))  # a proxy's URL may hold a password
         raise LlamaCloudConfigError(
-            f"No HTTP client can be made with the proxies that this process' environment names: {excerpt(reason, limit=200)} "
-            "Correct HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or NO_PROXY where this Airflow component is started."
+            f"No HTTP client can be made with the proxy that {named[0] if named else 'the environment'} names: "
+            f"{excerpt(reason, limit=200)} Correct that variable where this Airflow component is started."
         ) from None
 
 

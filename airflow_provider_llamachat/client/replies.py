@@ -17,16 +17,18 @@ import httpx
 from pydantic import ValidationError
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client.config import REGIONS, ClientConfig
+from airflow_provider_llamachat.client import unreached
+from airflow_provider_llamachat.client.config import OUT_OF_FILES, REGIONS, ClientConfig, is_out_of_files
 from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
 from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.client.http import LOCATION
-from airflow_provider_llamachat.endpoints import Call
+from airflow_provider_llamachat.client.proxies import proxy_for
+from airflow_provider_llamachat.endpoints import GET_PROJECT, LIST_PROJECTS, Call
 from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of one answer that are read at the most: far above any session history, far below a worker's memory."""
+"""Bytes of one answer that are read at most: far above any session history, far below a worker's memory."""
 
 TRANSPORT_PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError)
 """What httpx and the layers below it raise; UnicodeError comes from host names that no name server could be asked for."""
@@ -46,12 +48,10 @@ _REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
     422: errors.UnprocessableError,
 }
 
-_ADVICE = {
-    402: "The organization has no credits left: top them up, or use another organization.",
-    403: "The API key may not do this here: check project_id and organization_id, and the key's role.",
-    404: "Check the id, and that project_id is the project it belongs to.",
-    409: "The session or index is busy with, or already in, another state: wait for that, or use another session.",
-}
+NOT_THE_API = "what answered is not LlamaCloud's API"
+"""How the message about an answer of something else begins to name its cause."""
+
+_CHECK_BASE_URL = "Check the connection's Base URL, and that no proxy answers in LlamaCloud's place."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,18 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     endpoint = call.endpoint
     if endpoint.answer is None:
         # Nothing is expected here, so only what is certainly not the API's is refused: the page of a proxy or a log-in.
-        if "html" in reply.headers.get("content-type", "").lower():
+        if _is_page(reply):
             raise _not_the_apis(call, reply, config, "it is an HTML page")
         return None
     try:
         data = parse_json(reply.body)
+        if not isinstance(data, list if endpoint.many else dict):
+            raise _not_the_apis(
+                call,
+                reply,
+                config,
+                f"it is JSON, but {_kind(data)} in place of {'a list' if endpoint.many else 'an object'}",
+            )
         if endpoint.many:
             return [endpoint.answer.model_validate(item) for item in data]
         answer = endpoint.answer.model_validate(data)
@@ -88,7 +95,7 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
         wrong = problem.errors(include_url=False, include_context=False, include_input=False)[:3]
         what = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in wrong)
     except (ValueError, TypeError) as problem:
-        what = f"it is not JSON: {problem}"
+        what = f"it cannot be read as JSON: {problem}"
     else:
         if not _is_of_another_session(answer, call):
             return answer
@@ -100,8 +107,7 @@ def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> 
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises "
         f"({_safe(what, config, 300)}). "
-        f"Check that the connection's Host is LlamaCloud and that no proxy answers in its place. "
-        f"The answer begins: {_quoted(reply.body, config)}",
+        f"{_CHECK_BASE_URL} The answer begins: {_quoted(reply.body, config)}",
         **_known(call, reply, config),
     )
 
@@ -119,40 +125,91 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     if 200 <= status < 300:
         return
     known = _known(call, reply, config)
-    begin = f"Could not {purpose(call)}: {where(call, config)} answered {status}"
+    begin = f"Could not {purpose(call)}:"
+    detail = error_detail(reply, config)
+    ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
+    end = f"{where(call, config)} answered {status}{f' ({detail})' if detail else ''}.{ticket}"
+    wait = retry_after(reply.headers)
     if status < 200:
-        raise errors.LlamaCloudProtocolError(f"{begin}, which ends no request. Check the connection's Host.", **known)
-    if 300 <= status < 400:
-        location = reply.headers.get(LOCATION, "")
+        raise errors.LlamaCloudProtocolError(f"{begin} {NOT_THE_API}. {_CHECK_BASE_URL} {end}", **known)
+    if status < 400:
+        location = excerpt(reply.headers.get(LOCATION, ""), secrets=(config.api_key,), limit=200)
         raise errors.LlamaCloudProtocolError(
-            f"{begin}, a redirect to {excerpt(location, secrets=(config.api_key,), limit=200)!r}. It was not followed, because the API key "
-            "would travel along. Check the connection's Host.",
+            f"{begin} what answered is a redirect to {location!r}. It was not followed, because the API key would travel along. "
+            f"{_CHECK_BASE_URL} {end}",
             **known,
         )
-    detail = error_detail(reply, config)
-    message = f"{begin}{f' ({detail})' if detail else ''}."
-    ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
-    if status == 401:
-        raise errors.AuthenticationError(f"{message} {_key_advice(config)}{ticket}", **known)
-    if refusal := _REFUSALS.get(status):
-        raise refusal(f"{message} {_ADVICE.get(status, 'Correct the fields named.')}{ticket}", **known)
-    wait = retry_after(reply.headers)
     if status == 429:
         raise errors.RateLimitError(
-            f"{message} Too many requests (free plans allow 20 a minute): ask less often, or let fewer tasks run at once "
-            f"(an Airflow pool does that).{ticket}",
+            f"{begin} too many requests (free plans allow 20 a minute). Ask less often, or let fewer tasks run at once "
+            f"(an Airflow pool does that). {end}",
             retry_after=wait,
             **known,
         )
     if status == 408:
         raise errors.LlamaCloudTimeoutError(
-            f"{message} The server, or a proxy before it, gave up waiting; later it may work.{ticket}", **known
+            f"{begin} the server, or a proxy before it, gave up waiting. A retry may work. {end}", **known
         )
     if status >= 500 or status == 425:
         raise errors.ServerError(
-            f"{message} The server, or a proxy before it, failed; later it may work.{ticket}", retry_after=wait, **known
+            f"{begin} the server, or a proxy before it, failed. A retry may work. {end}", retry_after=wait, **known
         )
-    raise errors.RequestRefusedError(f"{message} The request is not one this server takes.{ticket}", **known)
+    if status == 407:
+        raise errors.RequestRefusedError(f"{begin} {unreached.proxy_wants_a_password(config.base_url)} {end}", **known)
+    thing = _thing(call)
+    # The API knows each path and method that is asked for here, and says in JSON why it refuses. What comes from elsewhere proves
+    # nothing: not that a session does not exist, nor that a sync is running.
+    is_elsewhere = status == 405 or (status == 404 and thing is None)
+    if is_elsewhere or _is_page(reply) or (status in {403, 404} and not _has_detail(reply)):
+        page = ", but an HTML page" if _is_page(reply) else ""
+        raise errors.RequestRefusedError(f"{begin} {NOT_THE_API}{page}. {_CHECK_BASE_URL} {end}", **known)
+    kind = _REFUSALS.get(status, errors.RequestRefusedError)
+    raise kind(f"{begin} {_why_refused(status, thing, config)} {end}", **known)
+
+
+def _thing(call: Call) -> str | None:
+    """What a 404 may be about: the id in the path, or else one in what was sent along."""
+    things = {"{session_id}": "chat session", "{project_id}": "project", "{index_id}": "index"}
+    named = [thing for name, thing in things.items() if name in call.endpoint.path]
+    if call.body and call.body.get("index_ids"):
+        named.append("index")
+    named += [thing for thing in ("project", "organization") if f"{thing}_id" in call.query]
+    return named[0] if named else None
+
+
+def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
+    """The likely cause of a refusal by the API, and what to do about it, as sentences."""
+    match status:
+        case 401:
+            return _key_advice(config)
+        case 402:
+            return "the organization has no credits left. Top them up, or use another organization."
+        case 403:
+            return (
+                "the API key may not do this. Check the key's role, and the project and organization "
+                "(the connection's Project ID and Organization ID, or the task's project_id and organization_id)."
+            )
+        case 404 if thing in {"project", "organization"}:
+            return f"there is no such {thing}. Check project_id and organization_id."
+        case 404:
+            return f"there is no such {thing} in this project. Check the id, and that project_id is the project it belongs to."
+        case 409:
+            return "the session or index is busy. A retry may work; run tasks that share a session one after another."
+        case 422:
+            return "the server does not accept some fields. Correct the fields it names."
+        case _:
+            return "the server does not accept this request."
+
+
+def _is_page(reply: Reply) -> bool:
+    return "html" in reply.headers.get("content-type", "").lower()
+
+
+def _has_detail(reply: Reply) -> bool:
+    try:
+        return "detail" in parse_json(reply.body)
+    except (ValueError, TypeError):
+        return False
 
 
 def error_detail(reply: Reply, config: ClientConfig) -> str:
@@ -188,32 +245,36 @@ def connection_error(
         return errors.LlamaCloudConnectionError("The task was stopped; nothing more is sent.", accepted=False, **known)
     if isinstance(problem, NotSentError):
         return errors.LlamaCloudTimeoutError(
-            f"{begin} was not asked: the time allowed was over before.", accepted=False, **known
+            f"Could not {purpose(call)}: the deadline passed before the request was sent. Tried: {where(call, config)}.",
+            accepted=False,
+            **known,
         )
     if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout) and not accepted:
         return errors.LlamaCloudTimeoutError(
-            f"{begin} could not be reached in time (at most {config.connect_timeout:g} s). Check Host, proxy and firewall.",
+            f"{begin} could not be reached in time (at most {config.connect_timeout:g} s). "
+            f"Check the {'proxy (' + named[0] + ')' if (named := proxy_for(config.base_url)) else 'network and the firewall'}, "
+            "and the connection's Base URL.",
             accepted=False,
             **known,
         )
-    unreached = httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeError
-    if isinstance(problem, unreached) and not accepted:
-        reason = _safe(str(problem), config, 200)
-        return errors.LlamaCloudConnectionError(
-            f"{begin} could not be reached ({reason}). Check Host, proxy, certificates (SSL_CERT_FILE) and firewall.",
-            accepted=False,
-            **known,
-        )
+    why: str | None = None
+    if isinstance(problem, unreached.PROBLEMS) and not accepted:
+        why, accepted = unreached.why(problem, config.base_url, _safe(str(problem), config, 200)), False
+    elif any(map(is_out_of_files, unreached.causes(problem))):
+        why = OUT_OF_FILES
+    if why is not None:
+        message = f"Could not {purpose(call)}: {why} Tried: {where(call, config)}."
+        return errors.LlamaCloudConnectionError(message, accepted=accepted, **known)
     if isinstance(problem, httpx.TimeoutException | TimeoutError):
         return errors.LlamaCloudTimeoutError(
             f"{begin} sent nothing for {config.timeout:g} s, or took longer than allowed in all. "
-            "The connection's timeout says how long a silence may last.",
+            "The connection's Timeout (s) says how long a silence may last.",
             accepted=accepted,
             **known,
         )
     if isinstance(problem, httpx.DecodingError):
         return errors.LlamaCloudConnectionError(
-            f"{begin} sent an answer that can not be unpacked: {problem}.", accepted=accepted, **known
+            f"{begin} sent an answer that cannot be unpacked: {problem}.", accepted=accepted, **known
         )
     reason = _safe(str(problem), config, 200) or type(problem).__name__
     return errors.LlamaCloudConnectionError(f"{begin} broke the connection ({reason}).", accepted=accepted, **known)
@@ -226,7 +287,7 @@ def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.Llama
     is_page = "html" in kind.lower()
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} answered {reply.status} with content type {kind!r} in place of an event stream. "
-        f"Check that no proxy answers for LlamaCloud. The answer begins: {_quoted(reply.body, config)}",
+        f"{_CHECK_BASE_URL} The answer begins: {_quoted(reply.body, config)}",
         accepted=None if is_page else True,
         **_known(call, reply, config),
     )
@@ -236,7 +297,7 @@ def too_large(call: Call, config: ClientConfig) -> errors.LlamaCloudProtocolErro
     """The error for an answer beyond :data:`MAX_BODY`."""
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} answered with more than {MAX_BODY // 2**20} MiB, "
-        "which no answer of the API needs. Check that the connection's Host is LlamaCloud.",
+        f"which no answer of the API needs. {_CHECK_BASE_URL}",
         session_id=call.session_id,
     )
 
@@ -278,18 +339,31 @@ def purpose(call: Call) -> str:
 
 
 def where(call: Call, config: ClientConfig) -> str:
-    """The host, and the project the call was for."""
-    project = call.query.get("project_id")
-    return f"{config.base_url} ({f'project {project}' if project else 'default project of the key'})"
+    """The base URL, and the project and organization that the call was for."""
+    project, organization = call.query.get("project_id"), call.query.get("organization_id")
+    if call.endpoint is GET_PROJECT:
+        project = call.url.rpartition("/")[2]
+    scope = [f"project {project}"] if project else []
+    if organization:
+        scope.append(f"organization {organization}")
+    if not project and call.endpoint is not LIST_PROJECTS:
+        scope = [f"default project of {scope[0] if scope else 'the key'}"]
+    return f"{config.base_url} ({', '.join(scope)})" if scope else config.base_url
 
 
 def _key_advice(config: ClientConfig) -> str:
     others = " and ".join(f"{name} is {url}" for name, url in REGIONS.items() if name != config.region)
     return (
-        "This host does not accept the API key. A key belongs to one region: this one was tried at "
-        f"{f'region {config.region}' if config.region else 'the Host of the connection'}; {others}. "
-        "Check the connection's API Key and Region (or Host)."
+        "the API key is not valid at this host. A key belongs to one region: this one was tried at "
+        f"{f'region {config.region}' if config.region else 'the Base URL of the connection'}; {others}. "
+        "Check the connection's API Key and Region (or Base URL)."
     )
+
+
+def _kind(data: Any) -> str:
+    if data is None or isinstance(data, bool):
+        return json.dumps(data)
+    return {"dict": "an object", "list": "a list", "str": "text"}.get(type(data).__name__, "a number")
 
 
 def _known(call: Call, reply: Reply, config: ClientConfig) -> dict[str, Any]:

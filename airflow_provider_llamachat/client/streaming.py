@@ -90,21 +90,23 @@ class EventReader:
         if max(self._deltas, self._whole) > MAX_TURN or self._events > MAX_EVENTS:
             raise LlamaCloudProtocolError(
                 f"The stream of the turn in session {self._session_id} goes on after {self._events} events with {self._whole} bytes, "
-                f"and {self._deltas} characters of deltas: more than any answer has. Check that the connection's Host is LlamaCloud.",
+                f"and {self._deltas} characters of deltas: more than any answer has. "
+                "Check that the connection's Base URL leads to LlamaCloud.",
                 accepted=True,
                 session_id=self._session_id,
             )
 
 
 class _Text:
-    """What :class:`httpx_sse.EventSource` needs of a response, bounded: text pieces, read as UTF-8 whatever bytes arrive."""
+    """What :class:`httpx_sse.EventSource` needs of a response, bounded: text pieces, read as UTF-8 (one byte order mark
+    before them is dropped) whatever bytes arrive."""
 
     # The senders have checked the status and what the body is; the decoder's own check is of the same header.
     headers = httpx.Headers({"content-type": "text/event-stream"})
 
     def __init__(self, chunks: Any) -> None:
         self._chunks = chunks
-        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
         self._after_return = False
         self.pending = 0
 
@@ -113,7 +115,7 @@ class _Text:
         if self.pending > MAX_EVENT:
             raise LlamaCloudProtocolError(
                 f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
-                "Check that the connection's Host is LlamaCloud.",
+                "Check that the connection's Base URL leads to LlamaCloud.",
                 accepted=True,
             )
         return self._with_plain_ends(self._decode(chunk))

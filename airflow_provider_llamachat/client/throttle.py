@@ -18,9 +18,9 @@ from airflow_provider_llamachat.client.deadlines import NotSentError
 log = logging.getLogger(__name__)
 
 MAX_PAUSE = 300.0
-"""Seconds that one ``Retry-After`` is obeyed at the most."""
+"""Seconds that one ``Retry-After`` is obeyed at most."""
 MAX_SPACING = 30.0
-"""Seconds between two requests at the most, however often the server refuses."""
+"""Seconds between two requests at most, however often the server refuses."""
 # Seconds after its start by which a request has surely reached the server, although the answer's first byte is not there yet.
 _TRAVEL = 2.0
 # Accepted requests that are looked back at when the server's limit has to be guessed.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
@@ -13,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,
 )
 
+from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.redaction import excerpt
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     """Asks what a Python function returns; everything else is :class:`~..operators.chat.SendChatMessageOperator`.
 
-    :param python_callable: returns the prompt.
+    :param python_callable: returns the prompt; may be asynchronous.
     :param render_prompt: render Jinja templates in the returned text. Off by default, unlike in Airflow's ``@task.bash``: what a function
         puts into a prompt often comes from documents or earlier answers, and ``{{ conn.….password }}`` in them would be carried out.
     :param op_kwargs: keyword arguments of the function. (templated)
@@ -44,7 +49,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     def __init__(
         self,
         *,
-        python_callable: Callable[..., str],
+        python_callable: Callable[..., str | Awaitable[str]],
         op_args: Collection[Any] | None = None,
         op_kwargs: Mapping[str, Any] | None = None,
         render_prompt: bool = False,
@@ -64,9 +69,11 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
 
     def _ask(self, context: Context) -> str:
         context_merge(context, self.op_kwargs)
-        arguments_by_name = determine_kwargs(self.python_callable, self.op_args, context)
-        returned = self.python_callable(*self.op_args, **arguments_by_name)
-        if not isinstance(returned, str) or not returned.strip():
+        given = determine_kwargs(self.python_callable, self.op_args, context)
+        returned = self.python_callable(*self.op_args, **given)
+        if inspect.isawaitable(returned):
+            returned = _result_of(returned)
+        if not isinstance(returned, str) or arguments.is_nothing(returned):
             raise InvalidArgumentError(
                 f"The function {self.python_callable.__name__} has to return the prompt, text that is not blank; it returned "
                 f"{type(returned).__name__} {excerpt(repr(returned), limit=80)}."
@@ -75,7 +82,20 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         return super()._ask(context)
 
 
-def llamachat_task(python_callable: Callable[..., str] | None = None, **kwargs: Any) -> TaskDecorator:
+def _result_of(awaitable: Awaitable[Any]) -> Any:
+    async def wait() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    # dag.test() in a notebook or an asynchronous test: the loop of this thread cannot run another one in it.
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
+
+
+def llamachat_task(python_callable: Callable[..., str | Awaitable[str]] | None = None, **kwargs: Any) -> TaskDecorator:
     """Turn a function that returns a prompt into a task that asks it.
 
     Takes the arguments of :class:`~..operators.chat.SendChatMessageOperator` but ``prompt``, and ``render_prompt``; the function's own

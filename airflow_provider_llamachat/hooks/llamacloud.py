@@ -6,18 +6,22 @@ Importing this module imports neither httpx nor pydantic, because Airflow's web 
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib
+import json
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     LlamaCloudConfigError,
-    LlamaCloudConnectionError,
     LlamaCloudError,
-    RequestRefusedError,
+    NotFoundError,
+    PermissionDeniedError,
 )
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 from airflow_provider_llamachat.redaction import excerpt
@@ -33,7 +37,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_warned_hosts: set[str] = set()
+_warned: set[str] = set()
+
+# Where the versions of Airflow warn of secrets that are too short to be masked.
+_MASKERS = (
+    "airflow.sdk._shared.secrets_masker.secrets_masker",
+    "airflow._shared.secrets_masker.secrets_masker",
+    "airflow.sdk.execution_time.secrets_masker",
+    "airflow.utils.log.secrets_masker",
+)
 
 
 class LlamaCloudHook(BaseHook):
@@ -98,7 +110,7 @@ class LlamaCloudHook(BaseHook):
     def get_conn(self) -> LlamaCloudClient:
         """Return the synchronous client for this connection; the hook keeps it for its later calls.
 
-        :raises LlamaCloudConfigError: the connection can not work; no request was sent.
+        :raises LlamaCloudConfigError: the connection cannot work; no request was sent.
         """
         from airflow_provider_llamachat.client import LlamaCloudClient
 
@@ -108,15 +120,21 @@ class LlamaCloudHook(BaseHook):
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client (close it, or use ``async with``) without ever blocking the event loop."""
-        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
-        from airflow.providers.common.compat.sdk import mask_secret
+        from airflow.providers.common.compat.connection import get_async_connection
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
         from asgiref.sync import sync_to_async
 
+        conn_id = arguments.connection_id(self.llamacloud_conn_id)
         # Reading it from disk takes a quarter of a second, once in a process.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
-        connection = await get_async_connection(self.llamacloud_conn_id, hook=self)
-        extra = await get_async_extra_dejson(connection)
-        config = _config(connection, extra)
+        with _without_noise():
+            try:
+                connection = await get_async_connection(conn_id, hook=self)
+            except AirflowNotFoundException:
+                # A trigger that dag.test() runs in line finds a connection that is stored in the database in this way only: what
+                # stands for the supervisor there cannot be asked asynchronously.
+                connection = await sync_to_async(self.get_connection)(conn_id)
+        config = _config(connection, conn_id)
         if config.api_key != connection.password:
             # Airflow 3.0's triggerer can be told of a secret from a thread that knows its loop, and raises in the loop itself.
             await sync_to_async(mask_secret)(config.api_key)
@@ -126,14 +144,17 @@ class LlamaCloudHook(BaseHook):
     def get_config(self) -> ClientConfig:
         """Return the checked configuration that the connection gives.
 
-        :raises LlamaCloudConfigError: the connection can not work.
+        :raises LlamaCloudConfigError: the connection cannot work.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
-        connection = self.get_connection(self.llamacloud_conn_id)
-        config = _config(connection, connection.extra_dejson)
+        conn_id = arguments.connection_id(self.llamacloud_conn_id)
+        with _without_noise():
+            connection = self.get_connection(conn_id)
+        config = _config(connection, conn_id)
         # Airflow masks the password as it stands there; white space around it, which is no part of the key, would keep it from matching.
-        mask_secret(config.api_key)
+        if config.api_key != connection.password:
+            mask_secret(config.api_key)
         return config
 
     def close(self) -> None:
@@ -142,7 +163,7 @@ class LlamaCloudHook(BaseHook):
             self._client.close()
 
     def test_connection(self) -> tuple[bool, str]:
-        """Make one free call and say what it reached, or which of key, region, project or network is wrong."""
+        """Make one free call and say what it reached, or which field of the connection, proxy or network is wrong."""
         from dataclasses import replace
 
         from airflow_provider_llamachat.client import LlamaCloudClient
@@ -151,6 +172,7 @@ class LlamaCloudHook(BaseHook):
             config = replace(self.get_config(), max_retries=0, connect_timeout=10.0, total_timeout=30.0)
         except LlamaCloudConfigError as problem:
             return False, str(problem)
+        about_scope = bool(config.project_id or config.organization_id)
         try:
             with LlamaCloudClient(config) as client:
                 if config.project_id:
@@ -159,15 +181,10 @@ class LlamaCloudHook(BaseHook):
                 projects = client.list_projects()
         except AuthenticationError as problem:
             return False, f"API key or region: {problem}"
-        except RequestRefusedError as problem:
-            what = "Project or organization" if config.project_id or config.organization_id else "API key"
-            return False, f"{what}: {problem}"
-        except LlamaCloudConfigError as problem:
-            return False, str(problem)
-        except LlamaCloudConnectionError as problem:
-            return False, f"Network: {problem}"
+        except (NotFoundError, PermissionDeniedError) as problem:
+            return False, f"{'Project or organization' if about_scope else 'API key'}: {problem}"
         except LlamaCloudError as problem:
-            return False, f"Server or Host: {problem}"
+            return False, str(problem)
         default = next((project for project in projects if project.is_default), projects[0] if projects else None)
         if default is None:
             return (
@@ -298,25 +315,78 @@ def _named(project: Project) -> str:
     return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"
 
 
-def _config(connection: Connection, extra: dict[str, Any]) -> ClientConfig:
+def _config(connection: Connection, conn_id: str) -> ClientConfig:
     from airflow_provider_llamachat.client import ClientConfig
 
+    if connection.conn_type != LlamaCloudHook.conn_type:
+        # Its password is another service's, and its host would get it.
+        raise LlamaCloudConfigError(
+            f"The connection {excerpt(conn_id, limit=100)!r} is of type {excerpt(str(connection.conn_type or 'unknown'), limit=60)}, "
+            f"not {LlamaCloudHook.conn_type}: nothing was sent. Choose a connection of type LlamaCloud as llamacloud_conn_id, or correct "
+            "its type."
+        )
+    extra = _extra(connection)
     config = ClientConfig.build(
         api_key=connection.password,
         host=connection.host,
         port=connection.port,
         scheme=connection.schema,
-        region=extra.get("region"),
-        project_id=extra.get("project_id"),
-        organization_id=extra.get("organization_id"),
-        timeout=extra.get("timeout"),
-        max_retries=extra.get("max_retries"),
-        history_lag=extra.get("history_lag"),
+        **{name: extra.get(name) for name in CONNECTION_TYPE["conn-fields"]},
     )
-    if config.is_plain_http and config.base_url not in _warned_hosts:
-        _warned_hosts.add(config.base_url)
-        log.warning(
-            "The LlamaCloud connection's Host is plain http (%s): the API key and all documents travel unencrypted. Use https.",
-            config.base_url,
+    if config.is_plain_http:
+        _warn_once(
+            f"The LlamaCloud connection's Base URL is plain http ({config.base_url}): the API key and all documents travel unencrypted. "
+            "Use https."
         )
     return config
+
+
+def _extra(connection: Connection) -> dict[str, Any]:
+    """Return the connection's extra; unknown fields are warned of.
+
+    Not Airflow's ``extra_dejson``: that takes each value for a secret, and what is no JSON for nothing.
+
+    :raises LlamaCloudConfigError: it is not an object in JSON.
+    """
+    try:
+        extra = json.loads((connection.extra or "").strip() or "null")
+    except ValueError:  # also Airflow's own, of a stored one
+        extra = ""
+    if extra is None:
+        return {}
+    if not isinstance(extra, dict):
+        raise LlamaCloudConfigError(
+            'The LlamaCloud connection\'s extra is not a JSON object. Write its fields like {"region": "eu"}, or leave it empty.'
+        )
+    known = list(CONNECTION_TYPE["conn-fields"])
+    for name in extra:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+            _warn_once(
+                f"The LlamaCloud connection's extra field {excerpt(name, limit=60)!r} is not known and has no effect. {hint}"
+            )
+    return extra
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        log.warning("%s", message)
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Keep Airflow from warning, while it reads a connection, that a region in its extra is too short to be masked."""
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return "too short" not in record.getMessage()
+
+    loggers = [logging.getLogger(name) for name in _MASKERS]
+    for logger in loggers:
+        logger.addFilter(is_of_use)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_of_use)

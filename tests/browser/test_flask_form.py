@@ -143,7 +143,7 @@ def test_a_wrong_key_is_told_with_what_to_do(form: FlaskForm, emulator: Emulator
     form.fill({"Base URL": emulator.url, "API Key": WRONG_KEY})
     message = form.test()
     assert message.startswith("API key or region:")
-    assert "Check the connection's API Key and Region (or Host)." in message
+    assert "Check the connection's API Key and Region (or Base URL)." in message
     form.page.goto("about:blank")  # what was typed goes with the form
 
 

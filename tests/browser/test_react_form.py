@@ -122,7 +122,7 @@ def test_the_button_is_green_and_names_the_project(
     fill_address(pages, emulator)
     pages.fill(api_key=KEY)
     pages.open_extras()
-    pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="")
+    pages.fill_extras(project_id=DEFAULT_PROJECT_ID, organization_id="", timeout="", max_retries="", history_lag="")
     pages.save()
     answer, button = pages.test("llamacloud_reachable")
     assert answer["status"] is True
@@ -146,7 +146,7 @@ def test_a_wrong_key_makes_it_red_and_the_message_says_what_to_do(
     message = pages.page.get_by_text("API key or region:")
     expect(message).to_be_visible()
     expect(message).to_contain_text(emulator.url)
-    expect(message).to_contain_text("Check the connection's API Key and Region (or Host).")
+    expect(message).to_contain_text("Check the connection's API Key and Region (or Base URL).")
     picture(pages.page, "connection-test-wrong-key", repository)
     # The key is corrected in the form, and nothing else has to be entered again.
     pages.reopen("wrong_key")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from airflow_provider_llamachat.client import ClientConfig, LlamaCloudClient, no_backoff
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
 
@@ -36,3 +38,19 @@ def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfi
 def client(config: Callable[..., ClientConfig]) -> Iterator[LlamaCloudClient]:
     with LlamaCloudClient(config(timeout=5.0)) as made:
         yield made
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator) -> Any:
+    """Set the default connection: the emulator's, but for what is given."""
+
+    def make(**values: Any) -> LlamaCloudHook:
+        connection = {
+            "conn_type": "llamacloud",
+            "password": llamacloud_emulator.api_key,
+            "host": llamacloud_emulator.url,
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps({**connection, **values}))
+        return LlamaCloudHook()
+
+    return make

@@ -125,7 +125,7 @@ def test_an_answer_that_is_not_the_apis(
     llamacloud_emulator.inject(fault)
     with pytest.raises(errors.LlamaCloudProtocolError, match=words) as caught:
         send("get_session", session.session_id)
-    assert "Host" in str(caught.value)
+    assert "Check the connection's Base URL" in str(caught.value)
     assert len(llamacloud_emulator.requests) == 2
 
 
@@ -259,6 +259,6 @@ def test_a_proxy_from_the_environment_is_used(
     monkeypatch.setenv("NO_PROXY", "")
     with (
         LlamaCloudClient(config(base_url="http://llamacloud.invalid", timeout=5.0)) as client,
-        pytest.raises(errors.NotFoundError, match=r"llamacloud\.invalid.*answered 404"),
+        pytest.raises(errors.RequestRefusedError, match=r"llamacloud\.invalid.*answered 404"),
     ):
         client.list_projects()

@@ -28,22 +28,6 @@ from airflow_provider_llamachat.testing import (
 from tests.hostile.rawserver import RawServer, http
 
 
-@pytest.fixture
-def connect(monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator) -> Any:
-    """Set the default connection: the emulator's, but for what is given."""
-
-    def make(**values: Any) -> LlamaCloudHook:
-        connection = {
-            "conn_type": "llamacloud",
-            "password": llamacloud_emulator.api_key,
-            "host": llamacloud_emulator.url,
-        }
-        monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps({**connection, **values}))
-        return LlamaCloudHook()
-
-    return make
-
-
 def test_every_field_of_the_connection_arrives(connect: Any) -> None:
     extra = {
         "region": "eu",
@@ -160,7 +144,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
 def test_plain_http_to_another_machine_warns_once(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacloud, "_warned_hosts", set())
+    monkeypatch.setattr(llamacloud, "_warned", set())
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         connect(host="http://llamacloud.example").get_config()
@@ -177,10 +161,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"password": "llx-wrong"}, r"^API key or region: .*belongs to one region"),
     ({"password": "***"}, r"row of asterisks"),
     ({"password": ""}, r"has no API key"),
-    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"region 'mars' is not known"),
-    ({"extra": json.dumps({"project_id": "mine"})}, r"project_id has to be a UUID"),
+    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) is not one of us, eu"),
+    ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) has to be a UUID"),
     ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
-    ({"host": "http://127.0.0.1:9"}, r"^Network: .*could not be reached"),
+    (
+        {"host": "http://127.0.0.1:9"},
+        r"^Could not list projects: LlamaCloud could not be reached: the connection was refused",
+    ),
     ({"host": "ftp://x"}, r"only https"),
 ]
 
@@ -209,9 +196,20 @@ def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("status", status=503), "Server or Host: .*503"),
-        (Fault("html", status=200), "Server or Host: "),
-        (Fault("status", status=403, detail="no"), "API key: .*403"),
+        (Fault("status", status=503), r"^Could not list projects: the server, or a proxy before it, failed.*503"),
+        (Fault("html", status=200), "Check the connection's Base URL"),
+        (
+            Fault("html", status=403),
+            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+        ),
+        (
+            Fault("html", status=404),
+            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+        ),
+        (Fault("status", status=404), "^Could not list projects: what answered is not LlamaCloud's API"),
+        (Fault("status", status=405), "^Could not list projects: what answered is not LlamaCloud's API"),
+        (Fault("status", status=407), "^Could not list projects: the proxy .* wants a user name"),
+        (Fault("status", status=403, detail="no"), "^API key: .*403"),
     ],
 )
 def test_the_test_button_meets_a_server_in_trouble(
@@ -237,10 +235,9 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
     [
         ("SSL_CERT_FILE", "/nonexistent/ca.pem", "SSL_CERT_FILE=/nonexistent/ca.pem"),
         ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE="),
-        ("HTTPS_PROXY", "proxy:bad:port", "HTTPS_PROXY"),
-        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "HTTPS_PROXY"),
-        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "ALL_PROXY"),
-        ("NO_PROXY", "[::1", "NO_PROXY"),
+        ("HTTPS_PROXY", "proxy:bad:port", "the proxy that HTTPS_PROXY names"),
+        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "the proxy that HTTPS_PROXY names"),
+        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "the proxy that ALL_PROXY names"),
     ],
 )
 def test_an_environment_that_allows_no_client_is_named(
@@ -250,7 +247,7 @@ def test_an_environment_that_allows_no_client_is_named(
 
     monkeypatch.setattr(config, "_contexts", {})
     monkeypatch.setenv(variable, value)
-    hook = connect()
+    hook = connect(host="https://llamacloud.example")
     ok, message = hook.test_connection()
     assert (ok, words in message) == (False, True), message
     assert "hidden" not in message

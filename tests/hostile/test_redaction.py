@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import ClientConfig
 from airflow_provider_llamachat.redaction import MAX_MESSAGE, excerpt, one_line, scrub
 from tests.hostile.conftest import KEY, Caller
 from tests.hostile.rawserver import http
@@ -29,6 +30,15 @@ ECHOES: dict[str, bytes] = {
     "json in json in text": json.dumps(json.dumps(json.dumps(KEY))).encode(),
     "representation": repr({"k": KEY.encode()}).encode(),
     "url": quote(KEY, safe="").encode(),
+    "url with bare slashes": quote(KEY).encode(),
+    "url as a browser writes it": quote(KEY, safe="/'&+!*()~").encode(),
+    "url in url": quote(quote(KEY), safe="").encode(),
+    "url in lower case": quote(KEY, safe="").replace("%2F", "%2f").replace("%2B", "%2b").encode(),
+    "url in json": json.dumps({"detail": quote(KEY)}).encode(),
+    "json with escaped slashes": json.dumps({"detail": KEY}).replace("/", "\\/").encode(),
+    "json with everything escaped": ('{"detail": "' + "".join(f"\\u{ord(c):04x}" for c in KEY) + '"}').encode(),
+    "html with numbers": "".join(c if c.isalnum() else f"&#{ord(c)};" for c in KEY).encode(),
+    "html in hexadecimal": "".join(c if c.isalnum() else f"&#x{ord(c):X};" for c in KEY).encode(),
     "query": f"/login?next=%2F&key={quote_plus(KEY)}".encode(),
     "html": f"<pre>{html.escape(KEY)}</pre>".encode(),
     "base64": base64.b64encode(f"Bearer {KEY}".encode()),
@@ -52,6 +62,7 @@ def shows(text: str) -> bool:
         for part in (
             "canary",
             "63616e617279",
+            "".join(f"u{ord(c):04x}" for c in "canary"),
             *(base64.b64encode(b"." * n + b"<canary>")[4:-4].decode() for n in range(3)),
         )
     )
@@ -97,6 +108,43 @@ def test_a_message_is_one_bounded_line_and_stays_as_it_is(text: str) -> None:
     assert one_line(line) == line
     assert len(line.splitlines()) <= 1
     line.encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bearer bonds; bearer shares",
+        "Bearer of bad news, bearer, bearer",
+        "a bearer instrument of 2024",
+        "the bearer acknowledgements and bearer responsibilities",
+        "bearer-token authentication",
+    ],
+)
+def test_words_are_not_taken_for_tokens(text: str) -> None:
+    assert scrub(text, ()) == text
+
+
+@pytest.mark.parametrize(
+    "token", ["0123456789abcdef", "abc.DEF-123_456~x/y+z==", "eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG", "f" * 40]
+)
+def test_what_has_the_form_of_a_token_is_not_shown(token: str) -> None:
+    assert scrub(f'{{"authorization": "Bearer {token}"}}', ()) == '{"authorization": "***"}'
+
+
+def test_a_clients_key_is_known_wherever_text_of_a_server_is_shown() -> None:
+    key = "a/key+of=no/special'form"
+    assert key in excerpt(f"it said {key}")
+    assert key not in repr(ClientConfig(api_key=key))
+    for text in (key, quote(key), json.dumps({"k": key})):
+        assert scrub(f"it said {text}", ()).startswith("it said ")
+        assert "special" not in scrub(f"it said {text}", ())
+        assert "special" not in excerpt(f"it said {text}")
+        assert "special" not in str(errors.LlamaCloudError(f"it said {text}"))
+
+
+def test_a_key_too_short_to_be_one_does_not_blot_texts() -> None:
+    ClientConfig(api_key="e")
+    assert scrub("every letter", ()) == "every letter"
 
 
 def test_redaction_takes_no_time_over_hostile_text() -> None:

@@ -46,6 +46,13 @@ def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None)
         ("[idx-1", r"neither a JSON nor a Python list"),
         ('{"a": 1}', r"neither a JSON nor a Python list"),
         ("[" * 10_000, r"neither a JSON nor a Python list"),
+        ("idx-a, idx-b", r'holds several ids in one text.*\["idx-a", "idx-b"\]'),
+        ("idx-a idx-b\nidx-c", r'holds several ids in one text.*\["idx-a", "idx-b", "idx-c"\]'),
+        (["idx-1", "idx-a;idx-b"], r"index_ids\[1\] holds several ids in one text"),
+        (["None"], r"index_ids\[0\].*finds nothing"),
+        (["idx-1", " null "], r"index_ids\[1\].*finds nothing"),
+        (7.5, r"render_template_as_native_obj"),
+        ([2024], r"render_template_as_native_obj"),
     ],
 )
 def test_what_is_no_list_of_ids_is_refused_and_named(value: Any, words: str) -> None:
@@ -54,15 +61,32 @@ def test_what_is_no_list_of_ids_is_refused_and_named(value: Any, words: str) -> 
     assert len(str(caught.value)) < 400
 
 
-@given(st.lists(st.text(min_size=1).filter(lambda t: t.strip()), min_size=1))
+@given(st.lists(st.text(st.characters(blacklist_categories=["Z", "Cc", "Cs"], blacklist_characters=",;"), min_size=2)))
 def test_a_json_list_gives_what_the_list_gives(ids: list[str]) -> None:
     import json
 
+    ids = [one for one in ids if not arguments.is_nothing(one)]
     assert arguments.id_list(json.dumps(ids)) == arguments.id_list(ids)
     assert arguments.id_list(repr(ids)) == arguments.id_list(ids)
 
 
-@pytest.mark.parametrize("value", [None, "", " ", "None", 3, ["ses-1"], {}, {"session_id": None}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "",
+        " ",
+        "None",
+        3,
+        ["ses-1"],
+        "['ses-1']",
+        {},
+        {"session_id": None},
+        "{'session_id': None}",
+        "{'ses-1'",
+        "{}",
+    ],
+)
 def test_a_session_id_that_never_was_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r'create\.output\["session_id"\]'):
         arguments.session_id(value)
@@ -74,10 +98,42 @@ def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
         arguments.prompt(value)
 
 
+@pytest.mark.parametrize("value", ["None", " None\n", "null", None])
+def test_a_prompt_that_rendered_to_nothing_is_refused_like_a_blank_one(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^prompt has to be text.*template that finds nothing"):
+        arguments.prompt(value)
+
+
+@pytest.mark.parametrize("value", [2024, [1, 2], 1.5, True, {"a": 1}, (1,)])
+def test_what_native_rendering_made_of_a_prompt_is_told_with_the_way_out(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"render_template_as_native_obj=True.*words around it") as caught:
+        arguments.prompt(value)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["None", "", None, 7])
+def test_a_connection_id_that_rendered_to_nothing_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^llamacloud_conn_id has to be the id of an Airflow connection"):
+        arguments.connection_id(value)
+    assert arguments.connection_id("llamacloud_default") == "llamacloud_default"
+
+
 def test_good_text_passes_unchanged() -> None:
     assert arguments.prompt(" why? \n") == " why? \n"
     assert arguments.session_id(" ses-1 ") == "ses-1"
     assert arguments.session_id({"session_id": "ses-1", "index_ids": None}) == "ses-1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{'session_id': 'ses-1', 'index_ids': None, 'generated_title': \"what's new\"}",
+        ' {"session_id": "ses-1", "index_ids": null, "last": true}\n',
+    ],
+    ids=["Python", "JSON"],
+)
+def test_a_whole_session_may_come_as_rendered_text(text: str) -> None:
+    assert arguments.session_id(text) == "ses-1"
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import re
 import ssl
 import uuid
 from typing import Any
 
 import pytest
 
+from airflow_provider_llamachat.client import config as config_module
 from airflow_provider_llamachat.client.config import ClientConfig, base_url, checked_api_key, checked_uuid, ssl_context
-from airflow_provider_llamachat.exceptions import InvalidApiKeyError, InvalidArgumentError, LlamaCloudConfigError
+from airflow_provider_llamachat.exceptions import (
+    InvalidApiKeyError,
+    InvalidArgumentError,
+    LlamaCloudConfigError,
+    LlamaCloudConnectionError,
+)
+from airflow_provider_llamachat.provider_info import CONNECTION_TYPE
 
+LABELS = {
+    "host": "Base URL",
+    **{name: field["label"] for name, field in CONNECTION_TYPE["conn-fields"].items()},
+}
 US, EU = "https://api.cloud.llamaindex.ai", "https://api.cloud.eu.llamaindex.ai"
 
 
@@ -46,9 +60,9 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
 @pytest.mark.parametrize(
     ("host", "kwargs", "words"),
     [
-        (None, {"region": "mars"}, "'mars' is not known. Use one of us, eu"),
+        (None, {"region": "mars"}, "Region (extra field region) is not one of us, eu"),
         ("https://user:llx-secret@example.com", {}, "user information"),
-        ("ftp://example.com", {}, "only https"),
+        ("ftp://example.com", {}, "only https (or http) does"),
         ("https://", {}, "not a plain base URL"),
         ("https://example.com/?key=llx-secret", {}, "not a plain base URL"),
         ("https://exa mple.com", {}, "not a plain base URL"),
@@ -58,14 +72,18 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
         ("example.com:0", {}, "not a plain base URL"),
         ("llx-secret", {}, "looks like an API key"),
         ("https://llx-secret", {}, "looks like an API key"),
+        ("a1b2C3d4e5F6a7b8c9D0e1f2a3b4c5d6llxsecret", {}, "looks like an API key"),
     ],
 )
 def test_a_host_that_can_not_work_is_refused_without_repeating_it(
     host: str | None, kwargs: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(LlamaCloudConfigError, match=words.replace("(", r"\(")) as caught:
+    with pytest.raises(LlamaCloudConfigError, match=re.escape(words)) as caught:
         base_url(host, **kwargs)
     assert "llx-secret" not in str(caught.value)
+    assert "llxsecret" not in str(caught.value)
+    assert "Host" not in str(caught.value), "the form calls it Base URL"
+    assert "mars" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +151,43 @@ def test_a_value_that_is_not_usable_is_named(values: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["region", "timeout", "max_retries", "history_lag", "project_id", "organization_id", "host"]
+    ("name", "key"),
+    [
+        *itertools.product(LABELS, ["llx-canary-0123456789", "LLX-canary-0123456789", "canary0123456789" * 3]),
+        # As a host, these could be names of a machine.
+        *itertools.product(CONNECTION_TYPE["conn-fields"], ["canary", "canary-0123456789"]),
+    ],
 )
-@pytest.mark.parametrize("key", ["llx-canary-0123456789", "LLX-canary-0123456789"])
 def test_a_key_in_the_wrong_field_is_not_shown(name: str, key: str) -> None:
     with pytest.raises(LlamaCloudConfigError) as caught:
         ClientConfig.build(api_key="llx-a", **{name: key})  # type: ignore[arg-type]  # wrong on purpose
+    assert "canary" not in str(caught.value)
+    assert LABELS[name] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"timeout": 0}, "The connection's Timeout (s) (extra field timeout) has to be a number above 0, got 0."),
+        ({"timeout": "-3"}, "a number above 0, got -3."),
+        (
+            {"max_retries": "1.5"},
+            "Max retries (extra field max_retries) has to be a whole number of at least 0, got 1.5.",
+        ),
+        ({"history_lag": -1}, "History lag (s) (extra field history_lag) has to be a number of at least 0, got -1."),
+        ({"timeout": "a minute"}, "a number above 0, got text of 8 characters."),
+        ({"timeout": True}, "got a value of type bool."),
+        ({"project_id": "my project"}, "The connection's Project ID (extra field project_id) has to be a UUID"),
+    ],
+)
+def test_a_field_is_named_as_the_form_calls_it(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(LlamaCloudConfigError, match=re.escape(words)):
+        ClientConfig.build(api_key="llx-a", **values)
+
+
+def test_a_wrong_argument_is_described_too() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"project_id has to be a UUID.* got text of 6 characters") as caught:
+        checked_uuid("project_id", "canary")
     assert "canary" not in str(caught.value)
 
 
@@ -179,3 +228,15 @@ def test_there_is_one_tls_context_for_each_set_of_certificates(
     monkeypatch.setenv("SSL_CERT_FILE", certifi.where())
     monkeypatch.setenv("SSL_CERT_DIR", "")
     assert ssl_context() is not first
+
+
+def test_too_many_open_files_are_not_blamed_on_the_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted() -> ssl.SSLContext:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(config_module, "_contexts", {})
+    monkeypatch.setattr("httpx.create_ssl_context", exhausted)
+    with pytest.raises(LlamaCloudConnectionError, match="too many open files") as caught:
+        ssl_context()
+    assert caught.value.retryable
+    assert "SSL_CERT" not in str(caught.value)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from airflow_provider_llamachat.provider_info import (
     connection_type,
     get_provider_info,
 )
+from airflow_provider_llamachat.testing import OTHER_PROJECT_ID
 
 # Where it is imported from: the tests run against an installed wheel too.
 PACKAGE = Path(airflow_provider_llamachat.__file__).parent
@@ -31,6 +33,25 @@ def test_it_is_valid_for_airflows_own_schema() -> None:
     jsonschema.validate(info, schema)
     json.dumps(info)
     assert info["versions"] == [__version__]
+
+
+@pytest.mark.parametrize("name", CONNECTION_TYPE["conn-fields"])
+def test_the_form_and_the_hook_refuse_the_same(name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    from airflow_provider_llamachat.client import ClientConfig
+    from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
+
+    schema = CONNECTION_TYPE["conn-fields"][name]["schema"]
+    judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    number = "string" not in schema["type"]
+    values: list[Any] = [0, 0.0001, -1, 1, 1.5, 100] if number else ["us", "eu", "mars", 7, OTHER_PROJECT_ID, "mine"]
+    for value in values:
+        try:
+            ClientConfig.build(api_key="llx-a", **{name: value})
+            accepted = True
+        except LlamaCloudConfigError:
+            accepted = False
+        assert judge.is_valid(value) is accepted, value
 
 
 def test_every_module_and_class_it_names_exists() -> None:

@@ -92,6 +92,13 @@ def test_many_events_together_may_exceed_the_bound_of_one(monkeypatch: pytest.Mo
     assert len(list(read_events([block("data: " + json.dumps(TEXT))] * 100, "s"))) == 100
 
 
+def test_one_byte_order_mark_before_the_first_event_is_dropped() -> None:
+    stream = b"\xef\xbb\xbf" + block("data: " + json.dumps(TEXT)) * 2
+    for pieces in ([stream], [stream[i : i + 1] for i in range(len(stream))]):
+        assert [event.model_dump() for event in read_events(pieces, "s")] == [TEXT, TEXT]
+    assert [event.model_dump() for event in read_events([b"\xef\xbb\xbf" + stream], "s")] == [TEXT], "one, no more"
+
+
 def test_an_incomplete_event_at_the_end_is_not_an_event() -> None:
     assert list(read_events([b'data: {"type": "text", "content": "a"}\n'], "s")) == []
 

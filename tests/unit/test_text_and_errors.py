@@ -6,6 +6,7 @@ import inspect
 import logging
 import pickle
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import ClientConfig
 from airflow_provider_llamachat.models import parse_event
 from airflow_provider_llamachat.progress import LINE, TurnLog
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt
@@ -146,6 +148,21 @@ def test_tools_and_thinking_are_one_line_each_and_control_characters_do_not_pass
     assert len(lines[1]) < 300
     assert "\x1b" not in "".join(lines)
     assert sum(line.count("c") for line in lines[2:]) == 500
+
+
+def test_a_key_that_a_tool_call_or_an_answer_repeats_is_not_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = "of/no'special+form=0815"
+    ClientConfig(api_key=key)
+    shown(
+        caplog,
+        {"type": "tool_call", "name": f"get {key}", "call_id": "c", "arguments": {"header": f"X-Key: {key}"}},
+        {"type": "tool_result", "name": "get", "call_id": "c", "result": [quote(key), key]},
+        {"type": "text", "content": f"The key is {key}."},
+        STOP,
+    )
+    assert "special" not in caplog.text
+    assert "| The key is ***." in caplog.text
 
 
 def test_a_slow_answer_is_shown_before_its_line_is_full(

@@ -1,0 +1,56 @@
+"""What stands beside an answer may have any type; only what identifies and what is asked for must be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from airflow_provider_llamachat.models import Index, Project, Session, SessionPage, SessionSummary
+
+STRANGE: list[Any] = [0, -1, 1.5, 10**30, True, "text", "", [], ["a"], [[]], {}, {"a": [1]}, None]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=repr)
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        (SessionSummary, {"session_id": "ses-1"}),
+        (Session, {"session_id": "ses-1", "events": []}),
+        (Project, {"id": "p"}),
+        (Index, {"id": "i"}),
+        (Index, {"id": "i", "metadata": {}}),
+    ],
+    ids=["summary", "session", "project", "index", "index with metadata"],
+)
+def test_no_type_beside_the_ids_fails_a_read(model: Any, known: dict[str, Any], value: Any) -> None:
+    ids = {"session_id", "id", "events", "index_ids", "project_id", "organization_id"}
+    for name in set(model.model_fields) - ids - (set() if known.get("metadata") is None else {"metadata"}):
+        read = model.model_validate({**known, name: value})
+        assert read.model_dump()["session_id" if "session_id" in known else "id"]
+        read.as_json()
+    if "metadata" in known:
+        for name in ("status", "error_message"):
+            metadata = model.model_validate({**known, "metadata": {name: value}}).metadata
+            assert getattr(metadata, name) is None or isinstance(getattr(metadata, name), str)
+
+
+def test_a_time_that_is_a_number_stays_one_that_can_be_compared() -> None:
+    assert SessionSummary(session_id="s", last_updated_at=1764062459).last_updated_at == "1764062459"  # type: ignore[arg-type]
+    assert Index(id="i", last_synced_at=1764062459.5).last_synced_at == "1764062459.5"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, "x", [], {}, True])
+def test_a_session_with_any_metadata_of_a_job_was_asked_before(value: Any) -> None:
+    assert SessionSummary(session_id="s", job_metadata=value).job_metadata is not None
+
+
+@pytest.mark.parametrize("value", [7, None, "", {}, ["a"]])
+def test_an_id_of_a_strange_type_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        SessionSummary(session_id=value)
+    with pytest.raises(ValidationError):
+        SessionPage(items=[{"session_id": value}])  # type: ignore[list-item]
+    with pytest.raises(ValidationError):
+        SessionSummary(session_id="s", index_ids=[7])  # type: ignore[list-item]
