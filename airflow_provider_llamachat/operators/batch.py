@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.preparing import Options
+    from airflow_provider_llamachat.operators.base import Templated
 
 MAX_XCOM_ITEMS = 100
 """Prompts that a batch without ``output_path`` may have: its results travel through XCom."""
@@ -98,16 +99,16 @@ class ChatBatchOperator(LlamaCloudOperator):
         self,
         *,
         prompts: Any,
-        index_ids: list[str] | str | None = None,
-        max_concurrency: int | str = 8,
-        requests_per_minute: float | str | None = None,
-        session_mode: str = "per_prompt",
+        index_ids: Templated[list[str]] | None = None,
+        max_concurrency: Templated[int] = 8,
+        requests_per_minute: Templated[float] | None = None,
+        session_mode: Templated[str] = "per_prompt",
         output_path: Any = None,
-        on_item_error: str = "collect",
-        on_interrupted: str = "fail",
-        delete_sessions: bool | str = False,
-        require_all_indexes: bool | str = False,
-        turn_timeout: float | str | timedelta = 600,
+        on_item_error: Templated[str] = "collect",
+        on_interrupted: Templated[str] = "fail",
+        delete_sessions: Templated[bool] = False,
+        require_all_indexes: Templated[bool] = False,
+        turn_timeout: Templated[float | timedelta] = 600,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
