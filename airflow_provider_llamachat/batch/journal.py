@@ -176,8 +176,8 @@ class PartsJournal(Journal):
         """Read the parts that are there; what is damaged is reported and passed over."""
         if others := [name for name in self._above.names() if name != self._digest]:
             log.warning(
-                "%d other batch(es) with this output path never came to their end (%s). What they were answered stays there for "
-                "their retries; the results of whichever ends last are what is left. Give each run a path of its own.",
+                "%d other batch(es) are unfinished at the same output path (%s). What they were answered stays there for their retries, "
+                "and the results of the one that ends last replace the others'. Give each run a path of its own.",
                 len(others),
                 self._above.url,
             )

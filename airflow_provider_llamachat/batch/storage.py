@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a write or read is tried before the batch gives up."""
+PAUSE = 0.3
+"""Seconds between the first two of these attempts; four times that before each further one."""
 
 T = TypeVar("T")
 
@@ -231,7 +233,7 @@ class Folder:
             except Exception as problem:  # file systems raise whatever their libraries do
                 if attempt == ATTEMPTS:
                     raise self._failure(what, problem) from problem
-                time.sleep(0.3 * 4 ** (attempt - 1))
+                time.sleep(PAUSE * 4 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")  # pragma: no cover  # for the type checker only
 
     @contextlib.contextmanager

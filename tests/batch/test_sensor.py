@@ -33,14 +33,15 @@ GONE_LATER = Fault("status", endpoint="index", path="idx-later", status=404, ski
 SOMETIMES = Fault("status", endpoint="index", path="idx-later", status=500, skip=1, times=4)
 
 
+async def fire(trigger: Any) -> Any:
+    """What the trigger says first."""
+    async for event in trigger.run():
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
+
+
 def wait(sensor: IndexReadySensor) -> str:
     """One try of the sensor to its end, with its trigger in line; what a user sees of it."""
-
-    async def fire(trigger: Any) -> Any:
-        async for event in trigger.run():
-            return event.payload
-        raise AssertionError("the trigger ended without an event")
-
     context = a_try(sensor, 1)
     try:
         try:
@@ -140,7 +141,7 @@ def test_a_deferred_sensor_ends_at_the_lesser_of_its_times(arguments: dict[str, 
     assert timedelta(seconds=GRACE) <= caught.value.timeout <= timedelta(seconds=GRACE + 0.2)
     _, values = caught.value.trigger.serialize()
     assert values["deadline"] <= time.time() + 0.2
-    event = asyncio.run(anext(aiter(IndexReadyTrigger(**values).run()))).payload
+    event = asyncio.run(fire(IndexReadyTrigger(**values)))
     with pytest.raises(error, match="Still waiting for: idx-building"):
         sensor.resume_execution("execute_complete", {"event": event, "try_number": 1}, context)
 
