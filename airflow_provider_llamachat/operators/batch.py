@@ -198,9 +198,7 @@ class ChatBatchOperator(LlamaCloudOperator):
                 self._kill()
 
     def _wait_for(self, run: Coroutine[Any, Any, R]) -> R:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if not _runs_a_loop():
             return asyncio.run(run)
         # A notebook, or an asynchronous test, runs a loop in this thread already.
         with ThreadPoolExecutor(1, thread_name_prefix="llamachat-batch") as thread:
@@ -329,6 +327,14 @@ class ChatBatchOperator(LlamaCloudOperator):
             raise InvalidArgumentError(
                 "The batch has neither an output_path nor XCom (do_xcom_push=False), so its answers would be lost. Nothing was asked."
             )
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _number(value: Any, name: str, *, whole: bool = False) -> float:
