@@ -202,7 +202,12 @@ class Folder:
 
     def remove_self(self) -> None:
         """Remove the folder and everything in it, as far as that is possible."""
-        self._removed(lambda: self._fs.rm(self._root, recursive=True))
+        if self._is_local:
+            self._removed(lambda: self._fs.rm(self._root, recursive=True))
+        else:
+            # One by one: what a store refuses of many that are deleted together, s3fs does not tell.
+            self.remove(self.names())
+            self.remove_if_empty()
 
     def _removed(self, action: Callable[[], None]) -> bool:
         try:
