@@ -6,7 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
-from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnFailedError,
+    LlamaCloudError,
+    NotFoundError,
+    UnprocessableError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.journal import Journal
@@ -15,6 +20,8 @@ if TYPE_CHECKING:
 
 NAMED = 20
 """Ids that one log line names at most."""
+ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, UnprocessableError)}
+"""Errors that leave no doubt. Others may come of reading the history of a turn that an earlier try asked."""
 
 
 class Tidier:
@@ -52,15 +59,14 @@ class Tidier:
             self._log.warning("Sessions were left over: %s", problem)
 
     def _over(self, positions: dict[str, int]) -> set[int]:
-        """Items that are known to have been refused, or to have failed at the server, since they were asked last."""
+        """Items whose session holds no answer and will hold none: their last turn is known to have ended, or never to have begun."""
         over: set[int] = set()
         for record in self._journal.records():
             if record is None or (position := positions.get(record.get("key", ""))) is None:
                 continue
             if record["kind"] == "result":
-                # Without a baseline it failed before it was asked, and what an earlier try asked may have its answer.
-                failed = record["line"]["outcome"] == records.FAILED and record.get("baseline") is not None
-                (over.add if failed else over.discard)(position)
+                error = record["line"].get("error") or {}
+                (over.add if error.get("type") in ENDED else over.discard)(position)
             elif record["kind"] == "intent":
                 over.discard(position)
         return over

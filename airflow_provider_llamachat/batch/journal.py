@@ -75,7 +75,7 @@ class Journal(abc.ABC):
     def claimed(self) -> contextlib.AbstractContextManager[object]:
         """While the block runs, no other batch writes where this one does.
 
-        :raises InvalidArgumentError: the place can not be written to, or belongs to another task of this run.
+        :raises InvalidArgumentError: the place is a folder, or belongs to another task of this run.
         :raises ChatBatchError: another batch writes there now, or nobody can.
         """
         return contextlib.nullcontext()
@@ -258,7 +258,7 @@ class PartsJournal(Journal):
                     results.add(json.loads(line))
             except (ValueError, KeyError, TypeError) as problem:
                 raise ChatBatchError(
-                    "An earlier try completed this batch, but its results were changed since and can not be read. Remove them to have "
+                    "An earlier try completed this batch, but its results were changed since and cannot be read. Remove them to have "
                     f"everything asked again: {self._beside.url}/{self._name}"
                 ) from problem
             return results

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -306,6 +307,8 @@ class ChatBatchOperator(LlamaCloudOperator):
             path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
             path.fs  # noqa: B018  # made, and therefore missing, only now
         except (ImportError, ValueError) as problem:
+            if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
+                raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from problem
             scheme = text.partition("://")[0]
             package = FILE_SYSTEMS.get(scheme)
             remedy = f"Install {package}" if package else "Install an Airflow provider that brings one"

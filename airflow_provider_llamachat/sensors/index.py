@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -102,7 +101,7 @@ class IndexReadySensor(BaseSensorOperator):
                 ready = self.poke(context)
             except AirflowFailException:
                 raise
-            except AirflowException as problem:
+            except Exception as problem:
                 if not self.silent_fail:
                     raise
                 self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
@@ -154,7 +153,7 @@ class IndexReadySensor(BaseSensorOperator):
         except AirflowFailException as problem:
             self._skip(problem, "soft_fail", "never_fail")
             raise
-        except AirflowException as problem:
+        except Exception as problem:
             self._skip(problem, "never_fail")
             raise
 

@@ -163,6 +163,18 @@ def test_a_file_system_that_is_missing_is_named_with_what_to_install(
     assert llamacloud_emulator.requests == []
 
 
+def test_a_file_system_that_refuses_its_settings_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Remote()
+    path = store.at("answers/results.jsonl")
+
+    def fail(_: object) -> None:
+        raise ValueError("the region is blank")
+
+    monkeypatch.setattr(ObjectStoragePath, "fs", property(fail))
+    with pytest.raises(InvalidArgumentError, match=r"output_path cannot be used.*the region is blank"):
+        ask(path)
+
+
 def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     result = go("path_objects", folder=str(tmp_path))
     assert result.state == "success", result.tasks

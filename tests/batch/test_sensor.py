@@ -176,6 +176,18 @@ def test_a_trigger_that_broke_is_a_failure_like_any_other(option: str, ends: typ
     assert isinstance(caught.value, AirflowSkipException) is (option == "never_fail")
 
 
+@pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
+def test_what_nobody_expected_is_a_failure_like_any_other(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(IndexReadySensor, "poke", fail)
+    common: dict[str, Any] = {"task_id": "wait", "index_ids": [INDEX_BUILDING], "deferrable": deferrable}
+    assert wait(IndexReadySensor(**common, never_fail=True)) == "skipped"
+    with pytest.raises(ZeroDivisionError):
+        wait(IndexReadySensor(**common, soft_fail=True))
+
+
 def test_a_deferred_sensor_hands_on_how_to_wait(llamacloud_emulator: LlamaCloudEmulator) -> None:
     sensor = IndexReadySensor(
         task_id="wait",
