@@ -1,12 +1,13 @@
-"""The same conversation for each index: mapped sessions, and one mapped question in each of them.
+"""The same conversation for each index: a mapped group of tasks that creates a session, asks in it, and deletes it.
 
-Airflow maps over return values only, so the questions are mapped over the sessions themselves (``create.output``), which
-stand for their ids.
+Each session has a teardown of its own, so it goes away when its question fails, too; the other conversations go on.
 """
 
 from __future__ import annotations
 
-from airflow.providers.common.compat.sdk import DAG, task
+from typing import Any
+
+from airflow.providers.common.compat.sdk import DAG, task, task_group
 
 from airflow_provider_llamachat.operators.chat import (
     CreateChatSessionOperator,
@@ -14,29 +15,29 @@ from airflow_provider_llamachat.operators.chat import (
     SendChatMessageOperator,
 )
 
-QUESTIONS = {"idx-filings": "What was the revenue in Q3?", "idx-handbook": "How many vacation days are there?"}
+CONVERSATIONS = [
+    {"index_ids": ["idx-filings"], "question": "What was the revenue in Q3?"},
+    {"index_ids": ["idx-handbook"], "question": "How many vacation days are there?"},
+]
 
 with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamachat", "example"], doc_md=__doc__) as dag:
-    create = CreateChatSessionOperator.partial(task_id="create_session").expand(
-        index_ids=[[name] for name in QUESTIONS]
-    )
 
-    @task
-    def pair(sessions: list[dict[str, object]]) -> list[dict[str, object]]:
-        """Give each session the question for its index."""
-        return [
-            {"session_id": session["session_id"], "prompt": QUESTIONS[str(index)]}
-            for session in sessions
-            for index in (session["index_ids"] or [])  # type: ignore[attr-defined]  # a list of ids, as JSON gives it
-        ]
-
-    ask = SendChatMessageOperator.partial(
-        task_id="ask",
-        retries=2,
-        retry_delay=10,
-        # At most this many turns at once, across the whole run.
-        max_active_tis_per_dagrun=8,
-    ).expand_kwargs(pair(create.output))
+    @task_group
+    def conversation(index_ids: list[str], question: str) -> Any:
+        """One conversation; Airflow makes as many as there are entries to map over."""
+        create = CreateChatSessionOperator(task_id="create_session", index_ids=index_ids)
+        ask = SendChatMessageOperator(
+            task_id="ask",
+            session_id=create.output["session_id"],
+            prompt=question,
+            retries=2,
+            retry_delay=10,
+            # At most this many turns at once, across the whole run.
+            max_active_tis_per_dagrun=8,
+        )
+        delete = DeleteChatSessionOperator(task_id="delete_session", session_id=create.output["session_id"])
+        create >> ask >> delete.as_teardown(setups=create)
+        return ask.output
 
     @task
     def collect(answers: list[str]) -> list[str]:
@@ -46,6 +47,4 @@ with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamach
             print(answer)
         return found
 
-    delete = DeleteChatSessionOperator.partial(task_id="delete_session").expand(session_id=create.output)
-
-    collect(ask.output) >> delete
+    collect(conversation.expand_kwargs(CONVERSATIONS))

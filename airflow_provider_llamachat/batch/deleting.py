@@ -1,4 +1,4 @@
-"""Deletes the sessions that a batch opened, and names those that it can not or may not delete."""
+"""Deletes the sessions that a batch opened, and names those that it cannot or may not delete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
-from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnFailedError,
+    LlamaCloudError,
+    NotFoundError,
+    UnprocessableError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.journal import Journal
@@ -14,7 +19,9 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
 NAMED = 20
-"""Ids that one log line names at the most."""
+"""Ids that one log line names at most."""
+ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, UnprocessableError)}
+"""Errors that leave no doubt. Others may come of reading the history of a turn that an earlier try asked."""
 
 
 class Tidier:
@@ -32,20 +39,37 @@ class Tidier:
             return 0
         return await self._delete(await asyncio.to_thread(self._interrupted))
 
-    async def after_failure(self, positions: dict[str, int]) -> None:
-        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed."""
+    async def after_failure(self, positions: dict[str, int], *, final: bool = False) -> None:
+        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed.
+
+        :param final: no retry will follow, so only the sessions stay in which an answer may still come.
+        """
         if not self._options.delete_sessions:
             return
         try:
             wanted: set[str] = set()
             if self._journal.remembers:
                 past = await asyncio.to_thread(self._journal.past, positions)
-                wanted = {intent.session_id for intent in past.intents.values()}
-                if past.shared_session is not None:
+                over = await asyncio.to_thread(self._over, positions) if final else set()
+                wanted = {intent.session_id for position, intent in past.intents.items() if position not in over}
+                if past.shared_session is not None and not final:
                     wanted.add(past.shared_session)
             await self._delete(wanted)
         except LlamaCloudError as problem:
             self._log.warning("Sessions were left over: %s", problem)
+
+    def _over(self, positions: dict[str, int]) -> set[int]:
+        """Items whose session holds no answer and will hold none: their last turn is known to have ended, or never to have begun."""
+        over: set[int] = set()
+        for record in self._journal.records():
+            if record is None or (position := positions.get(record.get("key", ""))) is None:
+                continue
+            if record["kind"] == "result":
+                error = record["line"].get("error") or {}
+                (over.add if error.get("type") in ENDED else over.discard)(position)
+            elif record["kind"] == "intent":
+                over.discard(position)
+        return over
 
     def _interrupted(self) -> set[str]:
         found: dict[str, str] = {}

@@ -70,8 +70,9 @@ class Batch:
     :param items: what is asked; their positions are their places in the list.
     :param scope: the task instance; part of each item's identity.
     :param journal: where earlier tries left their records, and this one leaves its own.
-    :param on_result: is told the outcome and the usage of each item as it ends.
+    :param on_result: is told the outcome and the usage of each item, once: what is looked after again is told at its end.
     :param commit_interval: seconds within which intents become durable together.
+    :ivar in_flight: turns that are asked, or waited for, at this moment.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class Batch:
         self._working: asyncio.Task[None] | None = None
         self._unposted: list[Prepared] = []
         self._again: list[Item] = []
+        self._held: dict[int, tuple[str, dict[str, Any] | None]] = {}
+        self.in_flight = 0
         self._settled = self._answered = 0
         self._refused_only = True
         self._is_last_look = False
@@ -145,10 +148,10 @@ class Batch:
         if self._items and not self._answered:
             kind = ChatBatchRefusedError if self._refused_only else ChatBatchError
             self._stop(kind(f"None of {len(self._items)} prompts was answered. {self._first_failure}{self._later()}"))
-        self._meter.say()
+        self._meter.finish()
         if self._problem is not None:
             if not self._killed:
-                await self._tidier.after_failure(positions)
+                await self._tidier.after_failure(positions, final=not self._problem.retryable)
             raise self._problem
         results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
         if (handed := results.counts[records.ANSWERED]) < self._answered:
@@ -188,11 +191,18 @@ class Batch:
 
     async def _work_twice(self) -> None:
         """Ask everything, and at the end once more what met only passing trouble: an outage is over by then, or it is not."""
-        await self._work(self._items)
+        try:
+            await self._work(self._items)
+            await self._look_again()
+        finally:
+            while self._held:
+                self._tell(*self._held.popitem()[1])
+
+    async def _look_again(self) -> None:
         again, self._again = sorted(self._again, key=lambda item: item.position), []
         if again and self._problem is None and not self._options.fail_fast:
             self._log.info("Looking once more after %d prompt(s) that met passing trouble.", len(again))
-            self._meter.reopen(len(again))
+            self._meter.reopen(len(again), [usage for _, usage in self._held.values()])
             self._is_last_look = True
             await self._work(again)
 
@@ -317,6 +327,7 @@ class Batch:
             has_streamed = True
 
         throttle = self._client.throttle
+        self.in_flight += 1
         try:
             turn = await self._client.answer(
                 prepared.question,
@@ -333,6 +344,8 @@ class Batch:
         except LlamaCloudError as problem:
             self._record(item, replace(prepared, trace=trace), problem)
             return problem
+        finally:
+            self.in_flight -= 1
         self._settled += prepared.trace.is_open and prepared.earlier and not has_streamed
         self._record(item, replace(prepared, trace=trace), turn)
         return turn
@@ -353,10 +366,17 @@ class Batch:
         self._meter.add(answered=outcome == records.ANSWERED, usage=entry["usage"])
         if prepared is not None:
             self._asked.update(prepared.question.index_ids)
-        if self._on_result is not None:
-            self._on_result(outcome, entry["usage"])
+        if isinstance(result, PASSING) and not self._is_last_look:
+            self._held[item.position] = outcome, entry["usage"]
+        else:
+            self._held.pop(item.position, None)
+            self._tell(outcome, entry["usage"])
         if isinstance(result, LlamaCloudError):
             self._take_failure(item, prepared, result, entry)
+
+    def _tell(self, outcome: str, usage: dict[str, Any] | None) -> None:
+        if self._on_result is not None:
+            self._on_result(outcome, usage)
 
     def _take_failure(
         self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]

@@ -6,19 +6,22 @@ Part files are immutable and numbered; a later record of an item wins over an ea
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import json
 import logging
 import secrets
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch import claiming, records
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.batch.storage import Folder, spool
+from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,12 @@ class Results:
     """The results as they were handed over.
 
     :ivar counts: items by outcome.
+    :ivar errors: items without an answer, by the kind of their error.
     :ivar lines: the results themselves, when they were not written to a file.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(records.OUTCOMES, 0))
+    errors: Counter[str] = field(default_factory=Counter)
     input_tokens: int = 0
     output_tokens: int = 0
     lines: list[Line] | None = None
@@ -52,6 +57,8 @@ class Results:
     def add(self, line: Line) -> None:
         """Count one result."""
         self.counts[line["outcome"]] += 1
+        if error := line.get("error"):
+            self.errors[error["type"]] += 1
         usage = line.get("usage") or {}
         self.input_tokens += usage.get("total_input_tokens") or 0
         self.output_tokens += usage.get("total_output_tokens") or 0
@@ -64,6 +71,14 @@ class Journal(abc.ABC):
     def remembers(self) -> bool:
         """Whether a retry finds what this try writes."""
         return True
+
+    def claimed(self) -> contextlib.AbstractContextManager[object]:
+        """While the block runs, no other batch writes where this one does.
+
+        :raises InvalidArgumentError: the place is a folder, or belongs to another task of this run.
+        :raises ChatBatchError: another batch writes there now, or nobody can.
+        """
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def load(self, positions: dict[str, int]) -> Past:
@@ -114,9 +129,11 @@ class PartsJournal(Journal):
         self._memory = memory
         self._name = output_path.name
         self._digest = scope.digest
+        self._scope = scope
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
         self._folder = self._above.below(scope.digest)
+        self._claim = claiming.Claim(self._above, scope)
         self._nonce = secrets.token_hex(4)
         self._number = 0
         self._small: list[str] = []
@@ -130,12 +147,37 @@ class PartsJournal(Journal):
         """Where the parts are, for messages."""
         return self._folder.url
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """See :meth:`Journal.claimed`. It also shows, before anything is asked, that the results can be written."""
+        if self._beside.is_folder(self._name):
+            raise InvalidArgumentError(
+                f"output_path has to be the path of a file, and this is a folder: {self._beside.url}/{self._name}. Nothing was asked."
+            )
+        self._claim.take()
+        try:
+            self._check_origin()
+            yield
+        finally:
+            self._claim.release()
+
+    def _check_origin(self) -> None:
+        try:
+            origin = json.loads(self._beside.first_line(self._name) or b"null")["batch"]
+        except (ValueError, KeyError, TypeError):
+            return  # no results, or nobody knows whose
+        if isinstance(origin, dict) and claiming.is_same_run(origin, self._scope) and origin != asdict(self._scope):
+            raise InvalidArgumentError(
+                f"output_path holds the results of another batch of this run: {claiming.written_by(origin)}. Writing there would lose "
+                f"them. {claiming.REMEDY} File: {self._beside.url}/{self._name}"
+            )
+
     def load(self, positions: dict[str, int]) -> Past:
         """Read the parts that are there; what is damaged is reported and passed over."""
         if others := [name for name in self._above.names() if name != self._digest]:
             log.warning(
-                "%d other batch(es) are unfinished at the same output path, or are writing to it now (%s): the later one to end "
-                "replaces the results. Give each run, and each mapped task, a path of its own.",
+                "%d other batch(es) are unfinished at the same output path (%s). What they were answered stays there for their retries, "
+                "and the results of the one that ends last replace the others'. Give each run a path of its own.",
                 len(others),
                 self._above.url,
             )
@@ -211,8 +253,14 @@ class PartsJournal(Journal):
         """Write the results to the output path at once, one line per item. Memory does not grow with the answers."""
         results = Results()
         if self._complete:
-            for line in self._beside.lines(self._name):
-                results.add(json.loads(line))
+            try:
+                for line in self._beside.lines(self._name):
+                    results.add(json.loads(line))
+            except (ValueError, KeyError, TypeError) as problem:
+                raise ChatBatchError(
+                    "An earlier try completed this batch, but its results were changed since and cannot be read. Remove them to have "
+                    f"everything asked again: {self._beside.url}/{self._name}"
+                ) from problem
             return results
         self._mark = _mark(positions)
         offsets, sizes, answered = (
@@ -220,7 +268,8 @@ class PartsJournal(Journal):
             array("q", [0]) * len(positions),
             bytearray(len(positions)),
         )
-        with spool() as lines, self._beside.replacing(self._name, self._digest) as output:
+        origin = {"batch": asdict(self._scope)}
+        with self._beside.replacing(self._name, self._digest) as output, spool() as lines:
             end = 0
             for record in self.records():
                 if (
@@ -230,13 +279,13 @@ class PartsJournal(Journal):
                     or answered[n]
                 ):
                     continue
-                line = records.encode(record["line"])
+                line = records.encode(record["line"] | origin)
                 lines.write(line)
                 offsets[n], sizes[n], answered[n] = end, len(line), record["line"]["outcome"] == records.ANSWERED
                 end += len(line)
             for n, offset in enumerate(offsets):
                 if offset < 0:
-                    line = records.encode(missing(n))
+                    line = records.encode(missing(n) | origin)
                 else:
                     lines.seek(offset)
                     line = lines.read(sizes[n])
@@ -250,6 +299,8 @@ class PartsJournal(Journal):
             self._folder.write(COMPLETE, self._mark)
             if self._memory is not None:
                 self._memory.set_in_round(REMEMBERED, self._mark.decode())
+        # It would be written again into a folder that is gone.
+        self._claim.release()
         self._folder.remove([name for name in self._folder.names() if name != COMPLETE])
         self._folder.remove_self()
         self._above.remove_if_empty()

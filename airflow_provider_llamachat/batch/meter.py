@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 EVERY = 15.0
-"""Seconds between two lines at the most."""
+"""Seconds between two lines at most."""
 AT_LEAST = 2.0
 """Seconds between two lines at the least, however fast tenths of the batch go by."""
 
@@ -31,6 +31,7 @@ class Meter:
         self.output_tokens = 0
         self._began = self._said_at = clock()
         self._said_tenth = self._tenth()
+        self._said: tuple[int, int] | None = None
 
     @property
     def seconds(self) -> float:
@@ -46,17 +47,26 @@ class Meter:
         if self._tenth() > self._said_tenth and self._clock() - self._said_at >= AT_LEAST:
             self.say()
 
-    def reopen(self, count: int) -> None:
-        """Take back that many failures: they are looked after once more."""
+    def reopen(self, count: int, usages: Iterable[dict[str, Any] | None] = ()) -> None:
+        """Take back that many failures, and what they are known to have cost: they are looked after once more."""
         self.done -= count
         self.failed -= count
+        for usage in usages:
+            self.input_tokens -= (usage or {}).get("total_input_tokens") or 0
+            self.output_tokens -= (usage or {}).get("total_output_tokens") or 0
 
     def due_in(self) -> float:
         """Seconds until a line is due although no tenth was completed."""
         return max(0.0, self._said_at + EVERY - self._clock())
 
+    def finish(self) -> None:
+        """Log where the batch ended, unless the last line says it."""
+        if self._said != (self.done, self.failed):
+            self.say()
+
     def say(self) -> None:
         """Log where the batch is."""
+        self._said = self.done, self.failed
         self._said_at = self._clock()
         self._said_tenth = self._tenth()
         seconds = max(self.seconds, 0.001)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_llamachat.conversation.history import begin, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
-from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, PermissionDeniedError
+from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, RequestRefusedError
 from airflow_provider_llamachat.models import Session
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Preparer:
         index_ids = item.index_ids or self._options.index_ids or []
         try:
             created = await self._client.create_session(index_ids, **self._options.scope)
-        except (PermissionDeniedError, NotFoundError) as problem:
+        except RequestRefusedError as problem:
             if item.index_ids is None:
                 raise NothingToAskInError(problem) from problem  # every other item asks for the same session
             raise

@@ -13,7 +13,13 @@ from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is
 __all__ = ["LlamaCloudOperator", "TaskMemory", "is_retry", "is_stale"]
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from typing import TypeAlias, TypeVar
+
+    from airflow.providers.common.compat.sdk import Context, XComArg
+
+    T = TypeVar("T")
+    Templated: TypeAlias = T | str | XComArg
+    """What a templated argument takes: a value, text that becomes one when the task runs, or another task's output."""
 
     from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
@@ -33,8 +39,8 @@ class LlamaCloudOperator(BaseOperator):
         self,
         *,
         llamacloud_conn_id: str = "llamacloud_default",
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextvars
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -21,12 +24,27 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.preparing import Options
+    from airflow_provider_llamachat.operators.base import Templated
 
 MAX_XCOM_ITEMS = 100
 """Prompts that a batch without ``output_path`` may have: its results travel through XCom."""
 ON_ITEM_ERROR = ("collect", "fail_fast")
 ON_INTERRUPTED = ("fail", "ask_again")
 SESSION_MODES = ("per_prompt", "shared")
+FILE_SYSTEMS = {
+    "s3": "apache-airflow-providers-amazon[s3fs]",
+    "s3a": "apache-airflow-providers-amazon[s3fs]",
+    "gs": "apache-airflow-providers-google",
+    "gcs": "apache-airflow-providers-google",
+    "abfs": "apache-airflow-providers-microsoft-azure",
+    "abfss": "apache-airflow-providers-microsoft-azure",
+    "adl": "apache-airflow-providers-microsoft-azure",
+    "sftp": "apache-airflow-providers-sftp",
+    "ssh": "apache-airflow-providers-sftp",
+}
+"""The packages that bring Airflow the file systems which results are written to most."""
+
+R = TypeVar("R")
 
 
 class ChatBatchOperator(LlamaCloudOperator):
@@ -34,8 +52,9 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     Results go to ``output_path`` as JSON Lines, one object per prompt in the order of ``prompts``: ``position``, ``id``, ``outcome``
     (``answered``, ``failed``, ``interrupted``, ``unasked``), ``prompt``, ``answer``, ``session_id``, ``index_ids``,
-    ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``). The file appears when the batch is complete, at once.
-    Until then everything is in part files in ``<output_path>.parts/``; they are removed at the end.
+    ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``), and ``batch``, the task instance that wrote it. The file
+    appears when the batch is complete, at once. Until then everything is in part files in ``<output_path>.parts/``; they are removed at
+    the end. Buckets are not created.
 
     XComs: ``return_value`` is the manifest: ``total``, then how many are ``answered``, ``failed``, ``interrupted``, ``unasked``;
     ``total_input_tokens`` and ``total_output_tokens`` of these results; ``output_path``; ``sessions_opened``, ``sessions_deleted``;
@@ -51,8 +70,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     What met passing trouble (a lost connection, 429, 5xx, an interrupted turn) is looked after once more at the end of the batch, history
     first, so that a short outage costs no answer.
 
-    Two runs, or two mapped tasks, need two output paths (``{{ run_id }}``, ``{{ ti.map_index }}``): of two batches with one path,
-    the later replaces the other's results.
+    Two runs, or two mapped tasks, need two output paths (``{{ run_id }}``, ``{{ ti.map_index }}``). A batch refuses a path that another
+    one writes to now, or that holds the results of another task of the same run; the results of an earlier run are replaced.
 
     API: POST /api/v1/chat and POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
@@ -64,7 +83,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     :param requests_per_minute: never send more requests than that in any minute, opening and deleting sessions included; None: no
         limit of our own. A 429 slows the whole batch either way. (templated)
     :param session_mode: ``per_prompt``: each prompt in a session of its own; ``shared``: one session, prompts asked in order.
-    :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or a local path.
+    :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or a local path; a
+        path object too.
         None: results in XCom, for at most :data:`MAX_XCOM_ITEMS` prompts. (templated)
     :param on_item_error: ``collect``: go on, and fail only if no prompt at all was answered; ``fail_fast``: ask no more, let
         turns in flight finish, and fail.
@@ -98,16 +118,16 @@ class ChatBatchOperator(LlamaCloudOperator):
         self,
         *,
         prompts: Any,
-        index_ids: list[str] | str | None = None,
-        max_concurrency: int | str = 8,
-        requests_per_minute: float | str | None = None,
-        session_mode: str = "per_prompt",
+        index_ids: Templated[list[str]] | None = None,
+        max_concurrency: Templated[int] = 8,
+        requests_per_minute: Templated[float] | None = None,
+        session_mode: Templated[str] = "per_prompt",
         output_path: Any = None,
-        on_item_error: str = "collect",
-        on_interrupted: str = "fail",
-        delete_sessions: bool | str = False,
-        require_all_indexes: bool | str = False,
-        turn_timeout: float | str | timedelta = 600,
+        on_item_error: Templated[str] = "collect",
+        on_interrupted: Templated[str] = "fail",
+        delete_sessions: Templated[bool] = False,
+        require_all_indexes: Templated[bool] = False,
+        turn_timeout: Templated[float | timedelta] = 600,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -116,13 +136,16 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.max_concurrency = max_concurrency
         self.requests_per_minute = requests_per_minute
         self.session_mode = session_mode
-        self.output_path = output_path
+        # Airflow renders text in a path object of its own only.
+        is_local = isinstance(output_path, PurePath) and "://" not in str(output_path)
+        self.output_path = str(output_path) if is_local else output_path
         self.on_item_error = on_item_error
         self.on_interrupted = on_interrupted
         self.delete_sessions = delete_sessions
         self.require_all_indexes = require_all_indexes
         self.turn_timeout = turn_timeout
         self._kill: Callable[[], object] | None = None
+        self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask what is missing, write the results, and return the manifest."""
@@ -146,7 +169,10 @@ class ChatBatchOperator(LlamaCloudOperator):
                 self.log.info(
                     "Without output_path, and without Airflow 3.3's task state store, a retry of this task asks everything again."
                 )
-        report, base_url = asyncio.run(self._run(items, scope, options, journal, rate))
+        self._is_killed = False
+        with journal.claimed():
+            report, base_url = self._wait_for(self._run(items, scope, options, journal, rate))
+        self._tell_end(report, path)
         record(self.get_hook(), report.index_ids, base_url, None if path is None else str(path))
         if report.results.lines is not None:
             self.push(context, "results", report.results.lines)
@@ -167,13 +193,35 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def on_kill(self) -> None:
         """Ask nothing more and leave the turns in flight to the server; what is known of them stays for the next try."""
+        self._is_killed = True
         if self._kill is not None:
-            self.log.warning(
-                "Stopping the batch. Turns in flight may go on, and be billed, at LlamaCloud; the next try takes up their answers. "
-                "No session is deleted."
-            )
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and the batch with it
                 self._kill()
+
+    def _wait_for(self, run: Coroutine[Any, Any, R]) -> R:
+        if not _runs_a_loop():
+            return asyncio.run(run)
+        # A notebook, or an asynchronous test, runs a loop in this thread already.
+        with ThreadPoolExecutor(1, thread_name_prefix="llamachat-batch") as thread:
+            result = thread.submit(contextvars.copy_context().run, asyncio.run, run)
+            try:
+                return result.result()
+            except BaseException:
+                # Airflow's time-outs are raised in this thread: the other one has to end, too.
+                if not result.done():
+                    self.on_kill()
+                raise
+
+    def _tell_end(self, report: Report, path: Any) -> None:
+        counts, errors = report.results.counts, report.results.errors
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
+        self.log.info(
+            "%d of %d prompts are answered%s. Results: %s",
+            counts["answered"],
+            sum(counts.values()),
+            f"; without an answer: {kinds}" if kinds else "",
+            "XCom" if path is None else path,
+        )
 
     async def _run(
         self, items: list[Item], scope: Scope, options: Options, journal: Journal, rate: float | None
@@ -187,12 +235,30 @@ class ChatBatchOperator(LlamaCloudOperator):
         async with await AsyncLlamaCloudClient.open(config, throttle=Throttle(rate)) as client:
             batch = Batch(client, items, scope, options, journal, self.log, on_result=count_turn)
             loop = asyncio.get_running_loop()
-            # Signals come to the main thread at any moment; the loop takes the order up where it can.
-            self._kill = lambda: loop.call_soon_threadsafe(batch.kill)
+
+            def kill() -> None:
+                self._tell_kill(batch.in_flight, remembers=journal.remembers)
+                # Signals come to the main thread at any moment; the loop takes the order up where it can.
+                loop.call_soon_threadsafe(batch.kill)
+
+            self._kill = kill
+            if self._is_killed:
+                batch.kill()
             try:
                 return await batch.run(), config.base_url
             finally:
                 self._kill = None
+
+    def _tell_kill(self, in_flight: int, *, remembers: bool) -> None:
+        if not in_flight:
+            self.log.warning("Stopping the batch. No turn is in flight, and no session is deleted.")
+            return
+        then = "the next try takes up their answers" if remembers else "a retry asks everything again"
+        self.log.warning(
+            "Stopping the batch. %d turn(s) in flight may go on, and be billed, at LlamaCloud; %s. No session is deleted.",
+            in_flight,
+            then,
+        )
 
     def _options(self) -> Options:
         from airflow_provider_llamachat.batch.preparing import Options
@@ -222,14 +288,34 @@ class ChatBatchOperator(LlamaCloudOperator):
         if arguments.is_nothing(given):
             return None
         text = str(given).strip()
+        if "{{" in text or "{%" in text:
+            raise InvalidArgumentError(
+                f"output_path still holds a template, got {text[:200]!r}: Airflow renders text, and its own ObjectStoragePath. Give it as "
+                "one of them."
+            )
         if "://" not in text and not isinstance(given, ObjectStoragePath):
-            local = Path(text).expanduser()
+            try:
+                local = Path(text).expanduser()
+            except RuntimeError as problem:
+                raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from None
             if not local.is_absolute():
                 raise InvalidArgumentError(
                     f"output_path has to be an absolute path or a URL, got {text[:200]!r}: what a relative one means is up to the worker."
                 )
             text = str(local) + text[len(text.rstrip("/")) :]
-        path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
+        try:
+            path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
+            path.fs  # noqa: B018  # made, and therefore missing, only now
+        except (ImportError, ValueError) as problem:
+            if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
+                raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from problem
+            scheme = text.partition("://")[0]
+            package = FILE_SYSTEMS.get(scheme)
+            remedy = f"Install {package}" if package else "Install an Airflow provider that brings one"
+            raise InvalidArgumentError(
+                f"output_path begins with {scheme}://, and this Airflow has no file system for that. {remedy} where tasks run. "
+                f"Airflow says: {str(problem)[:300]}"
+            ) from problem
         if not path.name or text.endswith("/"):
             raise InvalidArgumentError(f"output_path has to be the path of a file, got {text[:200]!r}.")
         return path
@@ -244,6 +330,14 @@ class ChatBatchOperator(LlamaCloudOperator):
             raise InvalidArgumentError(
                 "The batch has neither an output_path nor XCom (do_xcom_push=False), so its answers would be lost. Nothing was asked."
             )
+
+
+def _runs_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _number(value: Any, name: str, *, whole: bool = False) -> float:

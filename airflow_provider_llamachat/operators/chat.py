@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
+    from airflow_provider_llamachat.operators.base import Templated
 
 __all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
 
@@ -79,13 +80,13 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def __init__(
         self,
         *,
-        session_id: str | dict[str, Any],
-        prompt: str,
-        index_ids: list[str] | str | None = None,
-        require_all_indexes: bool | str = False,
+        session_id: Templated[dict[str, Any]],
+        prompt: Templated[str],
+        index_ids: Templated[list[str]] | None = None,
+        require_all_indexes: Templated[bool] = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        turn_timeout: float | str | timedelta = 600,
-        on_interrupted: str = "fail",
+        turn_timeout: Templated[float | timedelta] = 600,
+        on_interrupted: Templated[str] = "fail",
         log_answer: bool = True,
         **kwargs: Any,
     ) -> None:

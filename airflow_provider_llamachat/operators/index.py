@@ -12,6 +12,8 @@ from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.operators.base import Templated
+
 
 class SyncIndexOperator(LlamaCloudOperator):
     """Start a sync of an index, or adopt the one that is running already.
@@ -28,7 +30,7 @@ class SyncIndexOperator(LlamaCloudOperator):
 
     template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "index_id")
 
-    def __init__(self, *, index_id: str, **kwargs: Any) -> None:
+    def __init__(self, *, index_id: Templated[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.index_id = index_id
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.models import SessionSummary
+    from airflow_provider_llamachat.operators.base import Templated
 
 
 class CreateChatSessionOperator(LlamaCloudOperator):
@@ -56,10 +57,10 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     def __init__(
         self,
         *,
-        index_ids: list[str] | str | None = None,
-        shared_access: str | None = None,
-        wait_for_indexes: bool | str = False,
-        index_timeout: float | str | timedelta = 3600,
+        index_ids: Templated[list[str]] | None = None,
+        shared_access: Templated[str] | None = None,
+        wait_for_indexes: Templated[bool] = False,
+        index_timeout: Templated[float | timedelta] = 3600,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -137,7 +138,9 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     # The id first: when it is not there, no other field was rendered yet, and none is rendered twice.
     template_fields: Sequence[str] = ("session_id", *LlamaCloudOperator.template_fields, "ignore_missing")
 
-    def __init__(self, *, session_id: str | dict[str, Any], ignore_missing: bool | str = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *, session_id: Templated[dict[str, Any]], ignore_missing: Templated[bool] = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.session_id = session_id
         self.ignore_missing = ignore_missing

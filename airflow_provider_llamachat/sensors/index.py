@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
-    AirflowException,
     AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseSensorOperator,
     conf,
 )
@@ -23,11 +24,15 @@ from airflow_provider_llamachat.operators.base import is_stale
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.operators.base import Templated
     from airflow_provider_llamachat.readiness import Readiness
 
 
 GRACE = 300.0
 """Seconds that a triggerer may be late before Airflow itself ends a deferred sensor."""
+
+AIRFLOWS_FAILURE = "__fail__"
+"""The method that Airflow resumes a deferred task with when there is no event: the trigger broke, or nothing ran it in time."""
 
 
 class IndexReadySensor(BaseSensorOperator):
@@ -37,7 +42,7 @@ class IndexReadySensor(BaseSensorOperator):
     mean waiting, whatever they are called.
 
     API: GET /api/v1/indexes/{index_id} (https://developers.llamaindex.ai/reference/). The usual arguments of sensors
-    (``poke_interval``, ``timeout``, ``mode``, ``soft_fail``, ``exponential_backoff``) apply; see
+    (``poke_interval``, ``timeout``, ``mode``, ``soft_fail``, ``exponential_backoff``) apply, and mean the same in both modes; see
     https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/sensors.html.
 
     :param index_ids: the indexes: a list, an XComArg, a JSON list in a string, or one id. (templated)
@@ -48,6 +53,7 @@ class IndexReadySensor(BaseSensorOperator):
     :param organization_id: organization (UUID) in place of the connection's. (templated)
     :raises IndexFailedError: an index's build failed.
     :raises AirflowSensorTimeout: ``timeout`` passed before all were ready.
+    :raises AirflowTaskTimeout: ``execution_timeout`` passed before.
     :raises InvalidArgumentError: there are no index ids, or they are not usable.
     """
 
@@ -63,12 +69,12 @@ class IndexReadySensor(BaseSensorOperator):
     def __init__(
         self,
         *,
-        index_ids: list[str] | str,
-        wait_for_sync: bool | str = False,
+        index_ids: Templated[list[str]],
+        wait_for_sync: Templated[bool] = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         llamacloud_conn_id: str = "llamacloud_default",
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -88,42 +94,83 @@ class IndexReadySensor(BaseSensorOperator):
             super().execute(context)
 
     def _look_and_defer(self, context: Context) -> None:
-        # Airflow's own handling of failures covers poking and what follows a deferral, not what comes before it: the same here.
-        try:
-            ready = self.poke(context)
-        except AirflowFailException as problem:
-            if self.soft_fail or self.never_fail:
-                asked_for = "soft_fail" if self.soft_fail else "never_fail"
-                raise AirflowSkipException(f"Skipped, as {asked_for} asks for. {problem}") from problem
-            raise
-        except AirflowException as problem:
-            if self.silent_fail:
-                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
-                ready = False
-            elif self.never_fail:
-                raise AirflowSkipException(f"Skipped, as never_fail asks for. {problem}") from problem
-            else:
+        began = time.time()
+        ready = False
+        with self._as_on_a_worker():
+            try:
+                ready = self.poke(context)
+            except AirflowFailException:
                 raise
+            except Exception as problem:
+                if not self.silent_fail:
+                    raise
+                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
         if ready:
             return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
 
+        deadline = began + self._limit()[0]
         self.defer(
             trigger=IndexReadyTrigger(
                 llamacloud_conn_id=self.llamacloud_conn_id,
                 index_ids=self._ids(),
-                deadline=time.time() + float(self.timeout),
+                deadline=deadline,
                 poke_interval=float(self.poke_interval),
                 exponential_backoff=bool(self.exponential_backoff),
-                max_wait=None if self.max_wait is None else arguments.seconds(self.max_wait, "max_wait"),
+                max_wait=arguments.seconds(self.max_wait, "max_wait") if self.max_wait else None,
                 wait_for_sync=arguments.flag(self.wait_for_sync, "wait_for_sync"),
+                silent_fail=bool(self.silent_fail),
                 **self._scope(),
             ),
             # The trigger keeps the time; this is for a triggerer that does not run.
-            timeout=timedelta(seconds=float(self.timeout) + GRACE),
+            timeout=timedelta(seconds=max(0.0, deadline - time.time()) + GRACE),
             method_name="execute_complete",
             kwargs={"try_number": context["ti"].try_number},
         )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral; Airflow calls this."""
+        error = str((next_kwargs or {}).get("error"))
+        with self._as_on_a_worker():
+            if next_method == AIRFLOWS_FAILURE and "timeout" in error.lower():
+                raise self._timed_out(
+                    f"Nothing resumed this deferred sensor for {GRACE:.0f} s after its {self._limit()[1]} had passed. Check that a "
+                    "triggerer runs (airflow triggerer) and keeps up with its triggers."
+                )
+            # Not BaseSensorOperator's own: it skips more than a sensor on a worker does, and differs between releases of Airflow.
+            return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
+
+    @contextmanager
+    def _as_on_a_worker(self) -> Iterator[None]:
+        """Skip, or fail, for what a deferred sensor meets as Airflow does for what a sensor meets on a worker."""
+        try:
+            yield
+        except AirflowSkipException:
+            raise
+        except AirflowSensorTimeout as problem:
+            self._skip(problem, "soft_fail")
+            raise
+        except AirflowFailException as problem:
+            self._skip(problem, "soft_fail", "never_fail")
+            raise
+        except Exception as problem:
+            self._skip(problem, "never_fail")
+            raise
+
+    def _skip(self, problem: Exception, *options: str) -> None:
+        for option in options:
+            if getattr(self, option):
+                raise AirflowSkipException(f"Skipped, as {option} asks for. {problem}") from problem
+
+    def _limit(self) -> tuple[float, str]:
+        """Seconds that a try may wait in all, and the argument that says so."""
+        limits = [(float(self.timeout), "timeout")]
+        if self.execution_timeout is not None:
+            limits.append((self.execution_timeout.total_seconds(), "execution_timeout"))
+        return min(limits)
+
+    def _timed_out(self, message: str) -> BaseException:
+        return AirflowSensorTimeout(message) if self._limit()[1] == "timeout" else AirflowTaskTimeout(message)
 
     def poke(self, context: Context) -> bool:
         """Look at all indexes once."""
@@ -150,7 +197,7 @@ class IndexReadySensor(BaseSensorOperator):
 
         outcome = IndexEvent.parse(event)
         if outcome.state == TIMED_OUT:
-            raise AirflowSensorTimeout(outcome.failure.message or "The deadline passed before all indexes were ready.")
+            raise self._timed_out(outcome.failure.message or "The deadline passed before all indexes were ready.")
         if outcome.state != READY:
             raise outcome.failure.exception()
         self.log.info("All indexes are ready: %s.", ", ".join(outcome.index_ids))

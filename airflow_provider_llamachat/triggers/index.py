@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.triggers.events import FAILED, READY, TIMED_OUT, Failure, IndexEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
@@ -18,6 +22,8 @@ except ImportError:  # Airflow 2 has no asset watchers; the class then serves as
     BaseEventTrigger = BaseTrigger  # type: ignore[assignment,misc]  # stands in where the name does not exist
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.models import Index
 
@@ -32,6 +38,8 @@ class IndexReadyTrigger(BaseTrigger):
     :param poke_interval: seconds between two looks.
     :param exponential_backoff: double them after each look, up to ``max_wait`` seconds.
     :param wait_for_sync: wait for running syncs as well.
+    :param silent_fail: log what goes wrong and look again; only what no later look will change ends the waiting.
+    :raises InvalidArgumentError: an argument is not usable.
     """
 
     def __init__(
@@ -40,24 +48,29 @@ class IndexReadyTrigger(BaseTrigger):
         llamacloud_conn_id: str,
         index_ids: list[str],
         deadline: float,
-        poke_interval: float = 60.0,
+        poke_interval: float | timedelta = 60.0,
         exponential_backoff: bool = False,
-        max_wait: float | None = None,
+        max_wait: float | timedelta | None = None,
         wait_for_sync: bool = False,
+        silent_fail: bool = False,
         project_id: str | None = None,
         organization_id: str | None = None,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        self.llamacloud_conn_id = llamacloud_conn_id
-        self.index_ids = index_ids
-        self.deadline = deadline
-        self.poke_interval = poke_interval
-        self.exponential_backoff = exponential_backoff
-        self.max_wait = max_wait
-        self.wait_for_sync = wait_for_sync
-        self.project_id = project_id
-        self.organization_id = organization_id
+        self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
+        self.index_ids = _ids(index_ids, "index_ids")
+        self.deadline = arguments.seconds(deadline, "deadline")
+        # A sensor may look without a pause, if it is told to.
+        self.poke_interval = (
+            0.0 if poke_interval in (0, timedelta()) else arguments.seconds(poke_interval, "poke_interval")
+        )
+        self.exponential_backoff = arguments.flag(exponential_backoff, "exponential_backoff")
+        self.max_wait = None if max_wait is None else arguments.seconds(max_wait, "max_wait")
+        self.wait_for_sync = arguments.flag(wait_for_sync, "wait_for_sync")
+        self.silent_fail = arguments.flag(silent_fail, "silent_fail")
+        self.project_id = _optional_name(project_id, "project_id")
+        self.organization_id = _optional_name(organization_id, "organization_id")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -71,6 +84,7 @@ class IndexReadyTrigger(BaseTrigger):
                 "exponential_backoff": self.exponential_backoff,
                 "max_wait": self.max_wait,
                 "wait_for_sync": self.wait_for_sync,
+                "silent_fail": self.silent_fail,
                 "project_id": self.project_id,
                 "organization_id": self.organization_id,
             },
@@ -90,16 +104,22 @@ class IndexReadyTrigger(BaseTrigger):
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
-        from airflow_provider_llamachat.exceptions import IndexNotReadyError
+        from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
         from airflow_provider_llamachat.readiness import Readiness, not_ready
 
         readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
+        states: dict[str, str] = {}
         while True:
-            states = readiness.pending(
-                await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
-            )
-            if not states:
-                return IndexEvent(READY, self.index_ids)
+            try:
+                states = readiness.pending(
+                    await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
+                )
+                if not states:
+                    return IndexEvent(READY, self.index_ids)
+            except LlamaCloudError as problem:
+                if not self.silent_fail or isinstance(problem, AirflowFailException):
+                    raise
+                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
             left = self.deadline - time.time()
             if left <= 0:
                 return IndexEvent(TIMED_OUT, self.index_ids, Failure.of(IndexNotReadyError(not_ready(states))))
@@ -129,8 +149,9 @@ class IndexUpdatedTrigger(BaseEventTrigger):
     fail.
 
     :param index_id: the index to watch.
-    :param poke_interval: seconds between two looks.
-    :param since: ISO time that counts as seen already; None: what the first look finds.
+    :param poke_interval: seconds (or a timedelta) between two looks.
+    :param since: time (ISO text or a datetime) that counts as seen already; None: what the first look finds.
+    :raises InvalidArgumentError: an argument is not usable; where the trigger is made, so that the Dag file shows it.
     """
 
     def __init__(
@@ -138,19 +159,19 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         *,
         index_id: str,
         llamacloud_conn_id: str = "llamacloud_default",
-        poke_interval: float = 60.0,
-        since: str | None = None,
+        poke_interval: float | timedelta = 60.0,
+        since: str | datetime | None = None,
         project_id: str | None = None,
         organization_id: str | None = None,
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        self.index_id = index_id
-        self.llamacloud_conn_id = llamacloud_conn_id
-        self.poke_interval = poke_interval
-        self.since = since
-        self.project_id = project_id
-        self.organization_id = organization_id
+        (self.index_id,) = _ids([index_id], "index_id")
+        self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
+        self.poke_interval = arguments.seconds(poke_interval, "poke_interval")
+        self.since = _moment(since)
+        self.project_id = _optional_name(project_id, "project_id")
+        self.organization_id = _optional_name(organization_id, "organization_id")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
@@ -226,3 +247,28 @@ class IndexUpdatedTrigger(BaseEventTrigger):
             await store.aset(self._key, seen)
         except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
             self.log.warning("The asset state store could not be written (%s).", type(problem).__name__)
+
+
+def _ids(value: Any, name: str) -> list[str]:
+    ids = arguments.id_list(value, name)
+    if not ids:
+        raise InvalidArgumentError(f"{name} has to name at least one index.")
+    return ids
+
+
+def _name(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidArgumentError(f"{name} has to be text that is not blank, got {type(value).__name__}.")
+    return value
+
+
+def _optional_name(value: Any, name: str) -> str | None:
+    return None if arguments.is_nothing(value) else _name(value, name)
+
+
+def _moment(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    raise InvalidArgumentError(f"since has to be a time (ISO text or a datetime), got {type(value).__name__}.")

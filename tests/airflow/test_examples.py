@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_llamachat.testing import LlamaCloudEmulator
+from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
 from tests.airflow.runner import EXAMPLES, load, run
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -26,6 +26,31 @@ def test_an_example_works_as_it_stands(name: str, llamacloud_emulator: LlamaClou
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == CHATS[name]
     assert llamacloud_emulator.sessions == {}
     assert llamacloud_emulator.deleted
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("llamachat_create_and_use", "Q3"),
+        ("llamachat_question_and_answer", "And in Q2?"),
+        ("llamachat_mapped", "vacation"),
+        ("llamachat_deferrable", "Compare"),
+        ("llamachat_taskflow", "vacation"),
+    ],
+)
+def test_an_example_leaves_no_session_when_a_question_fails(
+    name: str, prompt: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=prompt, status=422, times=None))
+    result = run(EXAMPLES / f"{name}.py", name)
+    assert result.state == "failed", result.tasks
+    states = [state for states in result.tasks.values() for state in states]
+    assert states.count("failed") == 1
+    deleting = [task_id for task_id in result.tasks if task_id.endswith("delete_session")]
+    assert [result.tasks[task_id] for task_id in deleting] == [["success"] * (2 if name == "llamachat_mapped" else 1)]
+    assert llamacloud_emulator.sessions == {}
+    assert llamacloud_emulator.deleted
+    assert llamacloud_emulator.completed() == CHATS[name] - 1
 
 
 def test_a_downstream_task_receives_session_id_and_index_ids(llamacloud_emulator: LlamaCloudEmulator) -> None:

@@ -41,6 +41,7 @@ class Runner:
     scope: Scope = SCOPE
     throttle: Callable[[], Throttle] = Throttle
     journal: Callable[[], Journal] | None = None
+    told: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)
 
     def run(self, during: Callable[[Batch], None] | None = None, **options: Any) -> Report:
         """One try; ``during`` is called on the loop when it has begun."""
@@ -51,7 +52,16 @@ class Runner:
         async def go() -> Report:
             async with await AsyncLlamaCloudClient.open(self.config, throttle=self.throttle()) as client:
                 logger = logging.getLogger("tests.batch")
-                batch = Batch(client, items, self.scope, chosen, journal, logger, commit_interval=0.02)
+                batch = Batch(
+                    client,
+                    items,
+                    self.scope,
+                    chosen,
+                    journal,
+                    logger,
+                    on_result=lambda outcome, usage: self.told.append((outcome, usage)),
+                    commit_interval=0.02,
+                )
                 if during is not None:
                     during(batch)
                 return await batch.run()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.journal import MemoryJournal
 from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
@@ -296,3 +298,62 @@ def test_progress_and_failures_are_in_the_log(
     assert "No answer to prompts[2] (id 'item-2')" in caplog.text
     assert "Batch: 6 of 6 done (100 %), 1 failed" in caplog.text
     assert llamacloud_emulator.api_key not in caplog.text
+
+
+def test_each_prompt_counts_once_by_how_it_ended(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="Question 1:", status=503, times=4))
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="Question 2:", status=503, times=None))
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 3:"))
+    runner.run()
+    assert outcomes(runner) == ["answered", "answered", "failed", "failed", "answered", "answered"]
+    assert Counter(outcome for outcome, _ in runner.told) == {"answered": 4, "failed": 2}
+
+
+def test_what_was_not_looked_after_again_counts_too(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="Question 0:", status=503, times=None))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(fail_fast=True, max_concurrency=1)
+    assert [outcome for outcome, _ in runner.told] == ["failed"]
+
+
+def test_a_batch_that_is_refused_for_good_leaves_no_session(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", status=422, times=None))
+    with pytest.raises(errors.ChatBatchRefusedError):
+        runner.run(delete_sessions=True)
+    assert llamacloud_emulator.sessions == {}
+    assert len(llamacloud_emulator.deleted) == 6
+    llamacloud_emulator.clear_faults()
+    runner.run(delete_sessions=True)
+    assert outcomes(runner) == ["answered"] * 6
+
+
+def test_a_session_in_which_an_answer_may_still_come_outlives_a_refusal(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.turn_latency = 0.6
+    runner.prompts = runner.prompts[:1]
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(lambda batch: _kill_when_asked(batch, emulator))
+    emulator.inject(Fault("status", endpoint="get", status=403, times=None))
+    with pytest.raises(errors.ChatBatchRefusedError):
+        runner.run(delete_sessions=True)
+    assert len(emulator.sessions) == 1
+    emulator.clear_faults()
+    runner.run(delete_sessions=True)
+    assert outcomes(runner) == ["answered"]
+    assert emulator.posts() == 1
+
+
+def _kill_when_asked(batch: Batch, emulator: LlamaCloudEmulator) -> None:
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if emulator.posts():
+            batch.kill()
+        else:
+            loop.call_later(0.05, look)
+
+    look()

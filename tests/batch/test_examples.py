@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.airflow.runner import EXAMPLES, run
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -46,4 +46,18 @@ def test_the_update_example_asks_in_one_session_and_hands_the_results_on(
     assert [line["outcome"] for line in results] == ["answered", "answered"]
     assert len({line["session_id"] for line in results}) == 1
     assert result.xcom("ask")["output_path"] is None
+    assert llamacloud_emulator.sessions == {}
+
+
+@pytest.mark.parametrize("name", ["llamachat_nightly_batch", "llamachat_on_index_update"])
+@pytest.mark.parametrize("prompt", ["revenue in Q3", None], ids=["one question fails", "all questions fail"])
+def test_a_batch_example_leaves_no_session_when_questions_fail(
+    name: str, prompt: str | None, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=prompt, status=422, times=None))
+    conf = {"output": f"file://{tmp_path}/results", "answered_at_least": 0.5}
+    result = run(EXAMPLES / f"{name}.py", name, conf if name == "llamachat_nightly_batch" else None)
+    assert result.state == ("success" if prompt else "failed"), result.tasks
+    assert max(result.tries.values()) == 1
+    assert llamacloud_emulator.deleted
     assert llamacloud_emulator.sessions == {}

@@ -50,3 +50,29 @@ def test_time_left_is_readable(done: int, seconds: float, text: str, caplog: pyt
     now[0] = seconds
     meter.say()
     assert caplog.messages[-1].endswith(f"time left {text}.")
+
+
+def test_the_last_line_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    now = [0.0]
+    meter = Meter(logging.getLogger("tests.meter"), 2, clock=lambda: now[0])
+    for _ in range(2):
+        now[0] += 5
+        meter.add(answered=True, usage=None)
+    meter.finish()
+    assert [text.split(" done")[0] for text in caplog.messages] == ["Batch: 1 of 2", "Batch: 2 of 2"]
+    meter.reopen(1, [None])
+    meter.finish()
+    assert caplog.messages[-1].startswith("Batch: 1 of 2 done")
+    empty = Meter(logging.getLogger("tests.meter"), 0, clock=lambda: 0.0)
+    empty.finish()
+    assert caplog.messages[-1].startswith("Batch: 0 of 0 done")
+
+
+def test_what_is_looked_after_again_costs_once() -> None:
+    meter = Meter(logging.getLogger("tests.meter"), 1, clock=lambda: 0.0)
+    usage = {"total_input_tokens": 5, "total_output_tokens": 3}
+    meter.add(answered=False, usage=usage)
+    meter.reopen(1, [usage])
+    meter.add(answered=True, usage=usage)
+    assert (meter.done, meter.failed, meter.input_tokens, meter.output_tokens) == (1, 0, 5, 3)

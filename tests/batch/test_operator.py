@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import re
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -294,7 +300,159 @@ def test_what_is_refused_to_all_prompts_fails_at_once_and_for_good(
     assert len(llamacloud_emulator.requests) <= requests
 
 
-def test_to_be_stopped_before_or_after_its_time_is_no_error() -> None:
-    operator = ChatBatchOperator(task_id="batch", prompts=["Why?"])
+def test_to_be_stopped_before_or_after_its_time_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    operator = Heard(task_id="batch", prompts=["Why?"])
     operator.on_kill()
-    assert operator._kill is None
+    assert caplog.messages == []
+
+
+class Heard(ChatBatchOperator):
+    """Logs to where a test can read it; Airflow keeps the logs of tasks to itself."""
+
+    log = logging.getLogger("tests.batch.operator")  # type: ignore[assignment]  # a property in Airflow
+
+
+class Stopped(Heard):
+    """Is told to stop when so many requests of a kind have arrived."""
+
+    emulator: LlamaCloudEmulator
+    endpoint = ""
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        def stop() -> None:
+            while not any(request.endpoint == self.endpoint for request in self.emulator.requests):
+                time.sleep(0.01)
+            time.sleep(0.1)
+            self.on_kill()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        try:
+            return super().execute(context)
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "says"),
+    [("create", "No turn is in flight"), ("stream", r"2 turn\(s\) in flight may go on, and be billed")],
+)
+def test_what_is_said_of_a_stopped_batch_is_true(
+    endpoint: str,
+    says: str,
+    tmp_path: Path,
+    llamacloud_emulator: LlamaCloudEmulator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    llamacloud_emulator.settings.turn_latency = 1.0
+    if endpoint == "create":
+        llamacloud_emulator.inject(Fault("delay", endpoint="create", delay=1.0, times=None))
+    task = Stopped(
+        task_id="batch", prompts=["a?", "b?"], index_ids=[INDEX_FILINGS], output_path=str(tmp_path / "results.jsonl")
+    )
+    task.emulator, task.endpoint = llamacloud_emulator, endpoint
+    with pytest.raises(ChatBatchError, match="The batch was stopped from outside"):
+        task.execute(a_try(task, 1))
+    (said,) = [text for text in caplog.messages if text.startswith("Stopping the batch.")]
+    assert re.search(says, said)
+    assert ("billed" in said) is (llamacloud_emulator.posts() > 0)
+
+
+def test_stopped_before_its_loop_runs_it_asks_nothing(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+    hook = task.get_hook()
+
+    def get_hook() -> Any:
+        task.on_kill()
+        return hook
+
+    monkeypatch.setattr(task, "get_hook", get_hook)
+    with pytest.raises(ChatBatchError, match="The batch was stopped from outside"):
+        task.execute(a_try(task, 1))
+    assert llamacloud_emulator.posts() == 0
+
+
+def test_it_works_where_an_event_loop_runs_already(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+
+    async def cell() -> Any:
+        return task.execute(a_try(task, 1))
+
+    assert asyncio.run(cell())["answered"] == 2
+
+
+def test_a_whole_dag_can_be_tested_in_a_notebook(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    async def cell() -> Result:
+        return go("text", **FINE, output_path=str(tmp_path / "results.jsonl"))
+
+    assert asyncio.run(cell()).xcom("batch")["answered"] == 1
+
+
+@pytest.mark.parametrize("how", ["told", "timed out"])
+def test_where_an_event_loop_runs_already_it_can_be_stopped_too(
+    how: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    class TimedOut(BaseException):
+        """As Airflow raises it from a signal handler."""
+
+    def handle(*_: Any) -> None:
+        if how == "told":
+            task.on_kill()
+        else:
+            raise TimedOut
+
+    llamacloud_emulator.settings.turn_latency = 5.0
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+
+    async def cell() -> Any:
+        return task.execute(a_try(task, 1))
+
+    begun = time.monotonic()
+    try:
+        with pytest.raises(ChatBatchError if how == "told" else TimedOut):
+            asyncio.run(cell())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begun < 4
+    assert llamacloud_emulator.posts() == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("llamachat-batch")]
+    llamacloud_emulator.settings.turn_latency = 0.0
+    assert task.execute(a_try(task, 2))["settled"] == 2
+    assert llamacloud_emulator.posts() == 2
+
+
+def test_the_log_ends_with_where_the_results_are_and_what_is_missing(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="b?"))
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="c?", status=422))
+    task = Heard(
+        task_id="batch",
+        prompts=["a?", "b?", "c?", "d?"],
+        index_ids=[INDEX_FILINGS],
+        output_path=f"file://{tmp_path}/results.jsonl",
+    )
+    task.execute(a_try(task, 1))
+    assert caplog.messages[-1] == (
+        "2 of 4 prompts are answered; without an answer: 1 ChatTurnFailedError, 1 UnprocessableError. "
+        f"Results: file://{tmp_path}/results.jsonl"
+    )
+    assert len([text for text in caplog.messages if text.startswith("Batch: 4 of 4 done")]) == 1
+
+
+def test_results_that_were_changed_after_the_end_are_not_read_as_results(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    output, store = tmp_path / "results.jsonl", Store()
+    task = batch(output_path=str(output))
+    task.execute(a_try(task, 1, store=store))
+    output.write_text("{}\n")
+    with pytest.raises(ChatBatchError, match="its results were changed since"):
+        task.execute(a_try(task, 2, store=store))
+    assert llamacloud_emulator.posts() == 2

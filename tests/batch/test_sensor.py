@@ -3,72 +3,266 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSkipException, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferred,
+)
 
-from airflow_provider_llamachat.exceptions import NotFoundError, ServerError
-from airflow_provider_llamachat.sensors.index import IndexReadySensor
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.sensors.index import GRACE, IndexReadySensor
+from airflow_provider_llamachat.testing import INDEX_BUILDING, INDEX_FAILED, INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from tests.airflow.tries import a_try
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 
+FAILING = Fault("status", endpoint="index", path=INDEX_FILINGS, status=500, times=None)
+FAILING_LATER = Fault("status", endpoint="index", path="idx-later", status=500, skip=1, times=None)
+GONE_LATER = Fault("status", endpoint="index", path="idx-later", status=404, skip=1, times=None)
+SOMETIMES = Fault("status", endpoint="index", path="idx-later", status=500, skip=1, times=4)
 
+
+async def fire(trigger: Any) -> Any:
+    """What the trigger says first."""
+    async for event in trigger.run():
+        return event.payload
+    raise AssertionError("the trigger ended without an event")
+
+
+def wait(sensor: IndexReadySensor) -> str:
+    """One try of the sensor to its end, with its trigger in line; what a user sees of it."""
+    context = a_try(sensor, 1)
+    try:
+        try:
+            sensor.execute(context)
+        except TaskDeferred as deferral:
+            path, values = deferral.trigger.serialize()
+            assert path == "airflow_provider_llamachat.triggers.index.IndexReadyTrigger"
+            event = asyncio.run(fire(IndexReadyTrigger(**values)))
+            sensor.resume_execution(deferral.method_name, {**(deferral.kwargs or {}), "event": event}, context)
+    except AirflowSkipException:
+        return "skipped"
+    except (AirflowFailException, AirflowSensorTimeout):
+        return "failed for good"
+    except (AirflowException, AirflowTaskTimeout):
+        return "failed"
+    return "success"
+
+
+# What Airflow makes of a sensor on a worker; a deferred one is to do the same.
+ENDS: dict[str, tuple[list[Fault], str, dict[str, str]]] = {
+    "refused at the first look": (
+        [],
+        "idx-nowhere",
+        {"": "failed for good", "soft_fail": "skipped", "never_fail": "skipped", "silent_fail": "failed for good"},
+    ),
+    "refused at a later look": (
+        [GONE_LATER],
+        "idx-later",
+        {"": "failed for good", "soft_fail": "skipped", "never_fail": "skipped", "silent_fail": "failed for good"},
+    ),
+    "an index that failed": (
+        [],
+        INDEX_FAILED,
+        {"": "failed for good", "soft_fail": "skipped", "never_fail": "skipped", "silent_fail": "failed for good"},
+    ),
+    "trouble at the first look": (
+        [FAILING],
+        INDEX_FILINGS,
+        {"": "failed", "soft_fail": "failed", "never_fail": "skipped", "silent_fail": "failed for good"},
+    ),
+    "trouble at a later look": (
+        [FAILING_LATER],
+        "idx-later",
+        {"": "failed", "soft_fail": "failed", "never_fail": "skipped", "silent_fail": "failed for good"},
+    ),
+    "trouble that passes": (
+        [SOMETIMES],
+        "idx-later",
+        {"": "failed", "soft_fail": "failed", "never_fail": "skipped", "silent_fail": "success"},
+    ),
+    "time that runs out": (
+        [],
+        INDEX_BUILDING,
+        {
+            "": "failed for good",
+            "soft_fail": "skipped",
+            "never_fail": "failed for good",
+            "silent_fail": "failed for good",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
+@pytest.mark.parametrize("option", ["", "soft_fail", "never_fail", "silent_fail"])
+@pytest.mark.parametrize("case", ENDS)
+def test_every_option_ends_a_sensor_the_same_in_both_modes(
+    case: str, option: str, deferrable: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, index_id, ends = ENDS[case]
+    connection = json.loads(llamacloud_emulator.airflow_connection_json)
+    connection["extra"] = {**json.loads(connection.get("extra") or "{}"), "max_retries": 0}
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
+    llamacloud_emulator.add_index("idx-later", status="building")
+    llamacloud_emulator.index_schedule("idx-later", ["building", "building", "ready"])
+    for fault in faults:
+        llamacloud_emulator.inject(fault)
+    options: dict[str, Any] = {option: True} if option else {}
+    sensor = IndexReadySensor(
+        task_id="wait", index_ids=[index_id], deferrable=deferrable, poke_interval=0.05, timeout=0.7, **options
+    )
+    assert wait(sensor) == ends[option]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"timeout": 0.2}, AirflowSensorTimeout), ({"execution_timeout": timedelta(seconds=0.2)}, AirflowTaskTimeout)],
+    ids=["timeout", "execution_timeout"],
+)
+def test_a_deferred_sensor_ends_at_the_lesser_of_its_times(arguments: dict[str, Any], error: type[Exception]) -> None:
+    sensor = IndexReadySensor(
+        **{"task_id": "wait", "index_ids": [INDEX_BUILDING], "deferrable": True, "timeout": 1000, **arguments}
+    )
+    context = a_try(sensor, 1)
+    with pytest.raises(TaskDeferred) as caught:
+        sensor.execute(context)
+    assert timedelta(seconds=GRACE) <= caught.value.timeout <= timedelta(seconds=GRACE + 0.2)
+    _, values = caught.value.trigger.serialize()
+    assert values["deadline"] <= time.time() + 0.2
+    event = asyncio.run(fire(IndexReadyTrigger(**values)))
+    with pytest.raises(error, match="Still waiting for: idx-building"):
+        sensor.resume_execution("execute_complete", {"event": event, "try_number": 1}, context)
+
+
+@pytest.mark.parametrize("words", ["Trigger timeout", "Trigger/execution timeout"], ids=["Airflow 3", "Airflow 2"])
 @pytest.mark.parametrize(
     ("options", "ends"),
     [
-        ({"soft_fail": True, "index_ids": ["idx-nowhere"]}, AirflowSkipException),
-        ({"index_ids": ["idx-nowhere"]}, NotFoundError),
-        ({"never_fail": True}, AirflowSkipException),
-        ({"never_fail": True, "index_ids": ["idx-nowhere"]}, AirflowSkipException),
-        ({}, ServerError),
+        ({}, AirflowSensorTimeout),
+        ({"execution_timeout": timedelta(seconds=5)}, AirflowTaskTimeout),
+        ({"soft_fail": True}, AirflowSkipException),
+        ({"never_fail": True}, AirflowSensorTimeout),
     ],
     ids=str,
 )
+def test_without_a_triggerer_a_deferred_sensor_says_what_is_missing(
+    options: dict[str, Any], ends: type[Exception], words: str
+) -> None:
+    sensor = IndexReadySensor(task_id="wait", index_ids=[INDEX_BUILDING], deferrable=True, timeout=100, **options)
+    with pytest.raises(ends, match="Check that a triggerer runs"):
+        sensor.resume_execution("__fail__", {"error": words}, a_try(sensor, 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "ends"), [("soft_fail", AirflowException), ("never_fail", AirflowSkipException)], ids=str
+)
+def test_a_trigger_that_broke_is_a_failure_like_any_other(option: str, ends: type[Exception]) -> None:
+    options: dict[str, Any] = {option: True}
+    sensor = IndexReadySensor(task_id="wait", index_ids=[INDEX_BUILDING], deferrable=True, **options)
+    with pytest.raises(ends) as caught:
+        sensor.resume_execution("__fail__", {"error": "Trigger failure"}, a_try(sensor, 1))
+    assert isinstance(caught.value, AirflowSkipException) is (option == "never_fail")
+
+
 @pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
-def test_what_a_failure_ends_in_is_the_same_in_both_modes(
-    deferrable: bool, options: dict[str, Any], ends: type[Exception], llamacloud_emulator: LlamaCloudEmulator
-) -> None:
-    llamacloud_emulator.inject(Fault("status", endpoint="index", path=INDEX_FILINGS, status=500, times=None))
-    sensor = IndexReadySensor(**{"task_id": "wait", "index_ids": [INDEX_FILINGS], "deferrable": deferrable, **options})
-    with pytest.raises(ends):
-        sensor.execute(a_try(sensor, 1))
+def test_what_nobody_expected_is_a_failure_like_any_other(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(IndexReadySensor, "poke", fail)
+    common: dict[str, Any] = {"task_id": "wait", "index_ids": [INDEX_BUILDING], "deferrable": deferrable}
+    assert wait(IndexReadySensor(**common, never_fail=True)) == "skipped"
+    with pytest.raises(ZeroDivisionError):
+        wait(IndexReadySensor(**common, soft_fail=True))
 
 
-def test_a_silent_failure_is_waited_out_in_both_modes(llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.inject(Fault("status", endpoint="index", status=500))
-    common: dict[str, Any] = {"task_id": "wait", "index_ids": [INDEX_FILINGS], "silent_fail": True}
-    sensor = IndexReadySensor(**common, poke_interval=0.05)
-    sensor.execute(a_try(sensor, 1))
-    llamacloud_emulator.inject(Fault("status", endpoint="index", status=500))
-    sensor = IndexReadySensor(**common, deferrable=True)
-    with pytest.raises(TaskDeferred):
-        sensor.execute(a_try(sensor, 1))
-
-
-def test_a_deferred_sensor_hands_on_how_to_wait_and_ends_without_a_triggerer_too(
-    llamacloud_emulator: LlamaCloudEmulator,
-) -> None:
-    llamacloud_emulator.add_index("idx-building", status="building")
+def test_a_deferred_sensor_hands_on_how_to_wait(llamacloud_emulator: LlamaCloudEmulator) -> None:
     sensor = IndexReadySensor(
         task_id="wait",
-        index_ids=["idx-building"],
+        index_ids=[INDEX_BUILDING],
         deferrable=True,
         exponential_backoff=True,
         max_wait=300,
         poke_interval=5,
         timeout=100,
+        silent_fail=True,
     )
     with pytest.raises(TaskDeferred) as caught:
         sensor.execute(a_try(sensor, 1))
     _, arguments = caught.value.trigger.serialize()
     assert (arguments["exponential_backoff"], arguments["max_wait"], arguments["poke_interval"]) == (True, 300.0, 5.0)
-    assert caught.value.timeout == timedelta(seconds=400)
+    assert arguments["silent_fail"] is True
+
+
+def test_a_watcher_takes_times_as_sensors_do() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    made = IndexUpdatedTrigger(index_id="idx", poke_interval=timedelta(minutes=2), since=moment)
+    _, arguments = made.serialize()
+    assert (arguments["poke_interval"], arguments["since"]) == (120.0, "2026-01-01T00:00:00+00:00")
+    ready = IndexReadyTrigger(
+        llamacloud_conn_id="c", index_ids=["idx"], deadline=1.0, poke_interval=timedelta(0), max_wait=timedelta(hours=1)
+    )
+    _, arguments = ready.serialize()
+    assert (arguments["poke_interval"], arguments["max_wait"]) == (0.0, 3600.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"index_id": ""},
+        {"index_id": None},
+        {"index_id": ["a", "b"]},
+        {"poke_interval": 0},
+        {"poke_interval": -1},
+        {"poke_interval": "often"},
+        {"poke_interval": timedelta(0)},
+        {"poke_interval": None},
+        {"since": 7},
+        {"llamacloud_conn_id": None},
+        {"llamacloud_conn_id": " "},
+        {"project_id": 7},
+        {"organization_id": ["o"]},
+    ],
+    ids=str,
+)
+def test_a_watcher_refuses_what_it_could_not_use_where_it_is_made(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(InvalidArgumentError, match=name):
+        IndexUpdatedTrigger(**{"index_id": "idx", **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"index_ids": []},
+        {"index_ids": [1]},
+        {"deadline": "soon"},
+        {"poke_interval": -1},
+        {"max_wait": 0},
+        {"exponential_backoff": "perhaps"},
+        {"wait_for_sync": "perhaps"},
+        {"silent_fail": "perhaps"},
+        {"llamacloud_conn_id": ""},
+        {"project_id": 7},
+    ],
+    ids=str,
+)
+def test_the_sensors_trigger_refuses_it_too(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(InvalidArgumentError, match=name):
+        IndexReadyTrigger(**{"llamacloud_conn_id": "c", "index_ids": ["idx"], "deadline": 1.0, **wrong})
 
 
 def test_a_trigger_that_backs_off_looks_ever_more_seldom(
@@ -76,9 +270,15 @@ def test_a_trigger_that_backs_off_looks_ever_more_seldom(
 ) -> None:
     llamacloud_emulator.index_schedule(INDEX_FILINGS, ["building"] * 5 + ["ready"])
     pauses: list[float] = []
+    really = asyncio.sleep
+    here = threading.get_ident()
 
     async def note(seconds: float) -> None:
-        pauses.append(seconds)
+        # The emulator sleeps in a thread of its own, and the HTTP client yields to others with no time at all.
+        if threading.get_ident() == here and seconds:
+            pauses.append(seconds)
+        else:
+            await really(seconds)
 
     async def run() -> None:
         trigger = IndexReadyTrigger(

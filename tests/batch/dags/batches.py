@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
@@ -84,6 +85,24 @@ with DAG(dag_id="path_object", **COMMON) as path_object:
             return super().execute(context)
 
     Placed(task_id="batch", prompts=["Why?"], index_ids="idx-filings")
+
+
+with DAG(dag_id="path_objects", **COMMON) as path_objects:
+    FOLDER = Path(CONF % "folder")
+    ChatBatchOperator(
+        task_id="one",
+        prompts=["Why?"],
+        index_ids="idx-filings",
+        output_path=FOLDER / "{{ task.task_id }}-{{ 'batch' }}.jsonl",
+    )
+    ChatBatchOperator.partial(
+        task_id="mapped", index_ids="idx-filings", output_path=FOLDER / "mapped-{{ ti.map_index }}.jsonl"
+    ).expand(prompts=[["One?"], ["Two?"]])
+
+with DAG(dag_id="one_path", **COMMON) as one_path:
+    ChatBatchOperator.partial(
+        task_id="batch", index_ids="idx-filings", output_path=CONF % "output_path", retries=1, retry_delay=0.1
+    ).expand(prompts=[["One?", "Two?"], ["Three?", "Four?"]])
 
 
 class StoppedOnce(ChatBatchOperator):

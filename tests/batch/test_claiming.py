@@ -1,0 +1,191 @@
+"""Two batches with one output path: one of them asks, the other one does not; and nothing that is dead stands in anybody's way."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.batch import claiming
+from airflow_provider_llamachat.batch.claiming import Claim
+from airflow_provider_llamachat.batch.items import Scope
+from airflow_provider_llamachat.batch.journal import PartsJournal
+from airflow_provider_llamachat.batch.storage import Folder
+from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
+from tests.batch.conftest import Runner
+from tests.batch.test_operator import go, read
+
+ONE, TWO = sorted((Scope("dag", "task", "run", 0), Scope("dag", "task", "run", 1)), key=lambda scope: scope.digest)
+ANOTHER_RUN = Scope("dag", "task", "another run", 0)
+
+
+@pytest.fixture
+def above(tmp_path: Path) -> Folder:
+    return Folder.around(tmp_path / "results.jsonl").below("results.jsonl.parts")
+
+
+def left(tmp_path: Path) -> list[str]:
+    return [path.name for path in tmp_path.rglob("*")]
+
+
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+def test_of_two_mapped_batches_with_one_path_only_one_asks(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    output = tmp_path / "results.jsonl"
+    result = go("one_path", output_path=str(output))
+    assert sorted(result.tasks["batch"]) == ["failed", "success"]
+    assert result.tries["batch"] == 1
+    assert llamacloud_emulator.posts() == len(read(output)) == 2
+    assert read(output)[0]["batch"] == {
+        "dag_id": "one_path",
+        "task_id": "batch",
+        "run_id": read(output)[1]["batch"]["run_id"],
+        "map_index": 0,
+    }
+    # Another run replaces them, and so does this one's own task.
+    assert sorted(go("one_path", output_path=str(output)).tasks["batch"]) == ["failed", "success"]
+    assert llamacloud_emulator.posts() == 4
+
+
+def test_while_one_writes_the_other_is_refused_and_then_it_is_not(above: Folder, tmp_path: Path) -> None:
+    for first, second in ((ONE, TWO), (TWO, ONE)):
+        claim = Claim(above, first)
+        claim.take()
+        with pytest.raises(InvalidArgumentError, match=rf"task task, map index {first.map_index}, run run, seen \d+ s"):
+            Claim(above, second).take()
+        with pytest.raises(ChatBatchError, match="A retry goes on when that one has ended"):
+            Claim(above, ANOTHER_RUN).take()
+        again = Claim(above, first)
+        again.take()
+        again.release()
+        claim.release()
+        claim.release()
+        assert left(tmp_path) == []
+
+
+def test_two_that_begin_in_the_same_moment_do_not_both_go_on(above: Folder, tmp_path: Path) -> None:
+    for _ in range(10):
+        ends: list[str] = []
+        barrier = threading.Barrier(2)
+
+        def take(claim: Claim, barrier: threading.Barrier = barrier, ends: list[str] = ends) -> None:
+            barrier.wait()
+            try:
+                claim.take()
+                ends.append("taken")
+            except InvalidArgumentError:
+                ends.append("refused")
+
+        claims = [Claim(above, scope, sleep=lambda _: time.sleep(0.01)) for scope in (ONE, TWO)]
+        threads = [threading.Thread(target=take, args=(claim,)) for claim in claims]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ends) == ["refused", "taken"]
+        for claim in claims:
+            claim.release()
+        assert left(tmp_path) == []
+
+
+def test_one_that_saw_the_other_first_waits_until_that_one_has_decided(above: Folder) -> None:
+    steps: list[Callable[[], None]] = []
+    claim = Claim(above, ONE, sleep=lambda _: steps.pop(0)())
+    later = above.below(TWO.digest)
+
+    def says(state: str) -> Callable[[], None]:
+        content = {"state": state, "at": time.time(), **vars_of(TWO)}
+        return lambda: later.write(claiming.NAME, json.dumps(content).encode())
+
+    says("waiting")()
+    steps[:] = [says("waiting"), says("ended")]
+    claim.take()
+    assert steps == []
+    claim.release()
+    says("waiting")()
+    steps[:] = [says("writing")]
+    with pytest.raises(InvalidArgumentError):
+        Claim(above, ONE, sleep=lambda _: steps.pop(0)()).take()
+
+
+def vars_of(scope: Scope) -> dict[str, Any]:
+    return {name: getattr(scope, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"state": "writing"}',
+        b'{"state": "writing", "at": "then"}',
+        b'{"state": "writing", "at": 1}',
+    ],
+    ids=repr,
+)
+def test_a_claim_that_is_dead_or_damaged_counts_for_nothing(content: bytes, above: Folder) -> None:
+    above.below(TWO.digest).write(claiming.NAME, content)
+    claim = Claim(above, ONE)
+    claim.take()
+    claim.release()
+
+
+def test_a_killed_batch_holds_its_path_for_a_moment_and_its_own_retry_not_at_all(above: Folder) -> None:
+    now = [1000.0]
+
+    def clock() -> float:
+        return now[0]
+
+    killed = Claim(above, TWO, now=clock)
+    killed.take()
+    retry = Claim(above, TWO, now=clock)
+    retry.take()
+    with pytest.raises(InvalidArgumentError):
+        Claim(above, ONE, now=clock).take()
+    now[0] += claiming.STALE
+    other = Claim(above, ONE, now=clock)
+    other.take()
+    for claim in (killed, retry, other):
+        claim.release()
+
+
+def test_a_claim_goes_on_showing_that_it_lives(above: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claiming, "BEAT", 0.02)
+    now = [1000.0]
+    claim = Claim(above, ONE, now=lambda: now[0])
+    claim.take()
+    now[0] += claiming.STALE * 2
+    folder, deadline = above.below(ONE.digest), time.monotonic() + 20
+    while json.loads(folder.read(claiming.NAME) or b"{}").get("at") != now[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(InvalidArgumentError):
+        Claim(above, TWO, now=lambda: now[0]).take()
+    claim.release()
+    assert folder.read(claiming.NAME) is None
+
+
+def test_what_a_retry_needs_outlives_the_claim(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with PartsJournal(runner.output, runner.scope).claimed():
+        journal = PartsJournal(runner.output, runner.scope)
+        journal.load({})
+        journal.write([{"v": 1, "kind": "session", "session_id": "s"}])
+    assert [path.suffix for path in runner.parts] == [".jsonl"]
+    with PartsJournal(runner.output, runner.scope).claimed():
+        assert list(PartsJournal(runner.output, runner.scope).opened_sessions()) == ["s"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[1]", b'{"batch": 7}', b"not JSON\n"], ids=repr)
+def test_results_that_nobody_knows_the_origin_of_are_replaced(content: bytes, runner: Runner) -> None:
+    runner.output.write_bytes(content)
+    with PartsJournal(runner.output, runner.scope).claimed():
+        runner.run()
+    assert len(runner.lines) == 6

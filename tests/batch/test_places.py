@@ -1,0 +1,203 @@
+"""Where results may be written, and what is noticed before anything is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStoragePath
+
+from airflow_provider_llamachat.batch import storage
+from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
+from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+from tests.airflow.tries import a_try
+from tests.batch.stores import Buckets, Disk, Remote
+from tests.batch.test_operator import go, read
+
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+
+
+def batch(path: Any, **arguments: Any) -> ChatBatchOperator:
+    return ChatBatchOperator(
+        **{
+            "task_id": "batch",
+            "prompts": ["One?", "Two?"],
+            "index_ids": [INDEX_FILINGS],
+            "output_path": path,
+            "retries": 2,
+            **arguments,
+        }
+    )
+
+
+def ask(path: Any) -> Any:
+    task = batch(path)
+    return task.execute(a_try(task, 1))
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        (Buckets("answers"), "anwsers does not exist"),
+        (Buckets("answers", prefix="mine/"), "anwsers does not exist"),
+        (Buckets("anwsers", read_only=True), "Access Denied"),
+        (Buckets("anwsers", prefix="mine/"), "Access Denied"),
+        (Disk(), "is not created"),
+    ],
+    ids=["missing", "missing for a limited role", "read only", "another prefix", "missing top folder"],
+)
+def test_a_place_that_cannot_be_written_to_is_noticed_before_anything_is_asked(
+    store: Remote, says: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    before = set(getattr(store, "buckets", ()))
+    with pytest.raises(ChatBatchError, match=says):
+        ask(store.at("anwsers/yours/results.jsonl"))
+    assert llamacloud_emulator.requests == []
+    assert set(getattr(store, "buckets", ())) == before
+    assert store.store == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "mine/"], ids=["whole bucket", "limited role"])
+def test_a_batch_needs_no_more_of_an_object_store_than_its_prefix(
+    prefix: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Buckets("answers", prefix=prefix)
+    assert ask(store.at("answers/mine/deep/results.jsonl"))["answered"] == 2
+    assert store.buckets == {"answers"}
+    assert list(store.store) == ["/answers/mine/deep/results.jsonl"]
+    assert all(path.startswith("/answers/mine/deep/results.jsonl") for path in store.touched)
+
+
+def test_the_folders_of_a_remote_disk_are_made_below_its_top(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    disk = Disk("/data")
+    assert ask(disk.at("data/a/b/results.jsonl"))["answered"] == 2
+    assert list(disk.store) == ["/data/a/b/results.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_a_folder_is_no_file(where: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    if where == "local":
+        (tmp_path / "results").mkdir()
+        path: Any = str(tmp_path / "results")
+    else:
+        store = Buckets("answers")
+        store.at("answers/results/one.txt").write_bytes(b"1")
+        path = store.at("answers/results")
+    with pytest.raises(InvalidArgumentError, match="output_path has to be the path of a file, and this is a folder"):
+        ask(path)
+    assert llamacloud_emulator.requests == []
+
+
+def test_an_error_of_the_disk_at_the_end_is_a_batchs_error_and_a_retry_asks_nothing_again(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    output = tmp_path / "results.jsonl"
+    task = batch(str(output))
+    answered = llamacloud_emulator.completed
+
+    class Blocked(ChatBatchOperator):
+        """Finds a folder in its place when it is done."""
+
+        def on_answers(self, *_: Any) -> None:
+            if not output.exists():
+                output.mkdir()
+
+    blocked = Blocked(
+        task_id="batch", prompts=["One?", "Two?"], index_ids=[INDEX_FILINGS], output_path=str(output), retries=2
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("airflow_provider_llamachat.lineage.count_turn", blocked.on_answers)
+        with pytest.raises(ChatBatchError, match=r"Could not write to .*Is a directory"):
+            blocked.execute(a_try(blocked, 1))
+    assert answered() == 2
+    output.rmdir()
+    assert task.execute(a_try(task, 2))["kept"] == 2
+    assert answered() == 2
+
+
+def test_reading_that_breaks_off_is_a_batchs_error(tmp_path: Path) -> None:
+    store = Remote()
+    path = store.at("answers/results.jsonl")
+    path.write_bytes(b"1\n2\n")
+
+    class Torn:
+        """A file whose connection is lost after the first line."""
+
+        def __enter__(self) -> Any:
+            yielded = [b"1\n"]
+            return iter(yielded.pop, None)
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    folder = storage.Folder.around(path)
+    store.open = lambda *_, **__: Torn()
+    lines = folder.lines("results.jsonl")
+    assert next(lines) == b"1"
+    with pytest.raises(ChatBatchError, match="Could not read"):
+        next(lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("s3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
+        ("gs://conn@answers/results.jsonl", "Install apache-airflow-providers-google"),
+        ("abfs://answers/results.jsonl", "Install apache-airflow-providers-microsoft-azure"),
+        ("nosuch://answers/results.jsonl", "Install an Airflow provider that brings one"),
+    ],
+)
+def test_a_file_system_that_is_missing_is_named_with_what_to_install(
+    path: str, says: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"output_path begins with .*{says}") as caught:
+        ask(path)
+    assert isinstance(caught.value, AirflowFailException)
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_file_system_that_refuses_its_settings_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Remote()
+    path = store.at("answers/results.jsonl")
+
+    def fail(_: object) -> None:
+        raise ValueError("the region is blank")
+
+    monkeypatch.setattr(ObjectStoragePath, "fs", property(fail))
+    with pytest.raises(InvalidArgumentError, match=r"output_path cannot be used.*the region is blank"):
+        ask(path)
+
+
+def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
+    result = go("path_objects", folder=str(tmp_path))
+    assert result.state == "success", result.tasks
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mapped-0.jsonl", "mapped-1.jsonl", "one-batch.jsonl"]
+    assert len(read(tmp_path / "one-batch.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [PurePosixPath("/data") / "{{ run_id }}.jsonl", "/data/{% if x %}y{% endif %}.jsonl"],
+    ids=str,
+)
+def test_a_path_that_still_holds_a_template_is_refused(path: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    with pytest.raises(InvalidArgumentError, match="output_path still holds a template"):
+        ask(path)
+    assert llamacloud_emulator.requests == []
+
+
+def test_a_home_that_nobody_has_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="output_path cannot be used"):
+        ask("~nobody-of-that-name/results.jsonl")
+
+
+def test_a_path_object_of_airflow_stays_one() -> None:
+    path = ObjectStoragePath("file:///tmp/results.jsonl")
+    assert batch(path).output_path is path
