@@ -142,7 +142,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         return question(
             arguments.session_id(self.session_id),
-            self.prompt,
+            arguments.prompt(self.prompt),
             arguments.id_list(self.index_ids),
             require_all_indexes=arguments.flag(self.require_all_indexes, "require_all_indexes"),
             scope=cast("Scope", self.scope()),

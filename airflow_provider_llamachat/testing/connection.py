@@ -26,7 +26,7 @@ class Reachable(ABC):
     @property
     def airflow_connection_json(self) -> str:
         """The connection as JSON."""
-        extra = {"history_lag": 0}  # by default the emulator's history shows a prompt at once
+        extra = json.dumps({"history_lag": 0})  # by default the emulator's history shows a prompt at once
         return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url, "extra": extra})
 
     @property

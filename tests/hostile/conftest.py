@@ -47,7 +47,13 @@ class Caller:
 
     asynchronous: bool
     config: dict[str, Any] = field(
-        default_factory=lambda: {"timeout": 0.3, "connect_timeout": 5.0, "max_retries": 1, "total_timeout": 1.0}
+        default_factory=lambda: {
+            "timeout": 0.3,
+            "connect_timeout": 5.0,
+            "max_retries": 1,
+            "total_timeout": 1.0,
+            "history_lag": 0.0,
+        }
     )
 
     def __call__(self, call: str | Callable[[Any], Any], url: str, **values: Any) -> Any:

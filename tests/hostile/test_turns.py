@@ -70,7 +70,7 @@ def test_a_prompt_that_is_recorded_in_an_unknown_form_is_not_asked_again(content
 
     problem = caller.meets("send", answer)
     assert isinstance(problem, errors.ChatTurnInterruptedError)
-    assert problem.reason == "stalled"  # it stands in our place and says nothing else
+    assert problem.reason == "deadline"  # it stands in our place, so it may be ours: waited for
     assert posts == 1
 
 
@@ -81,10 +81,6 @@ def test_the_answer_to_our_own_post_is_ours_whatever_prompt_it_records(caller: C
         return [stream(other) if request.method == "POST" else history(TURN)]
 
     assert caller.meets("send", answer).answer == "a llama"
-
-    problem = caller.meets("send", lambda r: [stream(other) if r.method == "POST" else history(other)])
-    assert isinstance(problem, errors.ChatTurnInterruptedError)
-    assert problem.reason == "foreign"
 
 
 @pytest.mark.parametrize("recorded", [f"You are helpful.\n{PROMPT}", f"  {PROMPT}\n", PROMPT[:20], ""])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import ClientConfig
+from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.models import parse_event
 from airflow_provider_llamachat.progress import LINE, TurnLog
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt
@@ -72,7 +73,9 @@ def test_a_failure_crosses_from_trigger_to_worker_as_the_same_class(kind: type[e
     problem = kind("told", status=500, session_id="ses-1", request_id="r")
     if isinstance(problem, errors.ChatTurnInterruptedError):
         problem.reason = "foreign"
-    event = TurnEvent.parse(TurnEvent("failed", "ses-1", 3, "q", Failure.of(problem)).as_dict())
+    event = TurnEvent.parse(
+        TurnEvent("failed", Question("ses-1", "q"), Trace(3), failure=Failure.of(problem)).as_dict()
+    )
     with pytest.raises(kind, match="told") as caught:
         event.raise_for_failure()
     assert type(caught.value) is kind
@@ -98,7 +101,9 @@ def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
 @pytest.mark.parametrize("name", ["os", "AirflowException", "Nonsense", None, "Any"])
 def test_an_unknown_class_in_an_event_becomes_the_root(name: str | None) -> None:
     with pytest.raises(errors.LlamaCloudError):
-        TurnEvent("failed", "s", 0, "q", Failure(name, "m", {"session_id": "s", "__class__": "x"})).raise_for_failure()
+        TurnEvent(
+            "failed", Question("s", "q"), Trace(0), failure=Failure(name, "m", {"session_id": "s", "__class__": "x"})
+        ).raise_for_failure()
 
 
 def shown(caplog: pytest.LogCaptureFixture, *items: dict[str, Any]) -> list[str]:

@@ -16,7 +16,11 @@ from pathlib import Path
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
-from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, DeleteChatSessionOperator
+from airflow_provider_llamachat.operators.chat import (
+    CreateChatSessionOperator,
+    DeleteChatSessionOperator,
+    SendChatMessageOperator,
+)
 from airflow_provider_llamachat.operators.index import SyncIndexOperator
 from airflow_provider_llamachat.sensors.index import IndexReadySensor
 from airflow_provider_llamachat.triggers.index import IndexUpdatedTrigger
@@ -31,6 +35,9 @@ with DAG(dag_id="given"):
         task_id="create", index_ids=out, shared_access=out, wait_for_indexes=out, index_timeout=out
     )
     CreateChatSessionOperator(task_id="plain", index_ids=["idx"], index_timeout=timedelta(minutes=5))
+    SendChatMessageOperator(
+        task_id="ask", session_id=create.output, prompt=out, index_ids=out, turn_timeout=out, on_interrupted=out
+    )
     DeleteChatSessionOperator(task_id="delete", session_id=create.output, ignore_missing=out)
     ChatBatchOperator(
         task_id="batch",
