@@ -128,7 +128,7 @@ class EmulatorControl(Reachable):
 
     @property
     def sessions(self) -> dict[str, dict[str, Any]]:
-        """Sessions that were not deleted, by id, as GET full session answers them."""
+        """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
         found: dict[str, dict[str, Any]] = self._call("GET", "/sessions")
         return found
 
@@ -184,6 +184,10 @@ class EmulatorControl(Reachable):
     def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
         """Let each GET of the index move it one step on; see :meth:`~.emulator.LlamaCloudEmulator.index_schedule`."""
         self._call("POST", "/schedule", {"index_id": index_id, "steps": list(steps)})
+
+    def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
+        """Put somebody else's turn into a session's history; see :meth:`~.emulator.LlamaCloudEmulator.intrude`."""
+        self._call("POST", "/intrude", {"session_id": session_id, "prompt": prompt, "after": after})
 
     def reset(self) -> None:
         """State, log, faults and settings back to the start."""

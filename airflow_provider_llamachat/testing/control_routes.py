@@ -48,6 +48,7 @@ class Controls:
             ("POST", "/indexes"): lambda value: service.state.add_index(**value),
             ("PATCH", "/indexes"): lambda value: service.set_index(value["index_id"], value["values"]),
             ("POST", "/schedule"): lambda value: service.index_schedule(value["index_id"], value["steps"]),
+            ("POST", "/intrude"): lambda value: service.state.intrude(**value),
             ("PATCH", "/settings"): lambda value: service.settings.update(**value),
             ("POST", "/reset"): lambda _: service.reset(),
         }

@@ -175,7 +175,7 @@ class LlamaCloudEmulator(Reachable):
 
     @property
     def sessions(self) -> dict[str, dict[str, Any]]:
-        """Sessions that were not deleted, by id, as GET full session answers them (``events`` included)."""
+        """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
         return self._do(self._service.sessions)
 
     @property
@@ -234,6 +234,16 @@ class LlamaCloudEmulator(Reachable):
         :raises ValueError: an unknown index.
         """
         self._do(lambda: self._service.index_schedule(index_id, steps))
+
+    def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
+        """Put somebody else's finished turn into a session's history; it is no turn of :attr:`turns`.
+
+        It is shown at once, hence before what lags by ``Settings.history_lag``.
+
+        :param after: seconds until it is there.
+        :raises ValueError: an unknown session.
+        """
+        self._do(lambda: self._service.state.intrude(session_id, prompt, after))
 
     def reset(self) -> None:
         """State, log, faults and settings back to the start; requests and turns under way are broken off."""

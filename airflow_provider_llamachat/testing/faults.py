@@ -16,6 +16,7 @@ ENDPOINTS = ("create", "list", "get", "summary", "delete", "stream", "projects",
 REQUEST_KINDS = frozenset(
     {
         "status",
+        "status_after",
         "delay",
         "hang",
         "hang_after",
@@ -35,7 +36,7 @@ STREAM_KINDS = frozenset(
 )
 """Kinds that meet a turn after it was accepted and has begun."""
 
-PROCESSED_KINDS = frozenset({"hang_after", "reset_after", "truncated_body", "malformed_json"})
+PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
 """Request kinds where the server does what was asked and only the answer suffers."""
 
 
@@ -47,6 +48,7 @@ class Fault:
 
     ==================  ===========================================================================================
     ``status``          not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
+    ``status_after``    processed (a turn runs to its end), all the same answers like ``status``, with 429
     ``delay``           waits ``delay`` seconds, then all is normal
     ``hang``            not processed, never answered
     ``hang_after``      processed, never answered

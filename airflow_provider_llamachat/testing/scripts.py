@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +34,14 @@ class Step:
 
 @dataclass(slots=True)
 class Script:
-    """A turn as it will go, before it does. ``steps`` lacks the stop, whose usage is known at the end only."""
+    """A turn as it will go, before it does.
+
+    :ivar steps: its events but for the stop, whose usage is known at the end only.
+    :ivar unsent: events that enter the history with the stop and are never sent.
+    """
 
     steps: list[Step]
+    unsent: list[dict[str, Any]]
     stop_at: float
     input_tokens: int
     output_tokens: int
@@ -61,6 +70,28 @@ def stop_event(script: Script, duration_ms: float) -> dict[str, Any]:
     }
 
 
+_RECORDED: dict[str, Callable[[str], str]] = {
+    "verbatim": str,
+    "trimmed": str.strip,
+    "nfc": functools.partial(unicodedata.normalize, "NFC"),
+    "nfkc": functools.partial(unicodedata.normalize, "NFKC"),
+    "html": html.escape,
+    "lower": str.lower,
+    "quotes": lambda prompt: re.sub(r'"([^"]*)"', r"“\1”", prompt).replace('"', "“").replace("'", "’"),
+    "no_zero_width": lambda prompt: re.sub("[\u200b-\u200d\u2060\ufeff]", "", prompt),
+    "no_control": lambda prompt: "".join(char for char in prompt if unicodedata.category(char) != "Cc"),
+    "prefix": "[user] {}".format,
+    "suffix": "{} [sent by user]".format,
+    "cut": lambda prompt: prompt[: len(prompt) // 2],
+    "empty": "".format,
+}
+
+
+def recorded(prompt: str, form: str) -> str:
+    """``prompt`` as ``Settings.recorded_as`` has it."""
+    return _RECORDED[form](prompt)
+
+
 def write_script(
     prompt: str,
     previous: str | None,
@@ -80,9 +111,11 @@ def write_script(
     newline = settings.newline
     reply = answer(prompt, previous, sources, length=settings.answer_chars)
     steps = _steps(prompt, position, reply, [source.index_id for source in sources], settings, newline)
-    script = Script(steps, settings.turn_latency, reply.input_tokens, reply.output_tokens, skipped, error)
+    unsent = [{"type": "text", "content": reply.text}] if settings.text_in == "history" else []
+    script = Script(steps, unsent, settings.turn_latency, reply.input_tokens, reply.output_tokens, skipped, error)
     if error is not None:
         del steps[max(1, error_after) :]
+        script.unsent = []
         script.output_tokens = 0
     if settings.turn_latency:
         apart = settings.turn_latency / len(steps)
@@ -97,11 +130,6 @@ def _steps(
     def whole(event: dict[str, Any]) -> Step:
         return Step(frame("message", encode(event), newline), event)
 
-    def increments(kind: str, text: str, count: int) -> list[Step]:
-        return [
-            Step(frame("delta", encode({"type": kind, "content": piece}), newline), None) for piece in _cut(text, count)
-        ]
-
     call_id = f"call-{position + 1}-1"
     thinking, text = reply.thinking, reply.text
     size = max(1, settings.delta_chars)
@@ -112,8 +140,8 @@ def _steps(
         thinking_count = max(1, room * len(thinking) // (len(thinking) + len(text)))
         text_count = room - thinking_count
     return [
-        whole({"type": "user_input", "content": prompt}),
-        *increments("thinking_delta", thinking, thinking_count),
+        whole({"type": "user_input", "content": recorded(prompt, settings.recorded_as)}),
+        *_increments("thinking_delta", thinking, thinking_count, newline),
         whole({"type": "thinking", "content": thinking}),
         whole(
             {
@@ -132,8 +160,28 @@ def _steps(
                 "image_attachment": None,
             }
         ),
-        *increments("text_delta", text, text_count),
-        whole({"type": "text", "content": text}),
+        *([] if settings.text_in == "history" else _text(text, text_count, settings)),
+    ]
+
+
+def _text(text: str, count: int, settings: Settings) -> list[Step]:
+    event = {"type": "text", "content": text}
+    sent = encode(event)
+    if settings.malformed_text == "none":
+        return [
+            *_increments("text_delta", text, count, settings.newline),
+            Step(frame("message", sent, settings.newline), event),
+        ]
+    if settings.malformed_text == "broken_json":
+        sent = sent[: len(sent) // 2]
+    else:
+        sent = encode({"type": "text", "content": None if settings.malformed_text == "null" else [text]})
+    return [Step(frame("message", sent, settings.newline), event)]
+
+
+def _increments(kind: str, text: str, count: int, newline: str) -> list[Step]:
+    return [
+        Step(frame("delta", encode({"type": kind, "content": piece}), newline), None) for piece in _cut(text, count)
     ]
 
 

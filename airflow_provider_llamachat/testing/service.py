@@ -85,9 +85,9 @@ class Service:
         return list(self.state.turns)
 
     def sessions(self) -> dict[str, dict[str, Any]]:
-        """Full sessions, as the API answers them."""
+        """Full sessions, each with its whole history."""
         return {
-            session.id: {**session.to_json(self.settings, full=True), "events": list(session.events)}
+            session.id: {**session.to_json(self.settings), "events": session.shown(0.0)}
             for session in self.state.sessions.values()
         }
 
@@ -237,19 +237,20 @@ class Service:
             record.status = 200
             return await stream_turn(request, turn, in_stream, self.settings, record.request_id)
         try:
-            if fault.kind not in ("hang_after", "reset_after"):
+            if fault.kind == "status_after":
+                turn.run_alone()
+            elif fault.kind not in ("hang_after", "reset_after"):
                 await turn.finished()
             body = b"".join(turn.frames)
             return await self._mistreated(request, record, fault, 200, wire.STREAM_HEADERS["content-type"], body)
         finally:
-            turn.client_left()
+            if fault.kind != "status_after":
+                turn.client_left()
 
     async def _unprocessed(self, request: BaseRequest, record: RequestRecord, fault: Fault) -> web.StreamResponse:
-        retry_after = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+        retry_after = _retry_after(fault)
         if fault.kind == "status":
-            status = fault.status or 500
-            detail = fault.detail if fault.detail is not None else wire.reason(status) or "Error"
-            return self._send(Reply(status, {"detail": detail}, retry_after), record)
+            return self._send(_refusal(fault, 500), record)
         if fault.kind == "html":
             record.status = fault.status or 500
             return wire.html_page(record.status, record.request_id, retry_after)
@@ -266,6 +267,8 @@ class Service:
     async def _mistreated(
         self, request: BaseRequest, record: RequestRecord, fault: Fault, status: int, content_type: str, body: bytes
     ) -> web.StreamResponse:
+        if fault.kind == "status_after":
+            return self._send(_refusal(fault, 429), record)
         headers = {"content-type": content_type, "x-request-id": record.request_id}
         if fault.kind == "truncated_body":
             record.status = status
@@ -283,6 +286,16 @@ class Service:
         if fault.kind == "reset_after":
             wire.reset(request)
         return await wire.park()
+
+
+def _retry_after(fault: Fault) -> dict[str, str]:
+    return {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+
+
+def _refusal(fault: Fault, default: int) -> Reply:
+    status = fault.status or default
+    detail = fault.detail if fault.detail is not None else wire.reason(status) or "Error"
+    return Reply(status, {"detail": detail}, _retry_after(fault))
 
 
 def _parsed(body: bytes) -> Any:

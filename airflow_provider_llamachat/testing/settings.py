@@ -36,6 +36,45 @@ class Settings:
     records: Literal["start", "end"] = _setting(
         "start", "when events enter the history: as they come to be, or the whole turn at its end"
     )
+    history_lag: float = _setting(
+        0.0,
+        "seconds after which a turn's events enter the history that GET shows; before the first turn's are in, job_metadata and"
+        " generated_title are null (counts when the history is read: lowering it lets the history catch up)",
+    )
+    history_window: int | None = _setting(None, "GET full session shows the last events only, so many; not given: all")
+    recorded_as: Literal[
+        "verbatim",
+        "trimmed",
+        "nfc",
+        "nfkc",
+        "html",
+        "lower",
+        "quotes",
+        "no_zero_width",
+        "no_control",
+        "prefix",
+        "suffix",
+        "cut",
+        "empty",
+    ] = _setting(
+        "verbatim",
+        "how the prompt reads in its user_input event, in the stream and in the history (the log of turns keeps it as sent): NFC or"
+        " NFKC, HTML-escaped, in lower case, with typographic quotes, without white space around it, without zero-width or without"
+        " control characters (line ends included), after or before a fixed text, its first half, or nothing of it",
+    )
+    text_in: Literal["both", "history"] = _setting(
+        "both",
+        "where the answer's text is: in the stream and the history, or in the history only (the stream has its stop)",
+    )
+    malformed_text: Literal["none", "broken_json", "null", "list"] = _setting(
+        "none",
+        "what is wrong with the stream's text event, which then comes without text deltas: broken JSON, or a content that is null"
+        " or a list; the history is whole",
+    )
+    foreign_first: str | None = _setting(
+        None,
+        "prompt of somebody else, shown in the history, at once and without an answer, before each turn's own prompt",
+    )
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
         "queue",
         "a second turn in a busy session waits (200 and keep-alives meanwhile), is refused with 409, or runs beside the first",

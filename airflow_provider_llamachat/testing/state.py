@@ -97,12 +97,27 @@ class Index:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event of a history; what somebody else put there is ``foreign`` and does not lag."""
+
+    event: dict[str, Any]
+    time: float
+    foreign: bool
+
+    def shown_from(self, lag: float) -> float:
+        """When the event is first to be seen."""
+        return self.time if self.foreign else self.time + lag
+
+
 @dataclass(slots=True)
 class Session:
     """A chat session.
 
     :ivar number: order of creation.
-    :ivar prompts: prompts in the history, in order.
+    :ivar events: the whole history; :meth:`shown` says what of it is to be seen.
+    :ivar prompts: prompts of these events as they were sent, in order.
+    :ivar intruders: what somebody else is about to put into the history, with the time when that happens.
     :ivar running: turns under way; more than one only where the settings allow it.
     :ivar waiting: turns that were accepted and wait for the session to be free.
     """
@@ -113,39 +128,83 @@ class Session:
     index_ids: list[str] | None
     shared_access: str | None
     updated: float
-    title: str | None = None
     job: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = field(default_factory=list)
+    job_since: float = 0.0
+    events: list[Recorded] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    intruders: list[tuple[float, list[dict[str, Any]]]] = field(default_factory=list)
     locked: bool = False
     running: set[Turn] = field(default_factory=set)
     waiting: deque[Turn] = field(default_factory=deque)
 
-    def record(self, event: dict[str, Any]) -> None:
-        """Put an event into the history."""
-        self.events.append(event)
+    def record(self, event: dict[str, Any], prompt: str | None = None, *, foreign: bool = False) -> None:
+        """Put an event into the history.
+
+        :param prompt: what a ``user_input`` was before it was recorded; None for one that reads as it was sent.
+        """
         self.updated = time.time()
+        self.events.append(Recorded(event, self.updated, foreign))
         if event["type"] == "user_input":
-            self.prompts.append(event["content"])
-            if self.title is None:
-                content = event["content"]
-                self.title = content if len(content) <= 60 else content[:60] + "..."
+            self.prompts.append(event["content"] if prompt is None else prompt)
+
+    def end_job(self, job: dict[str, Any]) -> None:
+        """Set what the turn that has just ended leaves in the summary."""
+        self.job_since = self.job_since or time.time()
+        self.job = job
+
+    def settle(self) -> None:
+        """Let somebody else's turns whose time has come enter the history."""
+        now = time.time()
+        for due, events in [intruder for intruder in self.intruders if intruder[0] <= now]:
+            self.intruders.remove((due, events))
+            for event in events:
+                self.record(event, foreign=True)
+
+    def intrude(self, prompt: str, after: float) -> None:
+        """Let somebody else's turn enter the history ``after`` seconds from now."""
+        text = "This was for somebody else."
+        usage = {"total_input_tokens": 1, "total_output_tokens": 1, "turns": 1, "duration_ms": 1.0}
+        stop: dict[str, Any] = {
+            "type": "stop",
+            "usage": usage,
+            "is_error": False,
+            "error": None,
+            "skipped_index_ids": [],
+        }
+        turn: list[dict[str, Any]] = [
+            {"type": "user_input", "content": prompt},
+            {"type": "text", "content": text},
+            stop,
+        ]
+        self.intruders.append((time.time() + after, turn))
+
+    def shown(self, lag: float) -> list[dict[str, Any]]:
+        """The history that is to be seen: events in the order in which they came to be seen."""
+        self.settle()
+        if not lag:
+            return [recorded.event for recorded in self.events]
+        now = time.time()
+        there = [recorded for recorded in self.events if recorded.shown_from(lag) <= now]
+        return [recorded.event for recorded in sorted(there, key=lambda recorded: recorded.shown_from(lag))]
 
     def to_json(self, settings: Settings, *, full: bool = False) -> dict[str, Any]:
         """The session as the API answers it, with its history if ``full``."""
+        events = self.shown(settings.history_lag)
+        title = next((event["content"] for event in events if event["type"] == "user_input"), None)
         data: dict[str, Any] = {
             "session_id": self.id,
-            "generated_title": self.title,
+            "generated_title": title if title is None or len(title) <= 60 else title[:60] + "...",
             "last_updated_at": datetime.fromtimestamp(self.updated, UTC)
             .replace(tzinfo=None)
             .isoformat(timespec="microseconds"),
-            "job_metadata": self.job,
+            "job_metadata": self.job if self.job_since + settings.history_lag <= time.time() else None,
             "index_ids": self.index_ids,
         }
         if not settings.omit_shared_access:
             data["shared_access"] = self.shared_access or settings.default_shared_access
         if full:
-            data["events"] = self.events
+            window = settings.history_window
+            data["events"] = events if window is None else events[max(0, len(events) - window) :]
         return data
 
 
@@ -267,6 +326,17 @@ class State:
         if session is None or session.project_id != project_id:
             raise ApiError(404, f"Session {session_id} not found.")
         return session
+
+    def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
+        """Let somebody else's turn enter a session's history.
+
+        :raises ValueError: the session does not exist, or ``after`` is negative.
+        """
+        if session_id not in self.sessions:
+            raise ValueError(f"There is no session {session_id!r}")
+        if after < 0:
+            raise ValueError("after cannot be negative")
+        self.sessions[session_id].intrude(prompt, after)
 
     def delete_session(self, session: Session) -> None:
         """Forget a session and its history."""

@@ -76,6 +76,9 @@ class Turn:
     def begin(self) -> None:
         """Begin now: the session is free, or two turns may run at once."""
         session = self._session
+        session.settle()
+        if self._settings.foreign_first is not None:
+            session.record({"type": "user_input", "content": self._settings.foreign_first}, foreign=True)
         previous = session.prompts[-1] if session.prompts else None
         position = len(session.prompts)
         self._script = write_script(
@@ -143,16 +146,15 @@ class Turn:
             return
         stop = stop_event(script, round((asyncio.get_running_loop().time() - self._began_at) * 1000, 3))
         self.frames.append(frame("message", encode(stop), self._settings.newline))
-        self._remember(stop)
+        for event in (*script.unsent, stop):
+            self._remember(event)
         for event in self._held_back:
-            self._session.record(event)
+            self._record_event(event)
         self._held_back = []
-        self._session.job = {
-            **stop["usage"],
-            "is_error": stop["is_error"],
-            "error": stop["error"],
-            "export_config_ids": [f"export-{source.index_id.removeprefix('idx-')}" for source in self._sources],
-        }
+        exports = [f"export-{source.index_id.removeprefix('idx-')}" for source in self._sources]
+        self._session.end_job(
+            {**stop["usage"], "is_error": stop["is_error"], "error": stop["error"], "export_config_ids": exports}
+        )
         if self._record is not None:
             self._record.input_tokens = script.input_tokens
             self._record.output_tokens = script.output_tokens
@@ -162,7 +164,10 @@ class Turn:
         if self._settings.records == "end":
             self._held_back.append(event)
         else:
-            self._session.record(event)
+            self._record_event(event)
+
+    def _record_event(self, event: dict[str, Any]) -> None:
+        self._session.record(event, self._prompt)
 
     def _end(self, how: TurnState) -> None:
         self.ended = True
@@ -193,9 +198,15 @@ class Turn:
             return
         if not self._settings.survives_disconnect:
             self.abandon()
-        elif self.coupled:
+        else:
+            self.run_alone()
+
+    def run_alone(self) -> None:
+        """Go on to the end, whoever reads the stream or leaves it."""
+        if self.coupled:
             self.coupled = False
-            self._run()
+            if self.begun:
+                self._run()
 
     async def changed(self, seconds: float | None) -> bool:
         """Wait until an event has come to be or the turn has ended.
