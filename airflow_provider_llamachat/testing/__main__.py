@@ -102,7 +102,7 @@ def _allow_many_sockets() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator until a signal ends it.
 
-    :returns: exit status: 0, or 1 with a plain message when it can not start.
+    :returns: exit status: 0, or 1 with a plain message when it cannot start.
     """
     cli = parser()
     arguments = cli.parse_args(argv)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(INSTALL_HINT, file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(f"The emulator can not start: {error}", file=sys.stderr)
+        print(f"The emulator cannot start: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -31,7 +31,7 @@ class LlamaCloudEmulator(Reachable):
     :param host: address to listen at.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted; :attr:`api_key` is the first.
-    :raises ValueError: unusable keys.
+    :raises ValueError: unusable keys, or a port that cannot be one.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LlamaCloudEmulator(Reachable):
     def start(self) -> Self:
         """Listen.
 
-        :raises OSError: the port is taken.
+        :raises OSError: the port is taken, or the host is not one of this machine.
         """
         if self._thread is not None:
             return self
@@ -72,7 +72,7 @@ class LlamaCloudEmulator(Reachable):
         self._stopping = asyncio.Event()
         try:
             await self._server.start()
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - handed on to the thread that waits
             ready.set_exception(error)
             return
         self._loop = asyncio.get_running_loop()

@@ -33,7 +33,7 @@ class EmulatorServer:
     :param host: address to listen at. The control routes answer loopback clients only, whatever it is.
     :param port: 0 takes a free one, kept over a stop and a new start.
     :param api_keys: keys that are accepted.
-    :raises ValueError: an empty list of keys, or a key that is empty or not printable ASCII.
+    :raises ValueError: an empty list of keys, a key that is empty or not printable ASCII, a port that cannot be one.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class EmulatorServer:
         keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
         if not keys or not all(key and key.isascii() and key.isprintable() and key == key.strip() for key in keys):
             raise ValueError("API keys are one or more texts of printable ASCII characters, without space around them")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"The port is a number from 0 to 65535, not {port}")
         self.service = Service(settings, keys)
         self.api_key = keys[0]
         self.host = host
@@ -64,11 +66,16 @@ class EmulatorServer:
     async def start(self) -> None:
         """Listen.
 
-        :raises OSError: the port is taken.
+        :raises OSError: the port is taken, or the host is not one of this machine.
         """
         handlers = web.Server(self._handle, handler_cancellation=True, access_log=None)
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(handlers, self.host, self.port, backlog=4096, reuse_address=True)
+        try:
+            self._listener = await loop.create_server(handlers, self.host, self.port, backlog=4096, reuse_address=True)
+        except (OSError, UnicodeError) as error:
+            # Past what asyncio says about the address, which is said here.
+            reason = str(getattr(error, "strerror", error)).rpartition(": ")[2]
+            raise OSError(f"Cannot listen at {self.host}, port {self.port}: {reason}") from None
         self._handlers = handlers
         self.port = self._listener.sockets[0].getsockname()[1]
 
