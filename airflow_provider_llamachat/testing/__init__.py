@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     )
     from airflow_provider_llamachat.testing.emulator import LlamaCloudEmulator
     from airflow_provider_llamachat.testing.faults import Fault
+    from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
     from airflow_provider_llamachat.testing.process import EmulatorProcess
-    from airflow_provider_llamachat.testing.records import RequestRecord, TurnRecord
     from airflow_provider_llamachat.testing.settings import Settings
 
 __all__ = [
@@ -63,9 +63,9 @@ _HOMES = {
     "EmulatorProcess": "process",
     "Fault": "faults",
     "LlamaCloudEmulator": "emulator",
-    "RequestRecord": "records",
+    "RequestRecord": "ledger",
     "Settings": "settings",
-    "TurnRecord": "records",
+    "TurnRecord": "ledger",
 }
 
 INSTALL_HINT = (

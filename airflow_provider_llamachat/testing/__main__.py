@@ -14,10 +14,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from airflow_provider_llamachat.testing import INSTALL_HINT
-from airflow_provider_llamachat.testing.settings import Settings, setting_types
+from airflow_provider_llamachat.testing.settings import Settings, setting_kinds
 
 _NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 
@@ -51,19 +51,17 @@ def parser() -> argparse.ArgumentParser:
         help="settings as one JSON object; win over single ones",
     )
     group = found.add_argument_group("behaviour, where the API's documents are silent, and pace")
-    hints = setting_types()
     for item in fields(Settings):
-        hint = hints[item.name]
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        kinds = setting_kinds()[item.name]
         options: dict[str, Any] = {"default": item.default, "help": item.metadata["help"] + " (default: %(default)s)"}
         if item.name == "newline":
             options.update(choices=sorted(_NEWLINES), default="lf")
-        elif hint is bool:
+        elif kinds[0] is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(hint) is Literal:
-            options["choices"] = list(kinds)
+        elif isinstance(kinds[0], type):
+            options["type"] = _optional(kinds[0]) if len(kinds) > 1 else kinds[0]
         else:
-            options["type"] = _optional(kinds[0]) if kinds else hint
+            options["choices"] = kinds
         group.add_argument("--" + item.name.replace("_", "-"), **options)
     return found
 
@@ -71,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
     from airflow_provider_llamachat.testing.server import EmulatorServer
 
-    server = EmulatorServer(settings, host=arguments.host, port=arguments.port, api_keys=arguments.api_keys)
+    server = EmulatorServer(settings, arguments.host, arguments.port, arguments.api_keys)
     await server.start()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -81,9 +81,9 @@ def test_settings_at_a_distance(emulator: LlamaCloudEmulator) -> None:
     held = emulator.settings
     control.reset()
     assert held == emulator.settings == Settings()
-    with pytest.raises(ValueError, match="can not be"):
+    with pytest.raises(ValueError, match="cannot be"):
         control.settings.records = "never"  # type: ignore[assignment]  # refused before it is sent
-    with pytest.raises(ValueError, match="can not be"):
+    with pytest.raises(ValueError, match="cannot be"):
         control.update_settings(records="never")
     with pytest.raises(ValueError, match="no setting"):
         control.update_settings(record="start")
@@ -278,7 +278,7 @@ def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: py
     with pytest.raises(SystemExit) as caught:
         main(["--turn-latency", "-1"])
     assert caught.value.code == 2
-    assert "Setting turn_latency can not be -1.0" in capsys.readouterr().err
+    assert "Setting turn_latency cannot be -1.0" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
