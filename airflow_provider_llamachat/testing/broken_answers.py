@@ -70,7 +70,7 @@ async def reset(request: web.Request) -> NoReturn:
 async def unprocessed(request: web.Request, record: RequestRecord, fault: Fault) -> web.StreamResponse:
     """Answer, or do not, as a fault wants that keeps the request from being processed."""
     if fault.kind == "status":
-        return refusal(fault, 500)
+        return _refusal(fault, 500)
     headers = _retry_after(fault)
     if fault.kind == "html":
         status = fault.status or 500
@@ -88,17 +88,13 @@ async def spoilt(request: web.Request, record: RequestRecord, fault: Fault, good
     """Answer a request that was processed as the fault wants, in place of the ``good`` answer."""
     body = good.body if isinstance(good.body, bytes) else b""
     if fault.kind == "status_after":
-        return refusal(fault, 429)
+        return _refusal(fault, 429)
     if fault.kind == "malformed_json":
         # A stream has many JSON values to break; its answer is one that is none, as a gateway gone wrong would give it.
-        half = (
-            body[: max(1, len(body) // 2)]
-            if body and good.content_type == "application/json"
-            else b'{"session_id": "ses-'
-        )
-        return web.Response(
-            status=200 if good.status == 204 else good.status, body=half, content_type="application/json"
-        )
+        good_json = good.content_type == "application/json"
+        half = body[: len(body) // 2] if good_json and body else b'{"session_id": "ses-'
+        status = 200 if good.status == 204 else good.status
+        return web.Response(status=status, body=half, content_type="application/json")
     if fault.kind == "truncated_body" and request.transport is not None:
         record.status = good.status
         head = [f"HTTP/1.1 {good.status} {_reason(good.status)}", f"content-type: {good.headers.get('content-type')}"]
@@ -112,8 +108,7 @@ def _retry_after(fault: Fault) -> dict[str, str]:
     return {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
 
 
-def refusal(fault: Fault, default: int) -> web.Response:
-    """An error as the API words it."""
+def _refusal(fault: Fault, default: int) -> web.Response:
     status = fault.status or default
     detail = fault.detail if fault.detail is not None else _reason(status) or "Error"
     return as_json({"detail": detail}, status, _retry_after(fault))

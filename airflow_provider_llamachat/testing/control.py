@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-from airflow_provider_llamachat.testing import corpus
+from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID, corpus
 from airflow_provider_llamachat.testing.faults import Fault
 from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import ServiceState
 
-P = ParamSpec("P")
-T = TypeVar("T")
+C = TypeVar("C")
 
 PREFIX = "/_emulator"
 """Where an emulator takes commands: GET for a property, POST with arguments (an array or an object) for a method."""
 
-_TIMEOUT = 30.0
 _RECORDS: dict[str, type[Any]] = {"requests": RequestRecord, "turns": TurnRecord, "faults": Fault}
 
-
-def _command(work: Callable[P, T]) -> Callable[P, T]:
-    """Let :meth:`Control._do` decide where the work is done."""
-
-    @functools.wraps(work)
-    def do(*args: P.args, **kwargs: P.kwargs) -> T:
-        control: Any = args[0]
-        found: T = control._do(work, *args[1:], **kwargs)  # noqa: SLF001 - its own class's
-        return found
-
-    return do
+COMMANDS: dict[str, Any] = {}
+"""Properties and methods of :class:`Control`."""
 
 
 def to_json(value: Any) -> Any:
@@ -44,26 +38,36 @@ def to_json(value: Any) -> Any:
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
 
 
-class Control:
-    """What a test sees of an emulator and does to it."""
+def _dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(work)
+    def do(control: Control, *args: Any, **kwargs: Any) -> Any:
+        return control._do(work, *args, **kwargs)  # noqa: SLF001 - one of its own methods
 
-    def __init__(self, state: ServiceState, api_key: str) -> None:
-        self._state = state
-        self._api_key = api_key
+    return do
 
-    def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return work(self, *args, **kwargs)
+
+def _commands(kind: type[C]) -> type[C]:
+    """Let ``_do`` decide where each property and method of a class is carried out."""
+    for name, found in list(vars(kind).items()):
+        if not name.startswith("_"):
+            is_read = isinstance(found, property)
+            COMMANDS[name] = property(_dispatched(found.fget), found.fset) if is_read else _dispatched(found)
+            setattr(kind, name, COMMANDS[name])
+    return kind
+
+
+class Reachable(ABC):
+    """Something with a base URL and a key that is accepted there."""
 
     @property
+    @abstractmethod
     def url(self) -> str:
         """Base URL, without a slash at its end."""
-        raise NotImplementedError
 
     @property
-    @_command
+    @abstractmethod
     def api_key(self) -> str:
         """A key that is accepted."""
-        return self._api_key
 
     @property
     def airflow_connection_json(self) -> str:
@@ -75,8 +79,24 @@ class Control:
         """The same as URI; the host is a whole URL, hence percent-encoded."""
         return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}"
 
+
+@_commands
+class Control(Reachable):
+    """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
+
+    def __init__(self, state: ServiceState, api_key: str) -> None:
+        self._state = state
+        self._api_key = api_key
+
+    def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return work(self, *args, **kwargs)
+
     @property
-    @_command
+    def api_key(self) -> str:
+        """A key that is accepted."""
+        return self._api_key
+
+    @property
     def settings(self) -> Settings:
         """The settings as they are now; assigning to an attribute counts at once."""
         return self._state.settings
@@ -85,7 +105,6 @@ class Control:
     def settings(self, settings: Settings) -> None:
         self.update_settings(**settings.to_json())
 
-    @_command
     def update_settings(self, **values: Any) -> None:
         """Change several settings.
 
@@ -94,49 +113,41 @@ class Control:
         """
         self._state.settings.update(**values)
 
-    @_command
     def inject(self, *faults: Fault) -> None:
         """Arm faults; see :class:`~.faults.Fault`."""
         for fault in faults:
             self._state.plan.add(fault)
 
     @property
-    @_command
     def faults(self) -> list[Fault]:
         """Faults that can still act."""
         return self._state.plan.pending
 
-    @_command
     def clear_faults(self) -> None:
         """Disarm all faults."""
         self._state.plan.clear()
 
     @property
-    @_command
     def requests(self) -> list[RequestRecord]:
         """Requests that arrived, in order. In its own process the records are live: a status appears when it is sent."""
         return list(self._state.requests)
 
     @property
-    @_command
     def turns(self) -> list[TurnRecord]:
         """Turns that began, in order. In its own process the records are live: their state changes when they end."""
         return list(self._state.turns)
 
-    @_command
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
         asked = [record for record in self._state.requests if record.endpoint == "stream"]
         return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in asked)
 
-    @_command
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Turns that ran to a good end; ``prompt`` is compared as a whole."""
         done = [turn for turn in self._state.turns if turn.state == "completed"]
         return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in done)
 
     @property
-    @_command
     def sessions(self) -> dict[str, dict[str, Any]]:
         """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
         settings = self._state.settings
@@ -146,30 +157,26 @@ class Control:
         }
 
     @property
-    @_command
     def deleted(self) -> list[str]:
         """Ids of deleted sessions, in order."""
         return list(self._state.deleted)
 
     @property
-    @_command
     def projects(self) -> dict[str, dict[str, Any]]:
         """Projects by id, as the API answers them."""
         return dict(self._state.projects)
 
     @property
-    @_command
     def indexes(self) -> dict[str, dict[str, Any]]:
         """Indexes of all projects by id, as the API answers them, ``sync_in_progress`` included."""
         settings = self._state.settings
         return {index.id: index.to_json(settings, expand=True) for index in self._state.indexes.values()}
 
-    @_command
     def add_index(
         self,
         index_id: str,
         *,
-        project_id: str = corpus.DEFAULT_PROJECT_ID,
+        project_id: str = DEFAULT_PROJECT_ID,
         name: str | None = None,
         status: str = "ready",
         error_message: str | None = None,
@@ -185,7 +192,6 @@ class Control:
         snippets = corpus.snippets_from(documents)
         self._state.store_index(index_id, project_id, name or index_id, status, error_message, snippets)
 
-    @_command
     def set_index(self, index_id: str, **values: Any) -> None:
         """Change an index at once; a schedule it had is forgotten.
 
@@ -195,7 +201,6 @@ class Control:
         self._state.scheduled(index_id).clear()
         self._state.indexes[index_id].change(values)
 
-    @_command
     def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
         """Let each GET of the index move it one step on; the last step stays.
 
@@ -206,7 +211,6 @@ class Control:
         schedule.clear()
         schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
 
-    @_command
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
         """Put somebody else's finished turn into a session's history; it is no turn of :attr:`turns`.
 
@@ -221,7 +225,6 @@ class Control:
             raise ValueError("after cannot be negative")
         self._state.sessions[session_id].intrude(prompt, after)
 
-    @_command
     def reset(self) -> None:
         """State, log, faults and settings back to the start; requests and turns under way are broken off."""
         self._state.reset()
@@ -243,7 +246,7 @@ class _RemoteSettings(Settings):
 
 
 class EmulatorControl(Control):
-    """Does over HTTP what :class:`~.emulator.LlamaCloudEmulator` does in its own process: same names, same records.
+    """Does over HTTP what :class:`~.server.LlamaCloudEmulator` does in its own process: same names, same records.
 
     :param url: base URL of the emulator.
     :raises OSError: from every method, when the emulator cannot be reached.
@@ -261,7 +264,7 @@ class EmulatorControl(Control):
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         name = work.__name__
-        read = isinstance(getattr(Control, name), property)
+        read = isinstance(COMMANDS[name], property)
         given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
         request = urllib.request.Request(  # noqa: S310 - the emulator's own address, given by the test
             f"{self._url}{PREFIX}/{name}",
@@ -270,7 +273,7 @@ class EmulatorControl(Control):
             headers={"content-type": "application/json"},
         )
         try:
-            with self._opener.open(request, timeout=_TIMEOUT) as answer:
+            with self._opener.open(request, timeout=30) as answer:
                 found = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -281,3 +284,63 @@ class EmulatorControl(Control):
         if name == "settings":
             return _RemoteSettings(self, found)
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
+
+
+class EmulatorProcess(EmulatorControl):
+    """Context manager: starts ``python -m airflow_provider_llamachat.testing``, is its control, and ends it.
+
+    :param settings: behaviour; :meth:`reset` goes back to these.
+    :param port: 0 takes a free one.
+    :param api_keys: keys that are accepted.
+    :raises RuntimeError: on entering, when the process does not come up; with what it said.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, port: int = 0, api_keys: Sequence[str] | None = None
+    ) -> None:
+        super().__init__("")
+        module = "airflow_provider_llamachat.testing"
+        # Its input is a pipe of ours: it closes, and the emulator ends, even when this process is killed.
+        self._command = [sys.executable, "-m", module, "--until-stdin-closes", "--port", str(port)]
+        if settings is not None:
+            self._command += ["--settings", json.dumps(settings.to_json())]
+        for key in api_keys or ():
+            self._command += ["--api-key", key]
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process's id.
+
+        :raises RuntimeError: it does not run.
+        """
+        if self._process is None:
+            raise RuntimeError("The emulator's process does not run")
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        with tempfile.TemporaryFile(mode="w+") as complaints:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+            )
+            line = process.stdout.readline() if process.stdout is not None else ""
+            if "url=" not in line:
+                process.communicate(timeout=30)
+                complaints.seek(0)
+                raise RuntimeError(f"The emulator's process did not start: {complaints.read().strip()}")
+        self._process = process
+        self._url = line.split("url=")[1].split()[0]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -5,22 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-DEFAULT_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000001"
-OTHER_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000002"
-DEFAULT_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000001"
-"""Project that a request without ``project_id`` works in."""
-OTHER_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000002"
-"""Second project of the default organization."""
-FOREIGN_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000003"
-"""The only, hence default, project of the other organization."""
-
-INDEX_FILINGS = "idx-filings"
-INDEX_HANDBOOK = "idx-handbook"
-INDEX_BUILDING = "idx-building"
-"""An index that is never ready, until a test says so."""
-INDEX_FAILED = "idx-failed"
-INDEX_OTHER_PROJECT = "idx-contracts"
-"""A ready index of :data:`OTHER_PROJECT_ID`."""
+from airflow_provider_llamachat import testing as ids
 
 
 class Snippet(NamedTuple):
@@ -57,9 +42,19 @@ class SeededIndex(NamedTuple):
 
 
 PROJECTS = (
-    {"id": DEFAULT_PROJECT_ID, "name": "Default", "organization_id": DEFAULT_ORGANIZATION_ID, "is_default": True},
-    {"id": OTHER_PROJECT_ID, "name": "Contracts", "organization_id": DEFAULT_ORGANIZATION_ID, "is_default": False},
-    {"id": FOREIGN_PROJECT_ID, "name": "Default", "organization_id": OTHER_ORGANIZATION_ID, "is_default": True},
+    {
+        "id": ids.DEFAULT_PROJECT_ID,
+        "name": "Default",
+        "organization_id": ids.DEFAULT_ORGANIZATION_ID,
+        "is_default": True,
+    },
+    {
+        "id": ids.OTHER_PROJECT_ID,
+        "name": "Contracts",
+        "organization_id": ids.DEFAULT_ORGANIZATION_ID,
+        "is_default": False,
+    },
+    {"id": ids.FOREIGN_PROJECT_ID, "name": "Default", "organization_id": ids.OTHER_ORGANIZATION_ID, "is_default": True},
 )
 
 _FILINGS = """
@@ -105,11 +100,15 @@ Lease, Trondheim plant
 _ENCRYPTED = "Parsing failed: letters-1998.pdf is encrypted."
 
 INDEXES = (
-    SeededIndex(INDEX_FILINGS, DEFAULT_PROJECT_ID, "Filings", "Quarterly and annual reports", "ready", _FILINGS),
-    SeededIndex(INDEX_HANDBOOK, DEFAULT_PROJECT_ID, "Handbook", "Rules for employees", "ready", _HANDBOOK),
-    SeededIndex(INDEX_BUILDING, DEFAULT_PROJECT_ID, "Drafts", "Reports to come", "building", _DRAFTS),
-    SeededIndex(INDEX_FAILED, DEFAULT_PROJECT_ID, "Scans", "Scanned letters", "failed", "", _ENCRYPTED),
-    SeededIndex(INDEX_OTHER_PROJECT, OTHER_PROJECT_ID, "Contracts", "Contracts with suppliers", "ready", _CONTRACTS),
+    SeededIndex(
+        ids.INDEX_FILINGS, ids.DEFAULT_PROJECT_ID, "Filings", "Quarterly and annual reports", "ready", _FILINGS
+    ),
+    SeededIndex(ids.INDEX_HANDBOOK, ids.DEFAULT_PROJECT_ID, "Handbook", "Rules for employees", "ready", _HANDBOOK),
+    SeededIndex(ids.INDEX_BUILDING, ids.DEFAULT_PROJECT_ID, "Drafts", "Reports to come", "building", _DRAFTS),
+    SeededIndex(ids.INDEX_FAILED, ids.DEFAULT_PROJECT_ID, "Scans", "Scanned letters", "failed", "", _ENCRYPTED),
+    SeededIndex(
+        ids.INDEX_OTHER_PROJECT, ids.OTHER_PROJECT_ID, "Contracts", "Contracts with suppliers", "ready", _CONTRACTS
+    ),
 )
 
 

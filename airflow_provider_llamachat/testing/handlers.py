@@ -123,8 +123,8 @@ class Handlers:
             return await send_turn(request, turn, fault, settings)
         if spoilt.kind == "status_after":
             turn.run_alone()
-        elif spoilt.kind in ("truncated_body", "malformed_json"):
-            await turn.finished()
+        while spoilt.kind in ("truncated_body", "malformed_json") and not turn.ended:
+            await turn.more()
         return web.Response(body=b"".join(turn.frames), headers=STREAM_HEADERS)
 
     def _session_of_prompt(self, request: web.Request, check: RequestCheck) -> StoredSession:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.emulator import LlamaCloudEmulator
+    from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
 _CONNECTION = "llamacloud_default"
 _NAMES = ("llamacloud", __name__)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
 from airflow_provider_llamachat.testing.state import ApiError
 
@@ -60,11 +60,6 @@ def _session_body(max_indexes: int) -> type[SessionBody]:
 def _prompt_body(max_prompt: int) -> type[PromptBody]:
     limited = Annotated[str, Field(max_length=max_prompt)]
     return create_model("PromptBody", __base__=PromptBody, prompt=(limited, ...))
-
-
-@functools.cache
-def _adapter(model: type[M]) -> TypeAdapter[M]:
-    return TypeAdapter(model)
 
 
 class RequestCheck:
@@ -124,12 +119,11 @@ class RequestCheck:
 
     def _validate(self, model: type[M], value: Any, where: str) -> M:
         try:
-            found: M = _adapter(model).validate_python(value, from_attributes=True)
+            return model.model_validate(value, from_attributes=True)
         except ValidationError as error:
             for problem in error.errors(include_url=False):
                 self._problems.append({**problem, "loc": [where, *problem["loc"]]})
             return model.model_construct()
-        return found
 
     def _wrong(self, model: type[M], kind: str, loc: list[Any], msg: str, value: Any, **more: Any) -> M:
         self._problems.append({"type": kind, "loc": loc, "msg": msg, "input": value, **more})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from airflow_provider_llamachat.testing.answers import Answer, answer
+from airflow_provider_llamachat.testing.answers import Answer
 from airflow_provider_llamachat.testing.corpus import Snippet
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -61,48 +61,20 @@ class Step(NamedTuple):
     event: dict[str, Any] | None
 
 
-class Script:
-    """A turn as it will go.
-
-    :ivar steps: its events but for the stop, whose usage is known at the end only.
-    :ivar apart: seconds between two events.
-    :ivar unsent: events that enter the history with the stop and are never sent.
-    """
-
-    def __init__(self, prompt: AcceptedPrompt, previous: str | None, position: int, settings: Settings) -> None:
-        self._prompt = prompt
-        self.answer = answer(prompt.text, previous, prompt.sources, settings.answer_chars)
-        self.output_tokens = self.answer.output_tokens if prompt.error is None else 0
-        self.steps = _steps(prompt, position, self.answer, settings)
-        self.unsent = [{"type": "text", "content": self.answer.text}] if settings.text_in == "history" else []
-        if prompt.error is not None:
-            del self.steps[max(1, prompt.error_after) :]
-            self.unsent = []
-        self.apart = settings.turn_latency / len(self.steps)
-
-    def stop(self, duration: float) -> dict[str, Any]:
-        """The event that ends the turn, after so many seconds."""
-        usage = {
-            "total_input_tokens": self.answer.input_tokens,
-            "total_output_tokens": self.output_tokens,
-            "turns": 1,
-            "duration_ms": round(duration * 1000, 3),
-        }
-        error, skipped = self._prompt.error, self._prompt.skipped
-        return {
-            "type": "stop", "usage": usage, "is_error": error is not None, "error": error, "skipped_index_ids": skipped
-        }  # fmt: skip
-
-
 def frame(kind: str, data: str, newline: str) -> bytes:
     """A server-sent event."""
     return f"event: {kind}{newline}data: {data}{newline}{newline}".encode()
 
 
-def _steps(prompt: AcceptedPrompt, position: int, said: Answer, settings: Settings) -> list[Step]:
-    def whole(kind: str, **values: Any) -> Step:
-        event = {"type": kind, **values}
-        return Step(frame("message", encode(event), settings.newline), event)
+def whole(newline: str, kind: str, **values: Any) -> Step:
+    """An event that the history keeps."""
+    event = {"type": kind, **values}
+    return Step(frame("message", encode(event), newline), event)
+
+
+def write_script(prompt: AcceptedPrompt, said: Answer, position: int, settings: Settings) -> list[Step]:
+    """A turn as it will go, but for its stop, whose usage is known at the end only."""
+    message = functools.partial(whole, settings.newline)
 
     def increments(kind: str, text: str, count: int) -> list[Step]:
         pieces = [encode({"type": kind, "content": piece}) for piece in _cut(text, count)]
@@ -117,20 +89,20 @@ def _steps(prompt: AcceptedPrompt, position: int, said: Answer, settings: Settin
         text_count = room - thinking_count
     call = {"name": "retrieve", "call_id": f"call-{position + 1}-1"}
     steps = [
-        whole("user_input", content=_RECORDED[settings.recorded_as](prompt.text)),
+        message("user_input", content=_RECORDED[settings.recorded_as](prompt.text)),
         *increments("thinking_delta", said.thinking, thinking_count),
-        whole("thinking", content=said.thinking),
-        whole("tool_call", arguments={"query": said.query, "index_ids": list(prompt.sources)}, **call),
-        whole("tool_result", **call, result=said.found, image_attachment=None),
+        message("thinking", content=said.thinking),
+        message("tool_call", arguments={"query": said.query, "index_ids": list(prompt.sources)}, **call),
+        message("tool_result", **call, result=said.found, image_attachment=None),
     ]
     if settings.text_in == "both":
-        text = whole("text", content=said.text)
+        text = message("text", content=said.text)
         if settings.malformed_text == "none":
             steps += increments("text_delta", said.text, text_count)
         else:
             text = Step(_malformed(said.text, settings), text.event)
         steps.append(text)
-    return steps
+    return steps if prompt.error is None else steps[: max(1, prompt.error_after)]
 
 
 def _malformed(text: str, settings: Settings) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_llamachat.testing import corpus
+from airflow_provider_llamachat.testing import DEFAULT_ORGANIZATION_ID, corpus
 from airflow_provider_llamachat.testing.faults import Fault, FaultPlan
 from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
@@ -275,7 +275,7 @@ class ServiceState:
 
         :raises ApiError: 404 for one that does not exist (in that organization).
         """
-        organization = organization_id or corpus.DEFAULT_ORGANIZATION_ID
+        organization = organization_id or DEFAULT_ORGANIZATION_ID
         for project in self.projects.values():
             if project_id is None and project["is_default"] and project["organization_id"] == organization:
                 return str(project["id"])

@@ -6,8 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat.testing.answers import Answer, answer
 from airflow_provider_llamachat.testing.ledger import TurnRecord, TurnState
-from airflow_provider_llamachat.testing.script import AcceptedPrompt, Script, encode, frame
+from airflow_provider_llamachat.testing.script import AcceptedPrompt, Step, whole, write_script
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.state import ServiceState, StoredSession
@@ -36,8 +37,10 @@ class TurnRun:
         self._session = session
         self._prompt = prompt
         self._held_back: list[dict[str, Any]] = []
-        self._runner: asyncio.Task[None] | None = None
-        self._watcher: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._time = asyncio.get_running_loop().time
+        self._news = asyncio.Event()
+        self._wanted = asyncio.Event()
 
     def submit(self) -> None:
         """Begin, or wait for the session's other turn to end (whether two may run at once is the caller's question)."""
@@ -56,70 +59,63 @@ class TurnRun:
             session.record({"type": "user_input", "content": settings.foreign_first}, foreign=True)
         position = len(session.prompts)
         previous = session.prompts[-1] if session.prompts else None
-        self._script = Script(self._prompt, previous, position, settings)
-        self.length = len(self._script.steps) + 1
+        said = answer(self._prompt.text, previous, self._prompt.sources, settings.answer_chars)
+        steps = write_script(self._prompt, said, position, settings)
+        self.length = len(steps) + 1
         asked, skipped = self._prompt.index_ids, self._prompt.skipped
-        self._record = TurnRecord(
-            session.id, self._prompt.text, position, asked, skipped, "running", started=time.time()
-        )
+        self._record = TurnRecord(session.id, self._prompt.text, position, asked, skipped, "running", time.time())
         self._state.turns.append(self._record)
         session.running.add(self)
         session.locked = True
         self.begun = True
-        self._began = asyncio.get_running_loop().time()
-        self.advance()
-        if not self.coupled:
-            self._run()
+        self._add(steps[0])
+        self._task = asyncio.create_task(self._go_on(steps[1:], said, settings.turn_latency / len(steps)))
 
-    def _run(self) -> None:
-        self._catch_up()
-        if not self.ended:
-            self._runner = asyncio.create_task(self._run_in_time())
+    async def _go_on(self, steps: list[Step], said: Answer, apart: float) -> None:
+        """Let the other events come to be: in time, late ones in one go, and those of a coupled turn when they are wanted."""
+        began = self._time()
+        for step in (*steps, None):
+            if self.coupled:
+                await self._wanted.wait()
+                self._wanted.clear()
+            wait = began + len(self.frames) * apart - self._time()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if step is not None:
+                self._add(step)
+        self._stop(said, self._time() - began)
 
-    async def _run_in_time(self) -> None:
-        while not self.ended:
-            await asyncio.sleep(max(self.due_in(), 0))
-            self._catch_up()
+    def _add(self, step: Step) -> None:
+        self.frames.append(step.frame)
+        if step.event is not None:
+            self._held_back.append(step.event)
+        if self._state.settings.records == "start":
+            self._record_held_back()
+        self._news.set()
 
-    def _catch_up(self) -> None:
-        """Let come to be all that is due, in one go: under load a late wake-up costs no further ones."""
-        while not self.ended and self.due_in() <= 0:
-            self.advance()
-
-    def due_in(self) -> float:
-        """Seconds until the next event of a turn that has begun is due; 0 or less when it is."""
-        at = len(self.frames) * self._script.apart
-        return at + self._began - asyncio.get_running_loop().time() if at else 0.0
-
-    def advance(self) -> None:
-        """Let the next event come to be."""
-        if self.ended:
-            return
-        done, script = len(self.frames), self._script
-        if done < len(script.steps):
-            step = script.steps[done]
-            self.frames.append(step.frame)
-            if step.event is not None:
-                self._remember(step.event)
-            self._notify()
-            return
-        stop = script.stop(asyncio.get_running_loop().time() - self._began)
-        self.frames.append(frame("message", encode(stop), self._state.settings.newline))
-        for event in (*script.unsent, stop):
-            self._remember(event)
+    def _record_held_back(self) -> None:
         for event in self._held_back:
             self._session.record(event, self._prompt.text)
-        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self._prompt.sources]
-        verdict = {"is_error": stop["is_error"], "error": stop["error"], "export_config_ids": exports}
-        self._session.end_job({**stop["usage"], **verdict})
-        self._record.input_tokens, self._record.output_tokens = script.answer.input_tokens, script.output_tokens
-        self._end("failed" if stop["is_error"] else "completed")
+        self._held_back.clear()
 
-    def _remember(self, event: dict[str, Any]) -> None:
-        if self._state.settings.records == "end":
-            self._held_back.append(event)
-        else:
-            self._session.record(event, self._prompt.text)
+    def _stop(self, said: Answer, duration: float) -> None:
+        error, settings, record = self._prompt.error, self._state.settings, self._record
+        record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if error is None else 0
+        usage = {
+            "total_input_tokens": record.input_tokens,
+            "total_output_tokens": record.output_tokens,
+            "turns": 1,
+            "duration_ms": round(duration * 1000, 3),
+        }
+        verdict = {"is_error": error is not None, "error": error}
+        if error is None and settings.text_in == "history":
+            self._held_back.append({"type": "text", "content": said.text})
+        skipped = self._prompt.skipped
+        self._add(whole(settings.newline, "stop", usage=usage, **verdict, skipped_index_ids=skipped))
+        self._record_held_back()
+        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self._prompt.sources]
+        self._session.end_job({**usage, **verdict, "export_config_ids": exports})
+        self._end("completed" if error is None else "failed")
 
     def _end(self, how: TurnState) -> None:
         self.ended = True
@@ -131,14 +127,14 @@ class TurnRun:
         if self._session.waiting:
             # In a call of its own: a long queue of instant turns would otherwise end in a recursion.
             asyncio.get_running_loop().call_soon(_begin_next, self._session)
-        self._notify()
+        self._news.set()
 
     def abandon(self) -> None:
         """Stop where it is, without a stop event. A turn that has not begun leaves nothing at all."""
         if self.ended:
             return
-        if self._runner is not None:
-            self._runner.cancel()
+        if self._task is not None:
+            self._task.cancel()
         if self in self._session.waiting:
             self._session.waiting.remove(self)
         self._end("abandoned")
@@ -153,35 +149,14 @@ class TurnRun:
     def run_alone(self) -> None:
         """Go on to the end, whoever reads the stream or leaves it."""
         self._alone = True
-        if self.coupled:
-            self.coupled = False
-            if self.begun:
-                self._run()
+        self.coupled = False
+        self._wanted.set()
 
-    async def changed(self, seconds: float | None) -> None:
-        """Wait until an event has come to be or the turn has ended, at most so many seconds (None: for ever)."""
-        loop = asyncio.get_running_loop()
-        self._watcher = loop.create_future()
-        timer = None if seconds is None else loop.call_later(seconds, self._notify)
-        try:
-            await self._watcher
-        finally:
-            self._watcher = None
-            if timer is not None:
-                timer.cancel()
-
-    async def finished(self) -> None:
-        """Wait until the turn has ended; whoever waits moves a coupled turn on."""
-        while not self.ended:
-            if self.coupled and self.begun:
-                await asyncio.sleep(max(self.due_in(), 0))
-                self.advance()
-            else:
-                await self.changed(None)
-
-    def _notify(self) -> None:
-        if self._watcher is not None and not self._watcher.done():
-            self._watcher.set_result(None)
+    async def more(self) -> None:
+        """Wait until an event has come to be or the turn has ended."""
+        self._news.clear()
+        self._wanted.set()
+        await self._news.wait()
 
 
 def _begin_next(session: StoredSession) -> None:

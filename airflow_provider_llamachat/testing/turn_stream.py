@@ -56,17 +56,11 @@ class TurnStream:
 
     async def _wait(self) -> None:
         interval = self._settings.keepalive_interval
-        wait = None if interval is None else self._quiet_since + interval - self._time()
-        if self._turn.coupled and self._turn.begun:
-            due = self._turn.due_in()
-            if due <= 0:
-                self._turn.advance()
-                return
-            wait = due if wait is None else min(wait, due)
-        if wait is not None and wait <= 0:
+        try:
+            async with asyncio.timeout_at(None if interval is None else self._quiet_since + interval):
+                await self._turn.more()
+        except TimeoutError:
             await self.put(f": keep-alive{self._settings.newline * 2}".encode())
-        else:
-            await self._turn.changed(wait)
 
 
 def _odd_event(kind: str, newline: str) -> bytes:
