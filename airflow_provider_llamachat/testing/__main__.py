@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import signal
 import sys
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: sys.exit())
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
+            # The first request needs it: while none is there, it costs nobody's time.
+            importlib.import_module("airflow_provider_llamachat.testing.request_models")
             if arguments.until_stdin_closes:
                 sys.stdin.buffer.read()
             else:

@@ -190,7 +190,7 @@ class Control(Reachable):
         if project_id not in self._state.projects:
             raise ValueError(f"There is no project {project_id!r}")
         snippets = corpus.snippets_from(documents)
-        self._state.store_index(index_id, project_id, name or index_id, status, error_message, snippets)
+        self._state.store_index(index_id, project_id, name or index_id, None, status, error_message, snippets)
 
     def set_index(self, index_id: str, **values: Any) -> None:
         """Change an index at once; a schedule it had is forgotten.

@@ -16,31 +16,6 @@ class Snippet(NamedTuple):
     text: str
 
 
-class SeededIndex(NamedTuple):
-    """An index that exists from the start; ``content`` has documents, each followed by its numbered pages."""
-
-    id: str
-    project_id: str
-    name: str
-    description: str
-    status: str
-    content: str
-    error_message: str | None = None
-
-    @property
-    def snippets(self) -> list[Snippet]:
-        """The pages of all documents."""
-        found = []
-        document = ""
-        for line in self.content.strip().splitlines():
-            page, _, text = line.partition(" ")
-            if page.isdecimal():
-                found.append(Snippet(document, int(page), text))
-            else:
-                document = line
-        return found
-
-
 PROJECTS = (
     {
         "id": ids.DEFAULT_PROJECT_ID,
@@ -100,16 +75,26 @@ Lease, Trondheim plant
 _ENCRYPTED = "Parsing failed: letters-1998.pdf is encrypted."
 
 INDEXES = (
-    SeededIndex(
-        ids.INDEX_FILINGS, ids.DEFAULT_PROJECT_ID, "Filings", "Quarterly and annual reports", "ready", _FILINGS
-    ),
-    SeededIndex(ids.INDEX_HANDBOOK, ids.DEFAULT_PROJECT_ID, "Handbook", "Rules for employees", "ready", _HANDBOOK),
-    SeededIndex(ids.INDEX_BUILDING, ids.DEFAULT_PROJECT_ID, "Drafts", "Reports to come", "building", _DRAFTS),
-    SeededIndex(ids.INDEX_FAILED, ids.DEFAULT_PROJECT_ID, "Scans", "Scanned letters", "failed", "", _ENCRYPTED),
-    SeededIndex(
-        ids.INDEX_OTHER_PROJECT, ids.OTHER_PROJECT_ID, "Contracts", "Contracts with suppliers", "ready", _CONTRACTS
-    ),
+    (ids.INDEX_FILINGS, ids.DEFAULT_PROJECT_ID, "Filings", "Quarterly and annual reports", "ready", None, _FILINGS),
+    (ids.INDEX_HANDBOOK, ids.DEFAULT_PROJECT_ID, "Handbook", "Rules for employees", "ready", None, _HANDBOOK),
+    (ids.INDEX_BUILDING, ids.DEFAULT_PROJECT_ID, "Drafts", "Reports to come", "building", None, _DRAFTS),
+    (ids.INDEX_FAILED, ids.DEFAULT_PROJECT_ID, "Scans", "Scanned letters", "failed", _ENCRYPTED, ""),
+    (ids.INDEX_OTHER_PROJECT, ids.OTHER_PROJECT_ID, "Contracts", "Contracts with suppliers", "ready", None, _CONTRACTS),
 )
+"""Id, project, name, description, status, error and content of each index."""
+
+
+def snippets_of(content: str) -> list[Snippet]:
+    """The numbered pages of documents, which follow the document's name."""
+    found = []
+    document = ""
+    for line in content.strip().splitlines():
+        page, _, text = line.partition(" ")
+        if page.isdecimal():
+            found.append(Snippet(document, int(page), text))
+        else:
+            document = line
+    return found
 
 
 def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]:

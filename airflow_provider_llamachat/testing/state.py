@@ -46,10 +46,10 @@ class StoredIndex:
     id: str
     project_id: str
     name: str
+    description: str | None
     status: str
     error_message: str | None
     snippets: list[corpus.Snippet]
-    description: str | None = None
     created: str = field(default_factory=lambda: utc(time.time()))
     last_synced_at: str | None = None
     sync_in_progress: bool = False
@@ -68,10 +68,7 @@ class StoredIndex:
         return self.sync_in_progress or self.sync_ends is not None
 
     def change(self, values: Mapping[str, Any]) -> None:
-        """Set what a test gives.
-
-        :raises ValueError: another name.
-        """
+        """Set what a test gives; ``ValueError`` for a name that cannot be set."""
         for name, value in values.items():
             if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
                 raise ValueError(f"An index has no {name!r} to set")
@@ -146,10 +143,7 @@ class StoredSession:
     waiting: deque[TurnRun] = field(default_factory=deque)
 
     def record(self, event: dict[str, Any], prompt: str | None = None, *, foreign: bool = False) -> None:
-        """Put an event into the history.
-
-        :param prompt: what a ``user_input`` was before it was recorded; None for one that reads as it was sent.
-        """
+        """Put an event into the history; ``prompt`` is what a ``user_input`` was before it was recorded, if that differs."""
         self.updated = time.time()
         self.events.append(RecordedEvent(event, self.updated, foreign))
         if event["type"] == "user_input":
@@ -244,9 +238,8 @@ class ServiceState:
         self.projects: dict[str, dict[str, Any]] = {
             str(item["id"]): {**item, "created_at": now, "updated_at": now} for item in corpus.PROJECTS
         }
-        for seed in corpus.INDEXES:
-            self.store_index(seed.id, seed.project_id, seed.name, seed.status, seed.error_message, seed.snippets)
-            self.indexes[seed.id].description = seed.description
+        for *values, content in corpus.INDEXES:
+            self.store_index(*values, corpus.snippets_of(content))
 
     def reset(self) -> None:
         """Go back to the start, settings included; requests and turns under way are broken off."""
@@ -271,10 +264,7 @@ class ServiceState:
         return self.busy[asyncio.current_task()]
 
     def project(self, project_id: str | None, organization_id: str | None) -> str:
-        """Id of the project that a request works in.
-
-        :raises ApiError: 404 for one that does not exist (in that organization).
-        """
+        """Id of the project that a request works in; 404 for one that does not exist (in that organization)."""
         organization = organization_id or DEFAULT_ORGANIZATION_ID
         for project in self.projects.values():
             if project_id is None and project["is_default"] and project["organization_id"] == organization:
@@ -285,10 +275,7 @@ class ServiceState:
         raise ApiError(404, f"{missing} not found.")
 
     def index(self, index_id: str, project_id: str) -> StoredIndex:
-        """An index of the project.
-
-        :raises ApiError: 404 when it is not there, or in another project.
-        """
+        """An index of the project; 404 when it is not there, or in another project."""
         index = self.indexes.get(index_id)
         if index is None or index.project_id != project_id:
             raise ApiError(404, f"Index {index_id} not found.")
@@ -301,10 +288,7 @@ class ServiceState:
         self.indexes[index_id] = StoredIndex(number, index_id, *values)
 
     def scheduled(self, index_id: str) -> deque[dict[str, Any]]:
-        """The states to come of an index of any project, for tests.
-
-        :raises ValueError: it does not exist.
-        """
+        """The states to come of an index of any project, for tests; ``ValueError`` when it does not exist."""
         if index_id not in self.indexes:
             raise ValueError(f"There is no index {index_id!r}")
         return self.indexes[index_id].schedule
@@ -317,10 +301,7 @@ class ServiceState:
         return session
 
     def session(self, session_id: str, project_id: str) -> StoredSession:
-        """A session of the project.
-
-        :raises ApiError: 404 when it is not there, or in another project.
-        """
+        """A session of the project; 404 when it is not there, or in another project."""
         session = self.sessions.get(session_id)
         if session is None or session.project_id != project_id:
             raise ApiError(404, f"Session {session_id} not found.")
