@@ -77,7 +77,8 @@ class Gateway:
         number = len(self._state.requests) + 1
         record = RequestRecord(number, time.time(), request.method, path, query, headers)
         record.request_id = f"req-{number:08d}"
-        record.endpoint = request.match_info.route.name
+        # A whole URL is what a proxy is asked for; the service is none.
+        record.endpoint = request.match_info.route.name if path.startswith("/") else None
         if path.startswith("/api/v1/chat/"):
             record.session_id = request.match_info.get("id")
         self._state.requests.append(record)
@@ -107,6 +108,8 @@ class Gateway:
         exchange = self._state.current
         if request.match_info.http_exception is not None:
             return await handler(request)
+        if exchange.record.endpoint is None:
+            raise ApiError(404, "Not Found")
         if exchange.key is None:
             raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
         wait = self._state.admit(exchange.key, exchange.record.endpoint)

@@ -46,9 +46,9 @@ def llamacloud_emulator(
 ) -> LlamaCloudEmulator:
     """A LlamaCloud on this machine: one server for the whole run, reset before each test and reached past any proxy."""
     _llamacloud_emulator_server.reset()
-    for name in ("no_proxy", "NO_PROXY"):
-        known = os.environ.get(name) or os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-        monkeypatch.setenv(name, ",".join(filter(None, (known, "127.0.0.1"))))
+    # The name in lower case wins where it is set.
+    name = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
+    monkeypatch.setenv(name, ",".join(filter(None, (os.environ.get(name), "127.0.0.1"))))
     return _llamacloud_emulator_server
 
 

@@ -183,13 +183,16 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
     assert "llx-secret" not in result.stdout.str()
 
 
-def test_a_proxy_of_the_environment_is_passed_by(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.setenv("NO_PROXY", "intranet.example")
-    monkeypatch.delenv("no_proxy", raising=False)
+@pytest.mark.parametrize(("name", "other"), [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")])
+def test_a_proxy_of_the_environment_is_passed_by(
+    name: str, other: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.setenv(name, "intranet.example")
+    monkeypatch.delenv(other, raising=False)
     pytester.makepyfile(
-        """
+        f"""
         import os, urllib.request
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
@@ -197,10 +200,10 @@ def test_a_proxy_of_the_environment_is_passed_by(pytester: pytest.Pytester, monk
             LlamaCloudHook().create_session()
             assert len(llamacloud_connection.sessions) == 1
             assert urllib.request.proxy_bypass("127.0.0.1")
-            assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "intranet.example,127.0.0.1"
+            assert os.environ[{name!r}] == "intranet.example,127.0.0.1"
 
         def test_as_before():
-            assert os.environ["NO_PROXY"] == "intranet.example" and "no_proxy" not in os.environ
+            assert os.environ[{name!r}] == "intranet.example" and {other!r} not in os.environ
         """
     )
     result = pytester.runpytest_subprocess(*_QUIET, timeout=120)
