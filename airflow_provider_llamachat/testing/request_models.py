@@ -20,7 +20,7 @@ from airflow_provider_llamachat.testing.state import ApiError
 M = TypeVar("M", bound=BaseModel)
 
 
-class Scope(BaseModel):
+class ProjectQuery(BaseModel):
     """Where a call works."""
 
     project_id: UUID | None = None
@@ -76,7 +76,7 @@ class RequestCheck:
 
     def scope(self) -> tuple[str | None, str | None]:
         """Ids of project and organization in the query."""
-        found = self._validate(Scope, self._query(), "query")
+        found = self._validate(ProjectQuery, self._query(), "query")
         return _text(found.project_id), _text(found.organization_id)
 
     def page(self) -> ListQuery:
@@ -85,7 +85,7 @@ class RequestCheck:
 
     def path_project(self) -> str | None:
         """The id in the path, which has to be a project's."""
-        return _text(self._validate(Scope, {"project_id": self._request.match_info["id"]}, "path").project_id)
+        return _text(self._validate(ProjectQuery, {"project_id": self._request.match_info["id"]}, "path").project_id)
 
     def _query(self) -> dict[str, str]:
         # Of a parameter that was repeated the last value counts.

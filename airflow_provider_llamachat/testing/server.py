@@ -113,7 +113,10 @@ class LlamaCloudEmulator(Control):
         self.stop()
 
     def _there(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+        except TimeoutError:
+            raise TimeoutError(f"The emulator's thread did not answer within {_PATIENCE:.0f} s") from None
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do something where nothing else happens meanwhile: in the loop's thread, if there is one."""
