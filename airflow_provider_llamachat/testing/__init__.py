@@ -19,24 +19,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.control import EmulatorControl
-    from airflow_provider_llamachat.testing.corpus import (
-        DEFAULT_ORGANIZATION_ID,
-        DEFAULT_PROJECT_ID,
-        FOREIGN_PROJECT_ID,
-        INDEX_BUILDING,
-        INDEX_FAILED,
-        INDEX_FILINGS,
-        INDEX_HANDBOOK,
-        INDEX_OTHER_PROJECT,
-        OTHER_ORGANIZATION_ID,
-        OTHER_PROJECT_ID,
-    )
-    from airflow_provider_llamachat.testing.emulator import LlamaCloudEmulator
+    from airflow_provider_llamachat.testing.control import EmulatorControl, EmulatorProcess
     from airflow_provider_llamachat.testing.faults import Fault
-    from airflow_provider_llamachat.testing.process import EmulatorProcess
-    from airflow_provider_llamachat.testing.records import RequestRecord, TurnRecord
+    from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
+    from airflow_provider_llamachat.testing.server import LlamaCloudEmulator
     from airflow_provider_llamachat.testing.settings import Settings
+
+DEFAULT_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000001"
+OTHER_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000002"
+DEFAULT_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000001"
+"""Project that a request without ``project_id`` works in."""
+OTHER_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000002"
+"""Second project of the default organization."""
+FOREIGN_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000003"
+"""The only, hence default, project of the other organization."""
+
+INDEX_FILINGS = "idx-filings"
+INDEX_HANDBOOK = "idx-handbook"
+INDEX_BUILDING = "idx-building"
+"""An index that is never ready, until a test says so."""
+INDEX_FAILED = "idx-failed"
+INDEX_OTHER_PROJECT = "idx-contracts"
+"""A ready index of :data:`OTHER_PROJECT_ID`."""
 
 __all__ = [
     "DEFAULT_ORGANIZATION_ID",
@@ -58,32 +62,21 @@ __all__ = [
     "TurnRecord",
 ]
 
-_HOMES = {
-    "EmulatorControl": "control",
-    "EmulatorProcess": "process",
-    "Fault": "faults",
-    "LlamaCloudEmulator": "emulator",
-    "RequestRecord": "records",
-    "Settings": "settings",
-    "TurnRecord": "records",
-}
-
-INSTALL_HINT = (
-    "The LlamaCloud emulator needs aiohttp. Install the extra: pip install 'airflow-provider-llamachat[testing]'"
-)
-"""What is said when aiohttp is missing."""
-
 
 def __getattr__(name: str) -> Any:
+    homes = {"Fault": "faults", "Settings": "settings", "LlamaCloudEmulator": "server"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = homes.get(name, "ledger" if name.endswith("Record") else "control")
     try:
-        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'corpus')}")
+        return getattr(importlib.import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
-        raise ImportError(INSTALL_HINT, name=error.name) from error
-    return getattr(home, name)
+        hint = "pip install 'airflow-provider-llamachat[testing]'"
+        raise ImportError(
+            f"The LlamaCloud emulator needs aiohttp. Install the extra: {hint}", name="aiohttp"
+        ) from error
 
 
 def __dir__() -> list[str]:

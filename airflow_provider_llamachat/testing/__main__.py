@@ -6,23 +6,21 @@ When it listens it prints one line, ``LlamaCloud emulator: url=... key=...``; SI
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
+import importlib
 import json
-import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-from airflow_provider_llamachat.testing import INSTALL_HINT
-from airflow_provider_llamachat.testing.settings import Settings, setting_types
+from airflow_provider_llamachat.testing.settings import Settings, setting_kinds
 
 _NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 
 
-def _optional(kind: type[Any]) -> Any:
+def _optional(kind: type[Any]) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
 
@@ -30,64 +28,32 @@ def _optional(kind: type[Any]) -> Any:
     return read
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line: address, keys, and every setting."""
+def _parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m airflow_provider_llamachat.testing", description="A LlamaCloud on this machine, for tests."
     )
-    found.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    found.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
-    found.add_argument("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
-    found.add_argument(
-        "--until-stdin-closes",
-        action="store_true",
-        help="end with standard input, hence with the process that holds it",
-    )
-    found.add_argument(
-        "--settings",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="settings as one JSON object; win over single ones",
-    )
+    add = found.add_argument
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
+    add("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
+    ends = "end with standard input, hence with the process that holds it"
+    add("--until-stdin-closes", action="store_true", help=ends)
+    wins = "settings as one JSON object; win over single ones"
+    add("--settings", type=json.loads, default={}, metavar="JSON", help=wins)
     group = found.add_argument_group("behaviour, where the API's documents are silent, and pace")
-    hints = setting_types()
     for item in fields(Settings):
-        hint = hints[item.name]
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+        kinds = setting_kinds()[item.name]
         options: dict[str, Any] = {"default": item.default, "help": item.metadata["help"] + " (default: %(default)s)"}
         if item.name == "newline":
             options.update(choices=sorted(_NEWLINES), default="lf")
-        elif hint is bool:
+        elif kinds[0] is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(hint) is Literal:
-            options["choices"] = list(kinds)
+        elif isinstance(kinds[0], type):
+            options["type"] = _optional(kinds[0]) if len(kinds) > 1 else kinds[0]
         else:
-            options["type"] = _optional(kinds[0]) if kinds else hint
+            options["choices"] = kinds
         group.add_argument("--" + item.name.replace("_", "-"), **options)
     return found
-
-
-async def _serve(arguments: argparse.Namespace, settings: Settings) -> None:
-    from airflow_provider_llamachat.testing.server import EmulatorServer
-
-    server = EmulatorServer(settings, host=arguments.host, port=arguments.port, api_keys=arguments.api_keys)
-    await server.start()
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    if arguments.until_stdin_closes:
-        loop.add_reader(0, _at_end_of_input, stopping)
-    print(f"LlamaCloud emulator: url={server.url} key={server.api_key}", flush=True)
-    await stopping.wait()
-    await server.stop()
-
-
-def _at_end_of_input(stopping: asyncio.Event) -> None:
-    if not os.read(0, 4096):
-        asyncio.get_running_loop().remove_reader(0)
-        stopping.set()
 
 
 def _allow_many_sockets() -> None:
@@ -102,9 +68,9 @@ def _allow_many_sockets() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator until a signal ends it.
 
-    :returns: exit status: 0, or 1 with a plain message when it can not start.
+    :returns: exit status: 0, or 1 with a plain message when it cannot start.
     """
-    cli = parser()
+    cli = _parser()
     arguments = cli.parse_args(argv)
     values = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
     values["newline"] = _NEWLINES[arguments.newline]
@@ -115,14 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.error(str(error))
     _allow_many_sockets()
     try:
-        asyncio.run(_serve(arguments, settings))
-    except ModuleNotFoundError as error:
-        if error.name != "aiohttp":
-            raise
-        print(INSTALL_HINT, file=sys.stderr)
+        from airflow_provider_llamachat.testing import LlamaCloudEmulator
+
+        keys = arguments.api_keys
+        with LlamaCloudEmulator(settings, host=arguments.host, port=arguments.port, api_keys=keys) as emulator:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: sys.exit())
+            print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
+            # The first request needs it: while none is there, it costs nobody's time.
+            importlib.import_module("airflow_provider_llamachat.testing.request_models")
+            if arguments.until_stdin_closes:
+                sys.stdin.buffer.read()
+            else:
+                while True:
+                    signal.pause()
+    except ImportError as error:
+        print(error, file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
-        print(f"The emulator can not start: {error}", file=sys.stderr)
+        print(f"The emulator cannot start: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,23 +1,234 @@
-"""Remote control of an emulator that runs in another process. Standard library only."""
+"""What a test sees of an emulator and does to it: in its own process, or in another one. Standard library only."""
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
-from urllib.parse import urlencode
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
-from airflow_provider_llamachat.testing import corpus
-from airflow_provider_llamachat.testing.connection import Reachable
+from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID, corpus
 from airflow_provider_llamachat.testing.faults import Fault
-from airflow_provider_llamachat.testing.records import RequestRecord, TurnRecord
+from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
+from airflow_provider_llamachat.testing.state import ServiceState
 
-_PREFIX = "/_emulator"
-_TIMEOUT = 30.0
+C = TypeVar("C")
+
+PREFIX = "/_emulator"
+"""Where an emulator takes commands: GET for a property, POST with arguments (an array or an object) for a method."""
+
+_RECORDS: dict[str, type[Any]] = {"requests": RequestRecord, "turns": TurnRecord, "faults": Fault}
+
+COMMANDS: dict[str, Any] = {}
+"""Properties and methods of :class:`Control`."""
+
+
+def to_json(value: Any) -> Any:
+    """JSON form of what commands take and give."""
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
+
+
+def _dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(work)
+    def do(control: Control, *args: Any, **kwargs: Any) -> Any:
+        return control._do(work, *args, **kwargs)  # noqa: SLF001 - one of its own methods
+
+    return do
+
+
+def _commands(kind: type[C]) -> type[C]:
+    """Let ``_do`` decide where each property and method of a class is carried out."""
+    for name, found in list(vars(kind).items()):
+        if not name.startswith("_"):
+            is_read = isinstance(found, property)
+            COMMANDS[name] = property(_dispatched(found.fget), found.fset) if is_read else _dispatched(found)
+            setattr(kind, name, COMMANDS[name])
+    return kind
+
+
+class Reachable(ABC):
+    """Something with a base URL and a key that is accepted there."""
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+
+    @property
+    @abstractmethod
+    def api_key(self) -> str:
+        """A key that is accepted."""
+
+    @property
+    def airflow_connection_json(self) -> str:
+        """The Airflow connection that leads here, as JSON for ``AIRFLOW_CONN_...``."""
+        extra = json.dumps({"history_lag": 0})  # by default the emulator's history shows a prompt at once
+        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url, "extra": extra})
+
+    @property
+    def airflow_connection_uri(self) -> str:
+        """The same as URI; the host is a whole URL, hence percent-encoded."""
+        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}?history_lag=0"
+
+
+@_commands
+class Control(Reachable):
+    """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
+
+    def __init__(self, state: ServiceState, api_key: str) -> None:
+        self._state = state
+        self._api_key = api_key
+
+    def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return work(self, *args, **kwargs)
+
+    @property
+    def api_key(self) -> str:
+        """A key that is accepted."""
+        return self._api_key
+
+    @property
+    def settings(self) -> Settings:
+        """The settings as they are now; assigning to an attribute counts at once."""
+        return self._state.settings
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        self.update_settings(**settings.to_json())
+
+    def update_settings(self, **values: Any) -> None:
+        """Change several settings.
+
+        :raises AttributeError: a name that is no setting (``ValueError`` from another process).
+        :raises ValueError: a value that does not fit.
+        """
+        self._state.settings.update(**values)
+
+    def inject(self, *faults: Fault) -> None:
+        """Arm faults; see :class:`~.faults.Fault`."""
+        for fault in faults:
+            self._state.plan.add(fault)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Faults that can still act."""
+        return self._state.plan.pending
+
+    def clear_faults(self) -> None:
+        """Disarm all faults."""
+        self._state.plan.clear()
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """Requests that arrived, in order. In its own process the records are live: a status appears when it is sent."""
+        return list(self._state.requests)
+
+    @property
+    def turns(self) -> list[TurnRecord]:
+        """Turns that began, in order. In its own process the records are live: their state changes when they end."""
+        return list(self._state.turns)
+
+    def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
+        """Prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
+        asked = [record for record in self._state.requests if record.endpoint == "stream"]
+        return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in asked)
+
+    def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
+        """Turns that ran to a good end; ``prompt`` is compared as a whole."""
+        done = [turn for turn in self._state.turns if turn.state == "completed"]
+        return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in done)
+
+    @property
+    def sessions(self) -> dict[str, dict[str, Any]]:
+        """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
+        settings = self._state.settings
+        return {
+            session.id: {**session.to_json(settings), "events": session.shown(0.0)}
+            for session in self._state.sessions.values()
+        }
+
+    @property
+    def deleted(self) -> list[str]:
+        """Ids of deleted sessions, in order."""
+        return list(self._state.deleted)
+
+    @property
+    def projects(self) -> dict[str, dict[str, Any]]:
+        """Projects by id, as the API answers them."""
+        return dict(self._state.projects)
+
+    @property
+    def indexes(self) -> dict[str, dict[str, Any]]:
+        """Indexes of all projects by id, as the API answers them, ``sync_in_progress`` included."""
+        settings = self._state.settings
+        return {index.id: index.to_json(settings, expand=True) for index in self._state.indexes.values()}
+
+    def add_index(
+        self,
+        index_id: str,
+        *,
+        project_id: str = DEFAULT_PROJECT_ID,
+        name: str | None = None,
+        status: str = "ready",
+        error_message: str | None = None,
+        documents: Sequence[str | Mapping[str, Any]] = (),
+    ) -> None:
+        """Add an index, or replace the one of that id.
+
+        :param documents: what it knows: texts, or objects with ``text`` and, if wanted, ``document`` and ``page``.
+        :raises ValueError: an unknown project, or documents of another form.
+        """
+        if project_id not in self._state.projects:
+            raise ValueError(f"There is no project {project_id!r}")
+        snippets = corpus.snippets_from(documents)
+        self._state.store_index(index_id, project_id, name or index_id, None, status, error_message, snippets)
+
+    def set_index(self, index_id: str, **values: Any) -> None:
+        """Change an index at once; a schedule it had is forgotten.
+
+        :param values: ``status``, ``error_message``, ``sync_in_progress``, ``last_synced_at`` (ISO text or datetime).
+        :raises ValueError: an unknown index or value.
+        """
+        self._state.scheduled(index_id).clear()
+        self._state.indexes[index_id].change(values)
+
+    def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
+        """Let each GET of the index move it one step on; the last step stays.
+
+        :param steps: statuses, or objects with what :meth:`set_index` takes.
+        :raises ValueError: an unknown index.
+        """
+        schedule = self._state.scheduled(index_id)
+        schedule.clear()
+        schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
+
+    def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
+        """Put somebody else's finished turn into a session's history; it is no turn of :attr:`turns`.
+
+        It is shown at once, hence before what lags by ``Settings.history_lag``.
+
+        :param after: seconds until it is there.
+        :raises ValueError: an unknown session.
+        """
+        if session_id not in self._state.sessions:
+            raise ValueError(f"There is no session {session_id!r}")
+        if after < 0:
+            raise ValueError("after cannot be negative")
+        self._state.sessions[session_id].intrude(prompt, after)
+
+    def reset(self) -> None:
+        """State, log, faults and settings back to the start; requests and turns under way are broken off."""
+        self._state.reset()
 
 
 class _RemoteSettings(Settings):
@@ -35,11 +246,11 @@ class _RemoteSettings(Settings):
             control.update_settings(**{name: value})
 
 
-class EmulatorControl(Reachable):
-    """Does over HTTP what :class:`~.emulator.LlamaCloudEmulator` does in its own process: same names, same records.
+class EmulatorControl(Control):
+    """Does over HTTP what :class:`~.server.LlamaCloudEmulator` does in its own process: same names, same records.
 
     :param url: base URL of the emulator.
-    :raises OSError: from every method, when the emulator can not be reached.
+    :raises OSError: from every method, when the emulator cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,148 +258,90 @@ class EmulatorControl(Reachable):
         # An emulator is on this machine: a proxy of the environment is no way to it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def _call(self, method: str, path: str, value: Any = None, **query: str | None) -> Any:
-        given = urlencode({name: text for name, text in query.items() if text is not None})
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+        return self._url
+
+    def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        name = work.__name__
+        read = isinstance(COMMANDS[name], property)
+        given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
         request = urllib.request.Request(  # noqa: S310 - the emulator's own address, given by the test
-            f"{self._url}{_PREFIX}{path}{'?' if given else ''}{given}",
-            method=method,
-            data=None if value is None else json.dumps(value).encode(),
+            f"{self._url}{PREFIX}/{name}",
+            method="GET" if read else "POST",
+            data=None if read else json.dumps(given, default=to_json).encode(),
             headers={"content-type": "application/json"},
         )
         try:
-            with self._opener.open(request, timeout=_TIMEOUT) as answer:
-                body = answer.read()
+            with self._opener.open(request, timeout=30) as answer:
+                found = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
                 detail = error.read().decode(errors="replace")
             if error.code == 400:
                 raise ValueError(json.loads(detail)["detail"]) from None
             raise
-        return json.loads(body) if body else None
+        if name == "settings":
+            return _RemoteSettings(self, found)
+        return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-        return self._url
 
-    @property
-    def api_key(self) -> str:
-        """A key that is accepted."""
-        key: str = self._call("GET", "")["api_key"]
-        return key
+class EmulatorProcess(EmulatorControl):
+    """Context manager: starts ``python -m airflow_provider_llamachat.testing``, is its control, and ends it.
 
-    @property
-    def settings(self) -> Settings:
-        """The settings as they are now; assigning to an attribute changes the emulator's."""
-        return _RemoteSettings(self, self._call("GET", "/settings"))
+    :param settings: behaviour; :meth:`reset` goes back to these.
+    :param port: 0 takes a free one.
+    :param api_keys: keys that are accepted.
+    :raises RuntimeError: on entering, when the process does not come up; with what it said.
+    """
 
-    @settings.setter
-    def settings(self, settings: Settings) -> None:
-        self.update_settings(**settings.to_json())
-
-    def update_settings(self, **values: Any) -> None:
-        """Change several settings in one request.
-
-        :raises ValueError: a name or value that does not fit.
-        """
-        self._call("PATCH", "/settings", values)
-
-    def inject(self, *faults: Fault) -> None:
-        """Arm faults."""
-        self._call("POST", "/faults", [fault.to_json() for fault in faults])
-
-    @property
-    def faults(self) -> list[Fault]:
-        """Faults that can still act."""
-        return [Fault(**item) for item in self._call("GET", "/faults")]
-
-    def clear_faults(self) -> None:
-        """Disarm all faults."""
-        self._call("DELETE", "/faults")
-
-    @property
-    def requests(self) -> list[RequestRecord]:
-        """Requests that arrived, in order."""
-        return [RequestRecord.from_json(item) for item in self._call("GET", "/requests")]
-
-    @property
-    def turns(self) -> list[TurnRecord]:
-        """Turns that began, in order."""
-        return [TurnRecord.from_json(item) for item in self._call("GET", "/turns")]
-
-    def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
-        count: int = self._call("GET", "/posts", session_id=session_id, prompt=prompt)
-        return count
-
-    def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Turns that ran to a good end; ``prompt`` is compared as a whole."""
-        count: int = self._call("GET", "/completed", session_id=session_id, prompt=prompt)
-        return count
-
-    @property
-    def sessions(self) -> dict[str, dict[str, Any]]:
-        """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
-        found: dict[str, dict[str, Any]] = self._call("GET", "/sessions")
-        return found
-
-    @property
-    def deleted(self) -> list[str]:
-        """Ids of deleted sessions, in order."""
-        found: list[str] = self._call("GET", "/deleted")
-        return found
-
-    @property
-    def projects(self) -> dict[str, dict[str, Any]]:
-        """Projects by id, as the API answers them."""
-        found: dict[str, dict[str, Any]] = self._call("GET", "/projects")
-        return found
-
-    @property
-    def indexes(self) -> dict[str, dict[str, Any]]:
-        """Indexes of all projects by id, as the API answers them."""
-        found: dict[str, dict[str, Any]] = self._call("GET", "/indexes")
-        return found
-
-    def add_index(
-        self,
-        index_id: str,
-        *,
-        project_id: str = corpus.DEFAULT_PROJECT_ID,
-        name: str | None = None,
-        status: str = "ready",
-        error_message: str | None = None,
-        documents: Sequence[str | Mapping[str, Any]] = (),
+    def __init__(
+        self, settings: Settings | None = None, *, port: int = 0, api_keys: Sequence[str] | None = None
     ) -> None:
-        """Add an index, or replace the one of that id; see :meth:`~.emulator.LlamaCloudEmulator.add_index`."""
-        self._call(
-            "POST",
-            "/indexes",
-            {
-                "index_id": index_id,
-                "project_id": project_id,
-                "name": name,
-                "status": status,
-                "error_message": error_message,
-                "documents": list(documents),
-            },
-        )
+        super().__init__("")
+        module = "airflow_provider_llamachat.testing"
+        # Its input is a pipe of ours: it closes, and the emulator ends, even when this process is killed.
+        self._command = [sys.executable, "-m", module, "--until-stdin-closes", "--port", str(port)]
+        if settings is not None:
+            self._command += ["--settings", json.dumps(settings.to_json())]
+        for key in api_keys or ():
+            self._command += ["--api-key", key]
+        self._process: subprocess.Popen[str] | None = None
 
-    def set_index(self, index_id: str, **values: Any) -> None:
-        """Change an index; see :meth:`~.emulator.LlamaCloudEmulator.set_index`."""
-        synced = values.get("last_synced_at")
-        if isinstance(synced, datetime):
-            values["last_synced_at"] = synced.astimezone(UTC).isoformat()
-        self._call("PATCH", "/indexes", {"index_id": index_id, "values": values})
+    @property
+    def pid(self) -> int:
+        """The process's id.
 
-    def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
-        """Let each GET of the index move it one step on; see :meth:`~.emulator.LlamaCloudEmulator.index_schedule`."""
-        self._call("POST", "/schedule", {"index_id": index_id, "steps": list(steps)})
+        :raises RuntimeError: it does not run.
+        """
+        if self._process is None:
+            raise RuntimeError("The emulator's process does not run")
+        return self._process.pid
 
-    def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put somebody else's turn into a session's history; see :meth:`~.emulator.LlamaCloudEmulator.intrude`."""
-        self._call("POST", "/intrude", {"session_id": session_id, "prompt": prompt, "after": after})
+    def __enter__(self) -> Self:
+        with tempfile.TemporaryFile(mode="w+") as complaints:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+            )
+            line = process.stdout.readline() if process.stdout is not None else ""
+            if "url=" not in line:
+                process.communicate(timeout=30)
+                complaints.seek(0)
+                raise RuntimeError(f"The emulator's process did not start: {complaints.read().strip()}")
+        self._process = process
+        self._url = line.split("url=")[1].split()[0]
+        return self
 
-    def reset(self) -> None:
-        """State, log, faults and settings back to the start."""
-        self._call("POST", "/reset")
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -1,34 +1,35 @@
 """Faults on demand: what goes wrong, for which requests, and how often.
 
-The wire side of each kind is in :mod:`.wire` and :mod:`.streaming`.
+The wire side of each kind is in :mod:`.broken_answers` and :mod:`.turn_stream`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-ENDPOINTS = ("create", "list", "get", "summary", "delete", "stream", "projects", "project", "indexes", "index", "sync")
-"""Names of the endpoints, as faults and request records use them."""
+from airflow_provider_llamachat.testing.ledger import RequestRecord
 
-REQUEST_KINDS = frozenset(
-    {
-        "status",
-        "status_after",
-        "delay",
-        "hang",
-        "hang_after",
-        "reset_before",
-        "reset_after",
-        "truncated_body",
-        "malformed_json",
-        "redirect",
-        "html",
-        "huge",
-    }
-)
+ENDPOINTS = {
+    "create": ("POST", "/chat"),
+    "list": ("GET", "/chat"),
+    "get": ("GET", "/chat/{id}"),
+    "summary": ("GET", "/chat/{id}/summary"),
+    "delete": ("DELETE", "/chat/{id}"),
+    "stream": ("POST", "/chat/{id}/messages/stream"),
+    "projects": ("GET", "/projects"),
+    "project": ("GET", "/projects/{id}"),
+    "indexes": ("GET", "/indexes"),
+    "index": ("GET", "/indexes/{id}"),
+    "sync": ("POST", "/indexes/{id}/sync"),
+}
+"""The endpoints by the names that faults and request records use, with method and path below ``/api/v1``."""
+
+PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
+"""Request kinds where the server does what was asked and only the answer suffers."""
+
+REQUEST_KINDS = PROCESSED_KINDS | {"status", "delay", "hang", "reset_before", "redirect", "html", "huge"}
 """Kinds that can meet a request of any endpoint."""
 
 STREAM_KINDS = frozenset(
@@ -36,11 +37,8 @@ STREAM_KINDS = frozenset(
 )
 """Kinds that meet a turn after it was accepted and has begun."""
 
-PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
-"""Request kinds where the server does what was asked and only the answer suffers."""
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fault:
     """Something that goes wrong.
 
@@ -108,10 +106,9 @@ class Fault:
     location: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in REQUEST_KINDS | STREAM_KINDS:
-            raise ValueError(
-                f"There is no fault {self.kind!r}. Kinds: {', '.join(sorted(REQUEST_KINDS | STREAM_KINDS))}"
-            )
+        known = REQUEST_KINDS | STREAM_KINDS
+        if self.kind not in known:
+            raise ValueError(f"There is no fault {self.kind!r}. Kinds: {', '.join(sorted(known))}")
         if self.endpoint is not None and self.endpoint not in ENDPOINTS:
             raise ValueError(f"There is no endpoint {self.endpoint!r}. Endpoints: {', '.join(ENDPOINTS)}")
         if self.kind in STREAM_KINDS and self.endpoint not in (None, "stream"):
@@ -119,76 +116,59 @@ class Fault:
         if self.kind == "redirect" and self.location is None:
             raise ValueError("A redirect needs a location")
         if min(self.skip, self.delay, self.after_events) < 0 or (self.times is not None and self.times < 1):
-            raise ValueError("skip, delay and after_events can not be negative; times is 1 or more, or None for ever")
-        if self.path is not None:
-            try:
-                re.compile(self.path)
-            except re.error as error:
-                raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
+            raise ValueError("skip, delay and after_events cannot be negative; times is 1 or more, or None for ever")
+        try:
+            re.compile(self.path or "")
+        except re.error as error:
+            raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
 
-    def meets(self, endpoint: str | None, method: str, path: str, session_id: str | None, prompt: str | None) -> bool:
+    def meets(self, record: RequestRecord) -> bool:
         """Whether such a request is one that the fault is for."""
         return (
-            (self.endpoint is None or self.endpoint == endpoint)
-            and (self.method is None or self.method.upper() == method)
-            and (self.session_id is None or self.session_id == session_id)
-            and (self.prompt is None or (prompt is not None and self.prompt in prompt))
-            and (self.path is None or re.search(self.path, path) is not None)
+            self.endpoint in (None, record.endpoint)
+            and (self.method is None or self.method.upper() == record.method)
+            and self.session_id in (None, record.session_id)
+            and (self.prompt is None or (record.prompt is not None and self.prompt in record.prompt))
+            and (self.path is None or re.search(self.path, record.path) is not None)
         )
 
     def to_json(self) -> dict[str, Any]:
         """The fault as JSON values."""
-        return asdict(self)
-
-
-class _Armed:
-    """A fault with what is left of its skips and times."""
-
-    __slots__ = ("fault", "skip", "times")
-
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self.skip = fault.skip
-        self.times = fault.times
+        return dict(vars(self))
 
 
 class FaultPlan:
     """The injected faults, in order of injection; of those that meet a request the first that is due acts."""
 
     def __init__(self) -> None:
-        self._armed: list[_Armed] = []
+        self._armed: list[Fault] = []
+        # How many matching requests each of them has seen.
+        self._seen: list[int] = []
 
-    def add(self, faults: Iterable[Fault]) -> None:
-        """Arm faults."""
-        self._armed.extend(_Armed(fault) for fault in faults)
+    def add(self, fault: Fault) -> None:
+        """Arm a fault."""
+        self._armed.append(fault)
+        self._seen.append(0)
 
     def clear(self) -> None:
         """Disarm all."""
         self._armed.clear()
+        self._seen.clear()
 
     @property
     def pending(self) -> list[Fault]:
         """Faults that can still act."""
-        return [armed.fault for armed in self._armed]
+        return list(self._armed)
 
-    def take(
-        self,
-        kinds: frozenset[str],
-        endpoint: str | None,
-        method: str,
-        path: str,
-        session_id: str | None,
-        prompt: str | None,
-    ) -> Fault | None:
-        """The fault among ``kinds`` that meets this request, used up by one; None if there is none."""
-        for armed in self._armed:
-            if armed.fault.kind in kinds and armed.fault.meets(endpoint, method, path, session_id, prompt):
-                if armed.skip:
-                    armed.skip -= 1
+    def take(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
+        """The fault among ``kinds`` that meets this request, used up by one and noted in its record; None if there is none."""
+        for place, fault in enumerate(self._armed):
+            if fault.kind in kinds and fault.meets(record):
+                self._seen[place] += 1
+                if self._seen[place] <= fault.skip:
                     continue
-                if armed.times is not None:
-                    armed.times -= 1
-                    if not armed.times:
-                        self._armed.remove(armed)
-                return armed.fault
+                if fault.times is not None and self._seen[place] == fault.skip + fault.times:
+                    del self._armed[place], self._seen[place]
+                record.fault = fault.kind
+                return fault
         return None

@@ -6,10 +6,17 @@ A test that must hold whatever the service does runs under both positions of the
 from __future__ import annotations
 
 import functools
-import types
 import typing
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number, 0 or more",
+    float: "a number, 0 or more",
+    str: "text",
+    type(None): "None",
+}
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -41,30 +48,19 @@ class Settings:
         "seconds after which a turn's events enter the history that GET shows; before the first turn's are in, job_metadata and"
         " generated_title are null (counts when the history is read: lowering it lets the history catch up)",
     )
-    history_window: int | None = _setting(None, "GET full session shows the last events only, so many; not given: all")
+    history_window: int | None = _setting(
+        None, "GET full session shows only this many events, the last ones; not given: all"
+    )
     recorded_as: Literal[
-        "verbatim",
-        "trimmed",
-        "nfc",
-        "nfkc",
-        "html",
-        "lower",
-        "quotes",
-        "no_zero_width",
-        "no_control",
-        "prefix",
-        "suffix",
-        "cut",
-        "empty",
+        "verbatim", "trimmed", "nfc", "nfkc", "html", "lower", "quotes", "no_zero_width", "no_control", "prefix", "suffix", "cut", "empty"
     ] = _setting(
         "verbatim",
         "how the prompt reads in its user_input event, in the stream and in the history (the log of turns keeps it as sent): NFC or"
         " NFKC, HTML-escaped, in lower case, with typographic quotes, without white space around it, without zero-width or without"
         " control characters (line ends included), after or before a fixed text, its first half, or nothing of it",
-    )
+    )  # fmt: skip
     text_in: Literal["both", "history"] = _setting(
-        "both",
-        "where the answer's text is: in the stream and the history, or in the history only (the stream has its stop)",
+        "both", "where the answer's text is: in stream and history, or in the history only (the stream has its stop)"
     )
     malformed_text: Literal["none", "broken_json", "null", "list"] = _setting(
         "none",
@@ -72,8 +68,7 @@ class Settings:
         " or a list; the history is whole",
     )
     foreign_first: str | None = _setting(
-        None,
-        "prompt of somebody else, shown in the history, at once and without an answer, before each turn's own prompt",
+        None, "prompt of somebody else that enters the history before each turn's own, at once and without an answer"
     )
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
         "queue",
@@ -105,17 +100,15 @@ class Settings:
     )
 
     # Shapes
-    omit_shared_access: bool = _setting(
-        False, "leave shared_access out of answers, as the API did before it had the field"
-    )
+    omit_shared_access: bool = _setting(False, "leave shared_access out, as the API did before it had the field")
     default_shared_access: Literal["read_only", "query"] = _setting(
         "read_only", "shared_access of a session created without one"
     )
     page_end: Literal["null", "omit"] = _setting("null", "next_page_token on the last page")
     default_page_size: int = _setting(20, "items of a page when page_size is not given")
-    max_page_size: int = _setting(100, "items of a page at the most; a larger page_size gives this many")
-    max_prompt: int = _setting(1000, "characters of a prompt at the most")
-    max_indexes: int = _setting(10, "index ids that a session can be bound to at the most")
+    max_page_size: int = _setting(100, "items of a page at most; a larger page_size gives this many")
+    max_prompt: int = _setting(1000, "characters of a prompt at most")
+    max_indexes: int = _setting(10, "index ids that a session can be bound to at most")
 
     # Indexes
     sync_seconds: float = _setting(1.0, "seconds that a sync takes; then last_synced_at moves on")
@@ -125,7 +118,7 @@ class Settings:
     turn_latency: float = _setting(0.0, "seconds from a turn's first event to its stop, spread evenly over the events")
     delta_chars: int = _setting(24, "characters in one delta event")
     events_per_turn: int | None = _setting(
-        None, "events in a turn's stream (deltas are cut to fit, one character at the least); wins over delta_chars"
+        None, "events in a turn's stream (deltas are cut to fit, one character at least); wins over delta_chars"
     )
     answer_chars: int | None = _setting(None, "characters of an answer: the text is cut or repeated to this length")
     keepalive_interval: float | None = _setting(
@@ -140,11 +133,12 @@ class Settings:
     retry_after_style: Literal["seconds", "date", "none"] = _setting("seconds", "form of Retry-After on a 429")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        hints = setting_types()
-        if name not in hints:
-            raise AttributeError(f"There is no setting {name!r}. Settings: {', '.join(hints)}")
-        if not _fits(value, hints[name]):
-            raise ValueError(f"Setting {name} can not be {value!r}; it takes {_describe(hints[name])}")
+        kinds = setting_kinds().get(name)
+        if kinds is None:
+            raise AttributeError(f"There is no setting {name!r}. Settings: {', '.join(setting_kinds())}")
+        if not any(_fits(value, kind) for kind in kinds):
+            taken = ", ".join(_KINDS[kind] if isinstance(kind, type) else repr(kind) for kind in kinds)
+            raise ValueError(f"Setting {name} cannot be {value!r}; it takes {taken}")
         object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
@@ -164,44 +158,17 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON values."""
-        return {item.name: getattr(self, item.name) for item in fields(Settings)}
+        return {name: getattr(self, name) for name in setting_kinds()}
 
 
 @functools.cache
-def setting_types() -> dict[str, Any]:
-    """The type of each setting, by name."""
-    return typing.get_type_hints(Settings)
+def setting_kinds() -> dict[str, tuple[Any, ...]]:
+    """What each setting takes: types, or the values of a choice."""
+    return {name: typing.get_args(hint) or (hint,) for name, hint in typing.get_type_hints(Settings).items()}
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    for choice in _choices(hint):
-        if get_origin(choice) is Literal:
-            if value in get_args(choice):
-                return True
-        elif choice is bool or isinstance(value, bool):
-            if choice is bool and isinstance(value, bool):
-                return True
-        elif choice is float:
-            if isinstance(value, (int, float)) and value >= 0:
-                return True
-        elif isinstance(value, choice) and (choice is not int or value >= 0):
-            return True
-    return False
-
-
-def _describe(hint: Any) -> str:
-    names: list[str] = []
-    for choice in _choices(hint):
-        if get_origin(choice) is Literal:
-            names.extend(repr(value) for value in get_args(choice))
-        else:
-            names.append(
-                "None"
-                if choice is type(None)
-                else f"{choice.__name__}{' (0 or more)' if choice in (int, float) else ''}"
-            )
-    return ", ".join(names)
+def _fits(value: Any, kind: Any) -> bool:
+    if not isinstance(kind, type):
+        return bool(value == kind)
+    exact = type(value) is kind or (kind is float and type(value) is int)
+    return exact and (kind not in (int, float) or value >= 0)

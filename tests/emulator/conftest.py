@@ -1,4 +1,4 @@
-"""Bare HTTP access to the emulator: nothing of the provider's own client, so that the two can not share a mistake."""
+"""Bare HTTP access to the emulator: nothing of the provider's own client, so that the two cannot share a mistake."""
 
 from __future__ import annotations
 

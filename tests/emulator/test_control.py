@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,9 +81,9 @@ def test_settings_at_a_distance(emulator: LlamaCloudEmulator) -> None:
     held = emulator.settings
     control.reset()
     assert held == emulator.settings == Settings()
-    with pytest.raises(ValueError, match="can not be"):
+    with pytest.raises(ValueError, match="cannot be"):
         control.settings.records = "never"  # type: ignore[assignment]  # refused before it is sent
-    with pytest.raises(ValueError, match="can not be"):
+    with pytest.raises(ValueError, match="cannot be"):
         control.update_settings(records="never")
     with pytest.raises(ValueError, match="no setting"):
         control.update_settings(record="start")
@@ -147,11 +148,33 @@ def test_two_emulators_know_nothing_of_each_other(emulator: LlamaCloudEmulator) 
 
 def test_a_port_that_is_taken_and_keys_that_are_none(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
-    with pytest.raises(OSError, match=str(port)):
+    with pytest.raises(OSError, match=f"Cannot listen at 127.0.0.1, port {port}: .*already in use"):
         LlamaCloudEmulator(port=port).start()
     for keys in ([], [""], ["llx-\n"], ["schlüssel"], [" llx"]):
         with pytest.raises(ValueError, match="printable ASCII"):
             LlamaCloudEmulator(api_keys=keys)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ({"port": 70000}, "port is a number from 0 to 65535, not 70000"),
+        ({"port": -1}, "port is a number from 0 to 65535, not -1"),
+        ({"host": "192.0.2.1"}, "Cannot listen at 192.0.2.1, port 0: .*assign requested address"),
+        ({"host": "nowhere.invalid"}, "Cannot listen at nowhere.invalid, port 0: "),
+        ({"host": "no..where"}, "Cannot listen at no..where, port 0: "),
+    ],
+)
+def test_an_address_that_is_none_is_refused_at_once_and_in_words(
+    address: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    with pytest.raises((OSError, ValueError), match=words):
+        LlamaCloudEmulator(**address).start()
+    ((name, value),) = address.items()
+    assert main([f"--{name}", str(value)]) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert time.monotonic() - started < 10
 
 
 def test_ipv6_loopback() -> None:
@@ -245,7 +268,7 @@ def test_the_command(number: signal.Signals) -> None:
 def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: pytest.CaptureFixture[str]) -> None:
     port = emulator.url.rpartition(":")[2]
     assert main(["--port", port]) == 1
-    assert "The emulator can not start:" in capsys.readouterr().err
+    assert "The emulator cannot start:" in capsys.readouterr().err
     assert main(["--api-key", ""]) == 1
     assert "printable ASCII" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
@@ -255,7 +278,7 @@ def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: py
     with pytest.raises(SystemExit) as caught:
         main(["--turn-latency", "-1"])
     assert caught.value.code == 2
-    assert "Setting turn_latency can not be -1.0" in capsys.readouterr().err
+    assert "Setting turn_latency cannot be -1.0" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
@@ -297,7 +320,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
 
 def test_a_process_that_does_not_come_up(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
-    with pytest.raises(RuntimeError, match="did not start: The emulator can not start"):
+    with pytest.raises(RuntimeError, match="did not start: The emulator cannot start"):
         EmulatorProcess(port=port).__enter__()
 
 

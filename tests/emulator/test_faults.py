@@ -212,7 +212,7 @@ def test_a_fault_comes_before_the_key_is_looked_at(emulator: LlamaCloudEmulator)
         ({"kind": "stall", "endpoint": "create"}, "meets streams only"),
         ({"kind": "redirect"}, "needs a location"),
         ({"kind": "status", "times": 0}, "times is 1 or more"),
-        ({"kind": "delay", "delay": -1.0}, "can not be negative"),
+        ({"kind": "delay", "delay": -1.0}, "cannot be negative"),
         ({"kind": "status", "path": "("}, "no regular expression"),
     ],
 )

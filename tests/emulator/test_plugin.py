@@ -59,7 +59,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
             assert "AIRFLOW_CONN_LLAMACLOUD_DEFAULT" not in os.environ
         """
     )
-    result = pytester.runpytest_subprocess(*_QUIET, "-W", "error", timeout=60)
+    result = pytester.runpytest_subprocess(*_QUIET, "-W", "error", timeout=120)
     result.assert_outcomes(passed=5)
 
 
@@ -93,3 +93,118 @@ def test_loading_the_plugin_imports_next_to_nothing() -> None:
         "airflow_provider_llamachat.testing",
         "airflow_provider_llamachat.testing.pytest_plugin",
     ]
+
+
+@pytest.mark.parametrize("named", ["option", "conftest", "both", "neither"])
+def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: pytest.Pytester) -> None:
+    plugin = "airflow_provider_llamachat.testing.pytest_plugin"
+    if named in ("conftest", "both"):
+        pytester.makeconftest(f"pytest_plugins = [{plugin!r}]")
+    pytester.makepyfile("def test_it(llamacloud_emulator):\n    assert llamacloud_emulator.requests == []")
+    options = ("-p", plugin) if named in ("option", "both") else ()
+    result = pytester.runpytest_subprocess(*_QUIET, "-W", "error", *options, timeout=60)
+    result.assert_outcomes(passed=1)
+
+
+def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(llamacloud_emulator):\n    pass")
+    result = pytester.runpytest_subprocess(*_QUIET, "-p", "no:llamacloud", timeout=60)
+    result.assert_outcomes(errors=1)
+
+
+@pytest.mark.parametrize(
+    ("where", "early"), [("AIRFLOW__SECRETS__BACKEND", True), ("AIRFLOW__WORKERS__SECRETS_BACKEND", False)]
+)
+def test_a_secrets_backend_is_not_asked(
+    where: str, early: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(where, "vault.Vault")
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    pytester.makepyfile(vault=_VAULT)
+    if early:
+        # Airflow makes its list of backends when it is imported, and keeps them once it has been asked.
+        pytester.makeconftest(
+            "from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded\n"
+            "assert any(type(backend).__name__ == 'Vault' for backend in ensure_secrets_backend_loaded())"
+        )
+    pytester.makepyfile(
+        """
+        import pytest
+        from airflow.sdk.configuration import ensure_secrets_loaded
+        from airflow.sdk.execution_time.secrets import DEFAULT_SECRETS_SEARCH_PATH_WORKERS
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        def backends():
+            return {type(backend).__name__ for path in (DEFAULT_SECRETS_SEARCH_PATH_WORKERS, ["vault.Environment"])
+                    for backend in ensure_secrets_loaded(default_backends=path)}
+
+        def test_caged(llamacloud_connection):
+            LlamaCloudHook().create_session()
+            assert len(llamacloud_connection.sessions) == 1
+            assert "Vault" not in backends()
+
+        def test_free_again():
+            assert "Vault" in backends()
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, timeout=120)
+    result.assert_outcomes(passed=2)
+
+
+_VAULT = """
+from airflow.secrets.environment_variables import EnvironmentVariablesBackend as Environment
+from airflow.secrets import BaseSecretsBackend
+
+class Vault(BaseSecretsBackend):
+    def get_conn_value(self, conn_id, team_name=None):
+        return "llamacloud://:llx-production@http%3A%2F%2F127.0.0.1%3A9"
+"""
+
+
+def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        from airflow.sdk import Connection
+
+        @pytest.fixture(autouse=True)
+        def elsewhere(monkeypatch):
+            production = Connection(
+                conn_id="llamacloud_default", conn_type="llamacloud", host="https://production", password="llx-secret")
+            monkeypatch.setattr("airflow.sdk.BaseHook.get_connection", lambda conn_id: production)
+
+        def test_it(llamacloud_connection):
+            pass
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, timeout=120)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*could reach the real service*Host found: https://production;*"])
+    assert "llx-secret" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(("name", "other"), [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")])
+def test_a_proxy_of_the_environment_is_passed_by(
+    name: str, other: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    monkeypatch.setenv(name, "intranet.example")
+    monkeypatch.delenv(other, raising=False)
+    pytester.makepyfile(
+        f"""
+        import os, urllib.request
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        def test_it(llamacloud_connection):
+            LlamaCloudHook().create_session()
+            assert len(llamacloud_connection.sessions) == 1
+            assert urllib.request.proxy_bypass("127.0.0.1")
+            assert os.environ[{name!r}] == "intranet.example,127.0.0.1"
+
+        def test_as_before():
+            assert os.environ[{name!r}] == "intranet.example" and {other!r} not in os.environ
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, timeout=120)
+    result.assert_outcomes(passed=2)

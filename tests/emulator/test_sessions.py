@@ -21,6 +21,7 @@ from airflow_provider_llamachat.testing import (
     LlamaCloudEmulator,
 )
 from tests.emulator.conftest import Api
+from tests.emulator.wire import exchange
 
 
 def test_a_session_from_creation_to_deletion(api: Api, emulator: LlamaCloudEmulator) -> None:
@@ -212,6 +213,14 @@ def test_paths_and_methods_that_do_not_exist(api: Api, emulator: LlamaCloudEmula
     assert put.headers["allow"] == "POST, GET"
     assert api.http.get("/api/v1/chat/x/messages/stream").status_code == 405
     assert emulator.requests[0].endpoint is None
+
+
+def test_a_whole_url_is_not_for_the_service_but_for_a_proxy(emulator: LlamaCloudEmulator) -> None:
+    received, _ = exchange(emulator, "GET", f"{emulator.url}/api/v1/projects")
+    assert received.startswith(b"HTTP/1.1 404 Not Found\r\n")
+    assert [(record.path, record.endpoint) for record in emulator.requests] == [
+        (f"{emulator.url}/api/v1/projects", None)
+    ]
 
 
 def test_an_encoded_id_stays_in_its_segment(api: Api, emulator: LlamaCloudEmulator) -> None:

@@ -49,7 +49,7 @@ def test_every_setting_is_explained_and_checked() -> None:
         ("sync_status", 3),
     ]
     for name, value in wrong:
-        with pytest.raises(ValueError, match=f"Setting {name} can not be"):
+        with pytest.raises(ValueError, match=f"Setting {name} cannot be"):
             setattr(settings, name, value)
     settings.update(turn_latency=1, requests_per_minute=None, newline="\r")
     assert settings.turn_latency == 1
@@ -206,11 +206,11 @@ def test_indexes_that_are_required_and_not_ready(flag: Any, api: Api, emulator: 
     ids = [INDEX_FILINGS, INDEX_BUILDING]
     refused = api.ask(api.create(), index_ids=ids, require_all_indexes=flag)
     assert refused.status_code == 422
-    assert refused.json()["detail"][0]["msg"] == f"Indexes that can not be queried: {INDEX_BUILDING}"
+    assert refused.json()["detail"][0]["msg"] == f"Indexes that cannot be queried: {INDEX_BUILDING}"
     emulator.settings.unready_required = "error_stop"
     session_id = api.create()
     stop = events(api.ask(session_id, index_ids=ids, require_all_indexes=flag).text)[-1][1]
-    assert (stop["is_error"], stop["error"]) == (True, f"Indexes that can not be queried: {INDEX_BUILDING}")
+    assert (stop["is_error"], stop["error"]) == (True, f"Indexes that cannot be queried: {INDEX_BUILDING}")
     assert [turn.state for turn in emulator.turns] == ["failed"]
     assert api.types(session_id) == ["user_input", "stop"]
     assert api.ask(api.create(), require_all_indexes=flag).status_code == 200

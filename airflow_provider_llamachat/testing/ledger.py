@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 TurnState = Literal["running", "completed", "failed", "abandoned"]
 
@@ -12,8 +12,8 @@ TurnState = Literal["running", "completed", "failed", "abandoned"]
 class Headers(dict[str, str]):
     """Request headers; names are kept in lower case and looked up in any case."""
 
-    def __init__(self, items: Mapping[str, str] | None = None) -> None:
-        super().__init__({name.lower(): value for name, value in (items or {}).items()})
+    def __init__(self, items: Mapping[str, str]) -> None:
+        super().__init__({name.lower(): value for name, value in items.items()})
 
     def __getitem__(self, name: str) -> str:
         return super().__getitem__(name.lower())
@@ -27,19 +27,12 @@ class Headers(dict[str, str]):
 
 
 class _Record:
-    """JSON form of the records, for the control routes."""
-
-    __slots__ = ()
-
     def to_json(self) -> dict[str, Any]:
-        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**data)
+        """All fields as JSON values."""
+        return dict(vars(self))
 
 
-@dataclass(slots=True)
+@dataclass
 class RequestRecord(_Record):
     """One request as it arrived.
 
@@ -69,10 +62,8 @@ class RequestRecord(_Record):
     session_id: str | None = None
     request_id: str = ""
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Build a record from what :meth:`to_json` gave."""
-        return cls(**{**data, "headers": Headers(data["headers"])})
+    def __post_init__(self) -> None:
+        self.headers = Headers(self.headers)
 
     @property
     def prompt(self) -> str | None:
@@ -81,7 +72,7 @@ class RequestRecord(_Record):
         return prompt if isinstance(prompt, str) else None
 
 
-@dataclass(slots=True)
+@dataclass
 class TurnRecord(_Record):
     """One turn that was accepted and begun: what a customer would be billed for.
 
