@@ -57,8 +57,7 @@ def session(**values: Any) -> bytes:
 
 
 def serve(answer: Answer) -> RawServer:
-    """A server that keeps its connections: one that was closed a moment ago would look like a prompt that got lost."""
-    return RawServer(answer, keep_alive=True)
+    return RawServer(answer)
 
 
 def posts(server: RawServer) -> int:

@@ -14,7 +14,7 @@ import pytest
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.models import SessionSummary
 from tests.hostile.conftest import KEY, METHODS, PROMPT, SESSION, Caller, assert_harmless
-from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
+from tests.hostile.rawserver import KEEP_ALIVE, Answer, RawServer, Request, endless, http
 
 CHUNKED = "Transfer-Encoding: chunked"
 STREAM = "text/event-stream"
@@ -171,9 +171,9 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(caller: Caller) -> No
 def test_a_server_can_not_make_later_requests_heavier_with_cookies(caller: Caller) -> None:
     def answer(request: Request) -> list[bytes | float]:
         cookie = f"Set-Cookie: c{request.number}={'x' * 4000}; Path=/"
-        return [http(b'{"session_id": "ses-1"}', "200 OK", cookie)]
+        return [http(b'{"session_id": "ses-1"}', "200 OK", cookie, KEEP_ALIVE)]
 
-    with RawServer(answer, keep_alive=True) as server:
+    with RawServer(answer) as server:
 
         def again(client: Any) -> None:
             for _ in range(3):
@@ -192,7 +192,7 @@ def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) ->
     # The HTTP library takes what follows an answer for the beginning of the next one.
     def answer(request: Request) -> list[bytes | float]:
         forged = http(b'{"session_id": "ses-2", "generated_title": "another\'s"}')
-        return [http(b'{"session_id": "ses-1", "generated_title": "ours"}') + forged]
+        return [http(b'{"session_id": "ses-1", "generated_title": "ours"}', "200 OK", KEEP_ALIVE) + forged]
 
     async def two(client: Any) -> Any:
         return [(await client.get_session_summary(SESSION)).generated_title for _ in range(2)]
@@ -200,7 +200,7 @@ def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) ->
     def two_here(client: Any) -> Any:
         return [client.get_session_summary(SESSION).generated_title for _ in range(2)]
 
-    problem = caller.meets(two if caller.asynchronous else two_here, answer, keep_alive=True)
+    problem = caller.meets(two if caller.asynchronous else two_here, answer)
     assert isinstance(problem, errors.LlamaCloudProtocolError)
     assert "another session's" in str(problem)
 
