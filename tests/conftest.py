@@ -6,8 +6,11 @@ module, moves it to a directory that is removed at the end, and drops what the e
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,6 +42,12 @@ def _separate_airflow() -> Path:
     return home
 
 
+def _copy_database(source: Path, target: Path) -> None:
+    # Not the file alone: what was written last may still lie in SQLite's log beside it.
+    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
 _HOME = _separate_airflow()
 
 
@@ -59,11 +68,22 @@ def airflow_home() -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_database(airflow_home: Path) -> Iterator[Path]:
-    """AIRFLOW_HOME with a migrated metadata database (SQLite), for ``dag.test()`` and everything else that needs one."""
+def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """AIRFLOW_HOME with a migrated metadata database (SQLite), for ``dag.test()`` and everything else that needs one.
+
+    Processes that share the tests share the migration: the first one makes the database, the others copy it.
+    """
     from airflow import settings
     from airflow.utils.db import initdb
 
-    initdb()
+    own, folder = airflow_home / "airflow.db", tmp_path_factory.getbasetemp()
+    made = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "airflow.db"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            _copy_database(made, own)
+        else:
+            initdb()
+            _copy_database(own, made)
     yield airflow_home
     settings.dispose_orm()

@@ -94,7 +94,7 @@ def judge(emulator: LlamaCloudEmulator, tries: Tries, count: int) -> None:
 
 def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 0.3
+    emulator.settings.turn_latency = 0.1
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
@@ -102,7 +102,7 @@ def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator:
     running = []
     for _ in range(KILLS):
         attempt = tries.start()
-        time.sleep(moments.uniform(0.0, 0.8))
+        time.sleep(moments.uniform(0.0, 0.25))
         running.append(sum(turn.state == "running" for turn in emulator.turns))
         attempt.kill()
     assert not tries.output.exists(), "it ended before it was killed: ask more prompts"
