@@ -168,7 +168,7 @@ def test_small_values_do_not_become_large_memory(
     begin = time.process_time()
     with pytest.raises(ValueError, match="200000 values"):
         parse_json(text)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 6
     assert peak() < 30  # what making the text took
     assert len(parse_json(many("[]", 60_000))["events"]) == 60_000
     assert peak() < 40
