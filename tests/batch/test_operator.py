@@ -297,4 +297,4 @@ def test_what_is_refused_to_all_prompts_fails_at_once_and_for_good(
 def test_to_be_stopped_before_or_after_its_time_is_no_error() -> None:
     operator = ChatBatchOperator(task_id="batch", prompts=["Why?"])
     operator.on_kill()
-    assert operator._kill is None
+    assert operator._kill is None  # noqa: SLF001  # nothing outside tells that nothing was kept

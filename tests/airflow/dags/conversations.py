@@ -122,7 +122,7 @@ class LosesItsWorker(SendChatMessageOperator):
 
     def _watcher(self, context: Any, *others: Any) -> Any:
         """Break off in the middle once, after what the operator itself does with the event."""
-        watch = super()._watcher(context, *others)
+        watch = super()._watcher(context, *others)  # the moment at which this worker dies is inside of a turn
 
         def die(event: Any) -> None:
             watch(event)
