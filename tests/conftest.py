@@ -55,6 +55,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that run Dags in one process for each folder: the first run in a process takes seconds to get ready for."""
+    for item in items:
+        if "airflow_database" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout that the tests lie in."""
