@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 import xml.etree.ElementTree as ET
@@ -76,5 +77,7 @@ def _outcomes(report: Path) -> dict[str, str]:
     for case in ET.parse(report).getroot().iter("testcase"):
         tags = {child.tag for child in case}
         outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
-        found[f"{case.get('classname')}::{case.get('name')}"] = outcome
+        # Where tests keep together in one process, xdist adds the name of their group.
+        name = re.sub(r"@\w+$", "", case.get("name", ""))
+        found[f"{case.get('classname')}::{name}"] = outcome
     return found
