@@ -78,6 +78,14 @@ def settle_down(emulator: LlamaCloudEmulator) -> None:
         time.sleep(0.05)
 
 
+def wait_for_posts(emulator: LlamaCloudEmulator, count: int) -> None:
+    """Wait until so many prompts have arrived: a slow machine gets as far before it is killed as a fast one."""
+    deadline = time.time() + 60
+    while emulator.posts() < count:
+        assert time.time() < deadline
+        time.sleep(0.005)
+
+
 def judge(emulator: LlamaCloudEmulator, tries: Tries, count: int) -> None:
     """The emulator's log against the results."""
     settle_down(emulator)
@@ -94,15 +102,17 @@ def judge(emulator: LlamaCloudEmulator, tries: Tries, count: int) -> None:
 
 def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 0.1
+    emulator.settings.turn_latency = 0.15
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
     tries = Tries(emulator, tmp_path / "results.jsonl")
     running = []
     for _ in range(KILLS):
+        asked = emulator.posts() + moments.randrange(0, 12)
         attempt = tries.start()
-        time.sleep(moments.uniform(0.0, 0.25))
+        wait_for_posts(emulator, asked)
+        time.sleep(moments.uniform(0.0, 0.05))
         running.append(sum(turn.state == "running" for turn in emulator.turns))
         attempt.kill()
     assert not tries.output.exists(), "it ended before it was killed: ask more prompts"
@@ -120,7 +130,7 @@ def test_killed_while_the_history_does_not_show_the_turns_yet(
     emulator.settings.update(turn_latency=2.5, records="end")
     tries = Tries(emulator, tmp_path / "results.jsonl", CONCURRENCY)
     attempt = tries.start()
-    time.sleep(1.2)
+    wait_for_posts(emulator, CONCURRENCY)
     attempt.kill()
     assert sum(turn.state == "running" for turn in emulator.turns) == CONCURRENCY
     tries.start().finish()
