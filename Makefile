@@ -11,7 +11,7 @@ RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
 LONG := system or browser or matrix or chaos or celery or long or bench
 
-PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist loadgroup)
+PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
 
 export PYTHON
 # Without byte code on disk, each of these processes would compile all tests again.

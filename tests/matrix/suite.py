@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import time
 import xml.etree.ElementTree as ET
@@ -49,7 +48,7 @@ def run_suite(environment: Environment, cases: Path, report: Path) -> SuiteRun:
     command = [str(environment.python), "-m", "pytest", "-p", "tests.matrix.installed", "-p", "no:cacheprovider"]
     command += ["-m", f"not ({LONG_SUITES})", f"--junitxml={report}"]
     # Most of these tests wait more than they work.
-    command += ["-n", os.environ.get("MATRIX_JOBS", "8"), "--dist", "loadgroup"]
+    command += ["-n", os.environ.get("MATRIX_JOBS", "8")]
     if environment.cell.warnings is not None:
         command += ["-o", f"filterwarnings={environment.cell.warnings}"]
     if short():
@@ -77,7 +76,5 @@ def _outcomes(report: Path) -> dict[str, str]:
     for case in ET.parse(report).getroot().iter("testcase"):
         tags = {child.tag for child in case}
         outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
-        # Where tests keep together in one process, xdist adds the name of their group.
-        name = re.sub(r"@\w+$", "", case.get("name", ""))
-        found[f"{case.get('classname')}::{name}"] = outcome
+        found[f"{case.get('classname')}::{case.get('name')}"] = outcome
     return found
