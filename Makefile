@@ -1,19 +1,21 @@
 # Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
-JOBS ?= 1
+# Processes that `make test`, `make coverage` and `make long` spread their tests over; most of these tests wait more than they work.
+JOBS ?= 8
 BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
-LONG := system or browser or matrix or chaos or celery or bench
+LONG := system or browser or matrix or chaos or celery or long or bench
 
-PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS) --dist worksteal)
+PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
 
 export PYTHON
+# Without byte code on disk, each of these processes would compile all tests again.
+unexport PYTHONDONTWRITEBYTECODE
 # Whatever a command imports or starts, the user's own ~/airflow stays untouched.
 export AIRFLOW_HOME := $(CURDIR)/$(VENV)/airflow-home
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
@@ -59,6 +61,10 @@ lint: $(VENV)/.installed-browser ## ruff and mypy
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+.PHONY: long
+long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
+	$(BIN)/python -m pytest -m long $(PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: system
 system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills

@@ -6,14 +6,19 @@ module, moves it to a directory that is removed at the end, and drops what the e
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -39,11 +44,37 @@ def _separate_airflow() -> Path:
     return home
 
 
+def _copy_database(source: Path, target: Path) -> None:
+    # Not the file alone: what was written last may still lie in SQLite's log beside it.
+    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+
+
 _HOME = _separate_airflow()
+
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give the files whose tests run Dags to a few processes: the first run in each of them takes seconds to get ready for."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
+
+    files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if "airflow_database" in path.read_text())
+    share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % 4}" for number, path in enumerate(files)}
+
+    class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above
+        def _split_scope(self, nodeid: str) -> str:
+            return share.get(nodeid.split("::", maxsplit=1)[0], nodeid)
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +90,22 @@ def airflow_home() -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_database(airflow_home: Path) -> Iterator[Path]:
-    """AIRFLOW_HOME with a migrated metadata database (SQLite), for ``dag.test()`` and everything else that needs one."""
+def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """AIRFLOW_HOME with a migrated metadata database (SQLite), for ``dag.test()`` and everything else that needs one.
+
+    Processes that share the tests share the migration: the first one makes the database, the others copy it.
+    """
     from airflow import settings
     from airflow.utils.db import initdb
 
-    initdb()
+    own, folder = airflow_home / "airflow.db", tmp_path_factory.getbasetemp()
+    made = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "airflow.db"
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made.exists():
+            _copy_database(made, own)
+        else:
+            initdb()
+            _copy_database(own, made)
     yield airflow_home
     settings.dispose_orm()

@@ -202,7 +202,7 @@ def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
 ) -> None:
     for name in ("direct", "deferred"):
         llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=name, status=429, retry_after="9"))
-    result = go("retried", turn_timeout=2)
+    result = go("retried", turn_timeout=1)
     assert result.tasks == RETRIED
     assert result.tries == {"create": 1, "direct": 2, "deferred": 2}
     looked = len(RETRIES_THAT_LOOK)

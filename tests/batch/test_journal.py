@@ -123,9 +123,10 @@ def test_much_content_becomes_one_part_at_once(tmp_path: Path, monkeypatch: pyte
     journal = PartsJournal(tmp_path / "o.jsonl", SCOPE)
     for _ in range(4):
         journal.write([records.result(KEYS[0], line(0, "failed", "x" * 600), trace=Trace(0))])
-    assert [name[-7:] for name in journal._parts()] == ["z.jsonl", "z.jsonl"]
+    folder = tmp_path / "o.jsonl.parts"
+    assert [path.name[-7:] for path in sorted(folder.glob("*/part-*"))] == ["z.jsonl", "z.jsonl"]
     journal.write([records.result(KEYS[0], line(0, "failed", "x" * 2000), trace=Trace(0))])
-    assert len(journal._parts()) == 3
+    assert len(list(folder.glob("*/part-*"))) == 3
     assert sum(1 for _ in journal.records()) == 5
 
 
@@ -159,7 +160,7 @@ def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, cap
     assert "1 record(s) of prompts that this batch does not have" in caplog.text
     assert "1 other batch(es) are unfinished at the same output path" in caplog.text
     again.write([])
-    assert (folder / f"part-00000010-{again._nonce}.jsonl").exists()
+    assert len(list(folder.glob("part-00000010-*.jsonl"))) == 1
     again.hand_over(POSITIONS, missing)
     again.forget()
     assert [path.name for path in folder.parent.iterdir()] == ["another-run"]
@@ -170,7 +171,7 @@ def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_g
     journal.load(POSITIONS)
     journal.write([records.result(key, line(position), trace=Trace(0)) for key, position in POSITIONS.items()])
     journal.hand_over(POSITIONS, missing)
-    journal._folder.write(journals.COMPLETE, journal._mark)
+    journal._folder.write(journals.COMPLETE, journal._mark)  # noqa: SLF001  # what a kill in the middle of handing over leaves
     again = PartsJournal(output, SCOPE)
     assert again.load(POSITIONS).answered == {0, 1, 2, 3}
     assert again.hand_over(POSITIONS, missing).counts["answered"] == 4
@@ -183,7 +184,7 @@ def test_the_mark_of_another_batch_counts_for_nothing(why: str, output: Any) -> 
     journal = PartsJournal(output, SCOPE)
     journal.write([records.result(KEYS[0], line(0), trace=Trace(0))])
     journal.hand_over(POSITIONS, missing)
-    journal._folder.write(journals.COMPLETE, journal._mark)
+    journal._folder.write(journals.COMPLETE, journal._mark)  # noqa: SLF001  # what a kill in the middle of handing over leaves
     positions = dict(list(POSITIONS.items())[:3]) if why == "other prompts" else POSITIONS
     if why == "no results":
         output.unlink()
@@ -228,7 +229,7 @@ def test_storage_that_fails_for_a_moment_is_tried_again_and_then_reported(
             raise OSError("for a moment")
         return calls
 
-    assert folder._trying("read", flaky) == storage.ATTEMPTS
+    assert folder._trying("read", flaky) == storage.ATTEMPTS  # noqa: SLF001  # every access goes this way; no store here fails by itself
 
 
 class Store(dict[str, Any]):

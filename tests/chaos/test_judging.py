@@ -38,10 +38,10 @@ def forgets(patch: pytest.MonkeyPatch) -> None:
 
 def mixes_up(patch: pytest.MonkeyPatch) -> None:
     """The answer of one turn is taken for another's."""
-    finish = SendChatMessageOperator._finish
+    finish = SendChatMessageOperator._finish  # noqa: SLF001  # a mutation of the product, to be found by the judges
     patch.setattr(
         SendChatMessageOperator,
-        "_finish",
+        "_finish",  # as above
         lambda self, context, turn: finish(self, context, turn).replace("vault", "code-31676-vault"),
     )
 
@@ -64,20 +64,20 @@ def says_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def tells_the_key(patch: pytest.MonkeyPatch) -> None:
     """The key is logged."""
-    finish = SendChatMessageOperator._finish
+    finish = SendChatMessageOperator._finish  # noqa: SLF001  # a mutation of the product, to be found by the judges
 
     def finish_loudly(self: Any, context: Any, turn: Any) -> Any:
         self.log.info("asked with %s", self.get_hook().get_config().api_key)
         return finish(self, context, turn)
 
-    patch.setattr(SendChatMessageOperator, "_finish", finish_loudly)
+    patch.setattr(SendChatMessageOperator, "_finish", finish_loudly)  # as above
 
 
 def invents_usage(patch: pytest.MonkeyPatch) -> None:
     """The usage is not the server's."""
     patch.setattr(
         SendChatMessageOperator,
-        "_push_usage",
+        "_push_usage",  # a mutation, as above
         lambda self, context, _: self.push(context, "usage", {"total_output_tokens": 1}),
     )
 

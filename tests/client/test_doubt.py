@@ -57,8 +57,7 @@ def session(**values: Any) -> bytes:
 
 
 def serve(answer: Answer) -> RawServer:
-    """A server that keeps its connections: one that was closed a moment ago would look like a prompt that got lost."""
-    return RawServer(answer, keep_alive=True)
+    return RawServer(answer)
 
 
 def posts(server: RawServer) -> int:
@@ -206,7 +205,7 @@ def test_waiting_at_the_gate_ends_with_the_turns_time_and_says_that_nothing_was_
 ) -> None:
     async def run(config: ClientConfig) -> None:
         throttle = Throttle()
-        throttle._paused_until = throttle._clock() + 30
+        throttle._paused_until = throttle._clock() + 30  # noqa: SLF001  # as a refusal leaves it, without one
         async with await AsyncLlamaCloudClient.open(config, throttle=throttle) as client:
             await client.send_message("ses-1", PROMPT, index_ids=["idx-1"], baseline=0, turn_timeout=0.3)
 
@@ -222,7 +221,7 @@ def test_waiting_at_the_gate_ends_with_the_turns_time_and_says_that_nothing_was_
 def test_waiting_at_the_gate_uses_up_no_attempt(gate: float, raw: Callable[..., ClientConfig]) -> None:
     async def run(config: ClientConfig) -> None:
         throttle = Throttle()
-        throttle._paused_until = throttle._clock() + gate
+        throttle._paused_until = throttle._clock() + gate  # noqa: SLF001  # as above
         async with await AsyncLlamaCloudClient.open(config, throttle=throttle) as client:
             await client.get_session("ses-1")
 

@@ -117,7 +117,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
     from airflow_provider_llamachat.client import config
 
     connect()
-    monkeypatch.setattr(config, "_contexts", {})
+    monkeypatch.setattr(config, "_contexts", {})  # the first client of a process builds it
     built_on: list[str] = []
     build = config.ssl_context
 
@@ -144,7 +144,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
 def test_plain_http_to_another_machine_warns_once(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacloud, "_warned", set())
+    monkeypatch.setattr(llamacloud, "_warned", set())  # what other tests warned of
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         connect(host="http://llamacloud.example").get_config()
@@ -245,7 +245,7 @@ def test_an_environment_that_allows_no_client_is_named(
 ) -> None:
     from airflow_provider_llamachat.client import config
 
-    monkeypatch.setattr(config, "_contexts", {})
+    monkeypatch.setattr(config, "_contexts", {})  # the first client of a process builds it
     monkeypatch.setenv(variable, value)
     hook = connect(host="https://llamacloud.example")
     ok, message = hook.test_connection()

@@ -247,8 +247,8 @@ def test_the_sdk_posts_a_stalled_prompt_again_and_again_and_we_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The peer's own pauses are its business; without them the comparison takes seconds in place of a minute.
-    monkeypatch.setattr(llama_cloud._base_client, "INITIAL_RETRY_DELAY", 0.0)
-    monkeypatch.setattr(llama_cloud._base_client, "MAX_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(llama_cloud._base_client, "INITIAL_RETRY_DELAY", 0.0)  # noqa: SLF001  # the SDK has no public switch
+    monkeypatch.setattr(llama_cloud._base_client, "MAX_RETRY_DELAY", 0.0)  # noqa: SLF001  # as above
     llamacloud_emulator.settings.turn_latency = 0.1
     counts = {}
     for who in ("ours", "sdk"):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
-from tests.airflow.runner import load
+from tests.airflow.runner import load, own_warnings_only
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,9 +54,54 @@ def test_python_blocks_work(name: str, tmp_path: Path, llamacloud_emulator: Llam
     assert tests or any(callable(value) for value in space.values())
 
 
+def airflow(*words: str) -> str:
+    """What an ``airflow`` command prints. It runs in this process: starting one costs more than all that most commands do."""
+    from airflow.cli.cli_parser import get_parser
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), own_warnings_only():
+        arguments = get_parser().parse_args(words)
+        arguments.func(arguments)
+    return said.getvalue()
+
+
+def in_this_process(commands: list[str]) -> str:
+    """Run ``airflow`` commands with the words that a shell makes of them."""
+    said = ""
+    for command in commands:
+        program, *words = shlex.split(command, comments=True)
+        assert program == "airflow", command
+        said += airflow(*words)
+    return said
+
+
+def in_a_shell(commands: list[str]) -> str:
+    """Run a block as a user does who pastes it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(commands)], env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def forget_connection(conn_id: str) -> None:
+    from airflow.models.connection import Connection
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(Connection).filter(Connection.conn_id == conn_id).delete()
+
+
+@pytest.mark.parametrize("shell", [in_this_process, pytest.param(in_a_shell, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", SHELL)
+@pytest.mark.usefixtures("airflow_database")
 def test_shell_blocks_work_as_pasted(
-    name: str, airflow_database: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    shell: Callable[[list[str]], str],
+    llamacloud_emulator: LlamaCloudEmulator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = SHELL[name].replace("\\\n", " ").splitlines()
     commands = [line for line in lines if line.strip() and not NOT_RUN.match(line)]
@@ -67,29 +115,15 @@ def test_shell_blocks_work_as_pasted(
     if not commands:
         assert all(NOT_RUN.match(line) for line in lines if line.strip())
         return
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "PYTHONWARNINGS": "ignore",
-    }
-    script = "\n".join(commands)
-    if "connections test" in script:
+    monkeypatch.setenv("AIRFLOW__CORE__TEST_CONNECTION", "Enabled")
+    tested = any(line.startswith("airflow connections test") for line in commands)
+    if tested:
         # What is tested has to be reachable: the environment's connection wins over the one that the block adds.
-        environment["AIRFLOW_CONN_LLAMACLOUD_DEFAULT"] = llamacloud_emulator.airflow_connection_json
-    subprocess.run(
-        [_airflow(), "connections", "delete", "llamacloud_default"], env=environment, capture_output=True, check=False
-    )
-    done = subprocess.run(
-        ["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    if "connections test" in script:
-        assert "success" in done.stdout.lower(), done.stdout
-
-
-def _airflow() -> str:
-    return str(Path(sys.executable).parent / "airflow")
+        monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", llamacloud_emulator.airflow_connection_json)
+    forget_connection("llamacloud_default")
+    said = shell(commands)
+    if tested:
+        assert "success" in said.lower(), said
 
 
 def test_links_and_images_lead_somewhere() -> None:
@@ -100,17 +134,11 @@ def test_links_and_images_lead_somewhere() -> None:
 
 
 def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
-    def cli(*words: str) -> str:
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        return subprocess.run(
-            [_airflow(), *words], env=environment, capture_output=True, text=True, timeout=120, check=True
-        ).stdout
-
-    listed = json.loads(cli("providers", "list", "-o", "json"))
+    listed = json.loads(airflow("providers", "list", "-o", "json"))
     (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]
     assert ours["version"] == "1.0.0"
-    assert "LlamaCloud" in cli("providers", "get", "airflow-provider-llamachat", "--full")
-    hooks = json.loads(cli("providers", "hooks", "-o", "json"))
+    assert "LlamaCloud" in airflow("providers", "get", "airflow-provider-llamachat", "--full")
+    hooks = json.loads(airflow("providers", "hooks", "-o", "json"))
     (hook,) = [hook for hook in hooks if hook["connection_type"] == "llamacloud"]
     assert hook["class"] == "airflow_provider_llamachat.hooks.llamacloud.LlamaCloudHook"
     assert hook["hook_name"] == "LlamaCloud"

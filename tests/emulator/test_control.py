@@ -215,7 +215,7 @@ def test_stopping_and_resetting_break_off_what_hangs() -> None:
         finish()
         for thread in threads:
             thread.join(5)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
         assert [turn.state for turn in turns] == ["abandoned"]
     assert len(failures) == 6
     api.http.close()

@@ -76,8 +76,7 @@ class Caller:
 
     def meets(self, call: str | Callable[[Any], Any], answer: Answer, *, within: float = 8.0, **values: Any) -> Any:
         """What a call returns or raises, when a server answers with what it likes: right or typed, and in time."""
-        keep_alive = values.pop("keep_alive", False)
-        with RawServer(answer, keep_alive=keep_alive) as server:
+        with RawServer(answer) as server:
             begin = time.monotonic()
             try:
                 result = self(call, server.url, **values)

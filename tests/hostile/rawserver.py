@@ -13,8 +13,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+KEEP_ALIVE = "Connection: keep-alive"
+
 Answer = Callable[["Request"], Iterable[bytes | float]]
-"""Pieces to send for a request: bytes as they are, numbers as seconds of silence. The connection is closed after them."""
+"""Pieces to send for a request: bytes as they are, numbers as seconds of silence.
+
+The connection is closed after them, unless one of them says ``Connection: keep-alive``.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,10 @@ class RawServer:
 
     :ivar requests: what arrived.
     :ivar sent: bytes that were handed to the network.
-    :ivar keep_alive: read the next request from the same connection when the pieces are through.
     """
 
     answer: Answer
     tls: ssl.SSLContext | None = None
-    keep_alive: bool = False
     requests: list[Request] = field(default_factory=list)
     sent: int = 0
 
@@ -99,13 +102,15 @@ class RawServer:
     def _converse(self, stream: socket.socket) -> None:
         while (request := self._read(stream)) is not None:
             self.requests.append(request)
+            kept = False
             for piece in self.answer(request):
                 if isinstance(piece, bytes):
                     stream.sendall(piece)
                     self.sent += len(piece)
+                    kept = kept or KEEP_ALIVE.encode() in piece
                 elif self._over.wait(piece):
                     return
-            if not self.keep_alive:
+            if not kept:
                 # Closing while unread bytes are there would send a reset and could lose the answer.
                 stream.shutdown(socket.SHUT_WR)
                 stream.settimeout(0.5)
@@ -130,8 +135,13 @@ class RawServer:
 def http(
     body: bytes = b"", status: str = "200 OK", *headers: str, kind: str | None = "application/json", length: bool = True
 ) -> bytes:
-    """A whole answer."""
+    """A whole answer, which says that the connection is closed after it unless ``headers`` say ``KEEP_ALIVE``.
+
+    A client that is not told puts the connection back into its pool, and may send its next request into the closing.
+    """
     lines = [f"HTTP/1.1 {status}", *headers]
+    if KEEP_ALIVE not in headers:
+        lines.append("Connection: close")
     if kind is not None:
         lines.append(f"Content-Type: {kind}")
     if length:

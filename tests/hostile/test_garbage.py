@@ -14,10 +14,17 @@ import pytest
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.models import SessionSummary
 from tests.hostile.conftest import KEY, METHODS, PROMPT, SESSION, Caller, assert_harmless
-from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
+from tests.hostile.rawserver import KEEP_ALIVE, Answer, RawServer, Request, endless, http
 
 CHUNKED = "Transfer-Encoding: chunked"
 STREAM = "text/event-stream"
+
+
+IN_SHORT = {
+    **METHODS,
+    "send": lambda c: c.send_message(SESSION, PROMPT, index_ids=["idx-1"], baseline=0, turn_timeout=0.1),
+}
+"""Of everything a client can be asked for, this alone asks again until its time is over: that is not what most of this is about."""
 
 
 def whole(answer: bytes) -> Answer:
@@ -72,7 +79,7 @@ GARBAGE: dict[str, Answer] = {
 
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_no_garbage_lets_anything_but_a_typed_error_or_an_answer_out(garbage: str, caller: Caller) -> None:
-    outcomes = {name: caller.meets(name, GARBAGE[garbage], max_retries=0) for name in METHODS}
+    outcomes = {name: caller.meets(call, GARBAGE[garbage], max_retries=0) for name, call in IN_SHORT.items()}
     # Where nothing is awaited, or the garbage is none for it, a call may succeed; no read makes an answer of it.
     for name in ("create", "get", "summary", "project", "index", "stream", "send"):
         if (name, garbage) not in {
@@ -124,7 +131,7 @@ JSON: dict[str, bytes] = {
 def test_no_body_lets_anything_but_a_typed_error_or_an_answer_out(text: str, status: str) -> None:
     for caller in (Caller(False), Caller(True)):
         for name in ("create", "get", "delete", "list", "projects", "send"):
-            outcome = caller.meets(name, body(JSON[text], status=status), max_retries=0)
+            outcome = caller.meets(IN_SHORT[name], body(JSON[text], status=status), max_retries=0)
             if status != "200 OK" or name in {"create", "get", "projects", "send"}:
                 expected = text == "a list" and (name, status) == ("projects", "200 OK")
                 assert expected or isinstance(outcome, errors.LlamaCloudError), (name, outcome)
@@ -171,9 +178,9 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(caller: Caller) -> No
 def test_a_server_can_not_make_later_requests_heavier_with_cookies(caller: Caller) -> None:
     def answer(request: Request) -> list[bytes | float]:
         cookie = f"Set-Cookie: c{request.number}={'x' * 4000}; Path=/"
-        return [http(b'{"session_id": "ses-1"}', "200 OK", cookie)]
+        return [http(b'{"session_id": "ses-1"}', "200 OK", cookie, KEEP_ALIVE)]
 
-    with RawServer(answer, keep_alive=True) as server:
+    with RawServer(answer) as server:
 
         def again(client: Any) -> None:
             for _ in range(3):
@@ -192,7 +199,7 @@ def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) ->
     # The HTTP library takes what follows an answer for the beginning of the next one.
     def answer(request: Request) -> list[bytes | float]:
         forged = http(b'{"session_id": "ses-2", "generated_title": "another\'s"}')
-        return [http(b'{"session_id": "ses-1", "generated_title": "ours"}') + forged]
+        return [http(b'{"session_id": "ses-1", "generated_title": "ours"}', "200 OK", KEEP_ALIVE) + forged]
 
     async def two(client: Any) -> Any:
         return [(await client.get_session_summary(SESSION)).generated_title for _ in range(2)]
@@ -200,7 +207,7 @@ def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) ->
     def two_here(client: Any) -> Any:
         return [client.get_session_summary(SESSION).generated_title for _ in range(2)]
 
-    problem = caller.meets(two if caller.asynchronous else two_here, answer, keep_alive=True)
+    problem = caller.meets(two if caller.asynchronous else two_here, answer)
     assert isinstance(problem, errors.LlamaCloudProtocolError)
     assert "another session's" in str(problem)
 

@@ -48,7 +48,7 @@ CELLS = (
 
 TEST_TOOLS = ("hypothesis", "jsonschema", "llama-cloud", "psutil", "pytest", "pytest-timeout", "pytest-xdist")
 
-LONG_SUITES = "system or browser or matrix or chaos or celery or bench"
+LONG_SUITES = "system or browser or matrix or chaos or celery or long or bench"
 """Markers of what ``make test`` leaves out as well."""
 
 LEFT_OUT_IN_SHORT = (

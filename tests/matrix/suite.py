@@ -48,7 +48,7 @@ def run_suite(environment: Environment, cases: Path, report: Path) -> SuiteRun:
     command = [str(environment.python), "-m", "pytest", "-p", "tests.matrix.installed", "-p", "no:cacheprovider"]
     command += ["-m", f"not ({LONG_SUITES})", f"--junitxml={report}"]
     # Most of these tests wait more than they work.
-    command += ["-n", os.environ.get("MATRIX_JOBS", "2"), "--dist", "worksteal"]
+    command += ["-n", os.environ.get("MATRIX_JOBS", "8")]
     if environment.cell.warnings is not None:
         command += ["-o", f"filterwarnings={environment.cell.warnings}"]
     if short():

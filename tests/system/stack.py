@@ -32,6 +32,7 @@ from tests.system.settings import StackSettings
 Found = TypeVar("Found")
 HERE = Path(__file__).resolve().parent
 RUN_ENDS = frozenset({"success", "failed"})
+SERVERS = frozenset({"api-server", "webserver"})
 
 
 class AirflowStack:
@@ -124,11 +125,10 @@ class AirflowStack:
             self.run("db", "migrate", timeout=timeout)
             self._use_write_ahead_log()
             self._migrated = True
-        started = [name for name in wanted if not self.running(name)]
-        for name in started:
-            command = [self.python, "-m", "airflow", *self.settings.command(name)]
-            self._children[name] = Child(name, command, environment=self.environment(), logs=self.home / "logs")
-        self._wait_for(lambda: self._heard(started), timeout, f"{', '.join(started)} to start")
+        new = [name for name in wanted if not self.running(name)]
+        # A scheduler that is up before the API server starts tasks that cannot report to it, and fail.
+        self._start([name for name in new if name in SERVERS], timeout)
+        self._start([name for name in new if name not in SERVERS], timeout)
 
     def stop(self) -> None:
         """End every process of the stack, orphans included, and remove its home."""
@@ -331,6 +331,13 @@ class AirflowStack:
             raise RuntimeError(f"{python} has no Airflow: {done.stderr.strip()}")
         return done.stdout.strip()
 
+    def _start(self, names: list[str], timeout: float) -> None:
+        for name in names:
+            command = [self.python, "-m", "airflow", *self.settings.command(name)]
+            self._children[name] = Child(name, command, environment=self.environment(), logs=self.home / "logs")
+        if names:
+            self._wait_for(lambda: self._heard(names), timeout, f"{', '.join(names)} to start")
+
     def _use_write_ahead_log(self) -> None:
         if self.database_url.startswith("sqlite"):
             import sqlite3
@@ -342,7 +349,6 @@ class AirflowStack:
 
     def _heard(self, names: list[str]) -> bool:
         heartbeats = self.api.heartbeats()
-        servers = {"api-server", "webserver"}
         workers = self.settings.celery
 
         def up(name: str) -> bool:
@@ -350,7 +356,7 @@ class AirflowStack:
             if workers and name in workers.components:
                 return workers.ready(child.said())
             heard = heartbeats.get(name)
-            return name in servers or (heard is not None and heard.timestamp() > child.started)
+            return name in SERVERS or (heard is not None and heard.timestamp() > child.started)
 
         return bool(heartbeats) and all(up(name) for name in names)
 
