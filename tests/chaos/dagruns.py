@@ -144,6 +144,8 @@ class DagRun:
             fired = self._process(run, "trigger", deferral["trigger"], try_number, max_tries)
             if fired is not None and fired["state"] == "fired":
                 break
+            # Airflow takes its time to replace a triggerer: the next start is not within a moment of the deferral.
+            deferral["trigger"]["arguments"]["deferred_at"] -= 30.0
         else:
             return fired
         return self._process(run, "resume", {**deferral["resume"], "event": fired["event"]}, try_number, max_tries)

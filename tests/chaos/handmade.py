@@ -40,7 +40,7 @@ def make(*tasks: Task, kills: dict[tuple[str, int], Kill] | None = None, **chang
         "settings": SETTINGS,
         "faults": (),
         "store": True,
-        "connection": {"timeout": 1.0, "max_retries": 2},
+        "connection": {"timeout": 1.0, "max_retries": 2, "history_lag": 0},
         "kill_rate": 0.0,
         "backoff": False,
         "debug": True,

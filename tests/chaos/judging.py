@@ -13,7 +13,7 @@ from airflow_provider_llamachat.testing import RequestRecord, TurnRecord
 from tests.chaos.dagruns import DagRun, TaskRun
 from tests.chaos.plans import VAULTS, code, prompt
 
-ASKED_AGAIN = "on_interrupted='ask_again': asking once more in session "
+ASKED_AGAIN = "Asking once more in session "
 
 
 @dataclass(frozen=True, slots=True)

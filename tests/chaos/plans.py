@@ -113,15 +113,20 @@ def schedule(seed: int) -> Schedule:
     dice = random.Random(seed)
     shape: Shape = dice.choices(("worker", "trigger", "batch", "mixed"), (30, 30, 25, 15))[0]
     store = dice.random() < 0.65
-    settings = _settings(dice)
+    settings = _settings(dice) | _records(dice, shape, store=store)
     return Schedule(
         seed=seed,
         shape=shape,
         settings=settings,
         faults=tuple(_fault(dice) for _ in range(dice.choice((0, 1, 1, 2, 2, 3, 4, 6)))),
-        tasks=tuple(_tasks(dice, shape, store)),
+        tasks=tuple(_tasks(dice, shape, store, windowed="history_window" in settings)),
         store=store,
-        connection={"timeout": round(dice.uniform(0.3, 0.7), 2), "max_retries": dice.choice((0, 1, 2, 2, 3))},
+        connection={
+            "timeout": round(dice.uniform(0.3, 0.7), 2),
+            "max_retries": dice.choice((0, 1, 2, 2, 3)),
+            # A machine that is busy is slow to answer as well.
+            "history_lag": settings["history_lag"] + (0.6 if settings["history_lag"] else 0.0),
+        },
         kill_rate=dice.choice((0.0, 0.2, 0.4, 0.6)),
         backoff=dice.random() < 0.1,
         debug=dice.random() < 0.5,
@@ -152,8 +157,32 @@ def _settings(dice: random.Random) -> dict[str, Any]:
     return chosen
 
 
+# Without a task state store a retry knows its turn by the text of the last prompt, and by nothing else (docs/RELIABILITY.md).
+_LIKE_THE_PROMPT = ("trimmed", "nfc", "nfkc", "html", "lower", "quotes", "no_zero_width", "no_control")
+_UNLIKE_THE_PROMPT = ("prefix", "suffix", "cut", "empty")
+
+
+def _records(dice: random.Random, shape: Shape, *, store: bool) -> dict[str, Any]:
+    """How the server records what it is asked, and how late."""
+    knows = store or shape == "batch"
+    chosen: dict[str, Any] = {"history_lag": dice.choice((0.0, 0.0, 0.0, 0.3, 0.8))}
+    if dice.random() < 0.4:
+        chosen["recorded_as"] = dice.choice(_LIKE_THE_PROMPT + (_UNLIKE_THE_PROMPT if knows else ()))
+    if dice.random() < 0.15:
+        chosen["text_in"] = "history"
+    elif dice.random() < 0.2:
+        chosen["malformed_text"] = dice.choice(("broken_json", "null", "list"))
+    # A prompt of somebody else's that is recorded in a form of no information cannot be told from ours.
+    if knows and dice.random() < 0.15 and chosen.get("recorded_as") not in _UNLIKE_THE_PROMPT:
+        chosen["foreign_first"] = "Who let the llamas out?"
+    if knows and dice.random() < 0.1:
+        chosen["history_window"] = dice.choice((9, 16, 40))
+    return chosen
+
+
 _REQUEST_FAULTS = {
     "status": 8,
+    "status_after": 4,
     "delay": 2,
     "hang": 3,
     "hang_after": 3,
@@ -184,7 +213,10 @@ def _fault(dice: random.Random) -> Fault:
     kinds = {**_REQUEST_FAULTS, **(_STREAM_FAULTS if endpoint == "stream" else {})}
     kind = dice.choices(tuple(kinds), tuple(kinds.values()))[0]
     extra: dict[str, Any] = {}
-    if kind == "status":
+    if kind == "status_after":
+        extra["status"] = dice.choice((429, 502, 503, 504))
+        extra["retry_after"] = dice.choice((None, "0", "1"))
+    elif kind == "status":
         status = dice.choice(_REFUSING if dice.random() < 0.12 else _PASSING)
         # A server that denies a session which it has is lying: nothing of what was asked in it could be known.
         extra["status"] = 403 if status == 404 and endpoint == "get" else status
@@ -204,7 +236,7 @@ def _fault(dice: random.Random) -> Fault:
     return Fault(kind, endpoint=endpoint, times=times, skip=dice.choice((0, 0, 0, 1, 2)), **extra)
 
 
-def _tasks(dice: random.Random, shape: Shape, store: bool) -> list[Task]:
+def _tasks(dice: random.Random, shape: Shape, store: bool, *, windowed: bool) -> list[Task]:
     vaults = iter(dice.sample(range(VAULTS), VAULTS))
     if shape == "batch":
         return [_batch(dice, vaults, store, own_session=0)]
@@ -213,7 +245,7 @@ def _tasks(dice: random.Random, shape: Shape, store: bool) -> list[Task]:
     asks = dice.choice((1, 1, 2, 3))
     for number in range(1 if shape == "mixed" else asks):
         # The same question twice in a session can be told apart only by what was remembered of the first.
-        repeated = store and number > 0 and dice.random() < 0.2
+        repeated = store and not windowed and number > 0 and dice.random() < 0.2
         vault = tasks[-1].vaults[0] if repeated else next(vaults)
         arguments: dict[str, Any] = {
             "deferrable": shape == "trigger" or (shape == "mixed" and dice.random() < 0.5),

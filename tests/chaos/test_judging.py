@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat import asking, turns
 from airflow_provider_llamachat.batch import engine, lines
+from airflow_provider_llamachat.conversation import ask, history
+from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ServerError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
@@ -32,8 +33,8 @@ def test_an_honest_provider_is_cleared(chosen: Schedule, run: Callable[[Schedule
 
 def forgets(patch: pytest.MonkeyPatch) -> None:
     """Each try asks as if it was the first."""
-    fresh = lambda session, prompt, **_: turns.Opening(turns.count_turns(session.events), resume=False)  # noqa: E731  # a stand-in
-    patch.setattr(turns, "opening", fresh)
+    fresh = lambda session, *_, **__: Trace(history.count_turns(session.events))  # noqa: E731  # a stand-in
+    patch.setattr(history, "begin", fresh)
 
 
 def mixes_up(patch: pytest.MonkeyPatch) -> None:
@@ -59,7 +60,7 @@ def says_nothing(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(DeleteChatSessionOperator, "execute", _wrapped(fail))
     patch.setattr(LlamaCloudOperator, "log", property(lambda self: logging.getLogger("httpx")))
-    patch.setattr(asking, "log", logging.getLogger("httpx"))
+    patch.setattr(ask, "log", logging.getLogger("httpx"))
 
 
 def tells_the_key(patch: pytest.MonkeyPatch) -> None:

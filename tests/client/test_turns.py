@@ -14,10 +14,10 @@ import pytest
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-from airflow_provider_llamachat.models import ChatTurn, Event, Session
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.conversation.history import begin
 from airflow_provider_llamachat.conversation.question import Question
+from airflow_provider_llamachat.models import ChatTurn, Event, Session
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 
 PROMPT = "What was the revenue in Q3?"
 

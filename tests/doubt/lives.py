@@ -71,7 +71,7 @@ class Life:
         context = a_try(task, self.tries, self.max_tries, self.store)
         context["ti"].task = task
         context["ti"].start_date = None
-        context["ti"]._ti_context_from_server = self.server  # as Airflow's task runner has it
+        context["ti"]._ti_context_from_server = self.server  # noqa: SLF001  # as Airflow's task runner has it
         try:
             value = self._run(task, context, late_by)
         except (LlamaCloudError, LostError) as problem:

@@ -16,9 +16,9 @@ from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import calls, decoding, replies, streaming
 from airflow_provider_llamachat.client.decoding import Unpacker, parse_json
 from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.conversation.history import TurnFolder
 from airflow_provider_llamachat.models import Session, TextDeltaEvent, parse_event
 from airflow_provider_llamachat.progress import TurnLog
-from airflow_provider_llamachat.conversation.history import TurnFolder
 from tests.hostile.conftest import SESSION, Caller
 from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
 
