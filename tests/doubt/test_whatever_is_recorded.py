@@ -86,6 +86,22 @@ def test_a_process_lost_before_the_first_byte_costs_no_second_turn_although_the_
     assert one.paid == 1
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("has_store", [True, False], ids=["3.3", "2.11"])
+def test_a_lost_process_costs_one_turn_if_the_retry_can_know_its_prompt(
+    has_store: bool, form: Any, mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.recorded_as = form
+    one = life(store=Store() if has_store else None)
+    with one.losing_its_process():
+        assert one.attempt() is None
+    assert is_right(one.attempt())
+    # Without a task state store a retry knows its turn by its text alone: one that was cut, emptied or added to is asked again.
+    # A batch has its journal.
+    is_unknown = not has_store and mode != "batch" and form in {"prefix", "suffix", "cut", "empty"}
+    assert one.paid == (2 if is_unknown else 1)
+
+
 def test_a_trigger_that_starts_late_looks_before_it_posts(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
