@@ -4,4 +4,4 @@ Importing this package imports nothing else: Airflow's provider discovery reads 
 pays only for the operators it names.
 """
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -136,7 +136,7 @@ def test_links_and_images_lead_somewhere() -> None:
 def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
     listed = json.loads(airflow("providers", "list", "-o", "json"))
     (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]
-    assert ours["version"] == "1.0.0"
+    assert ours["version"] == "1.1.0"
     assert "LlamaCloud" in airflow("providers", "get", "airflow-provider-llamachat", "--full")
     hooks = json.loads(airflow("providers", "hooks", "-o", "json"))
     (hook,) = [hook for hook in hooks if hook["connection_type"] == "llamacloud"]
