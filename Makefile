@@ -1,7 +1,7 @@
 # Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Processes that `make test`, `make coverage` and `make long` spread their tests over; most of these tests wait more than they work.
+# Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
 JOBS ?= 8
 BENCH_ARGS ?=
 
@@ -64,7 +64,7 @@ lint: $(VENV)/.installed-browser ## ruff and mypy
 
 .PHONY: long
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
-	$(BIN)/python -m pytest -m long $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 .PHONY: system
 system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills

@@ -8,6 +8,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -81,6 +82,7 @@ def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, m
     assert time.monotonic() - begin < 5.0
 
 
+@cache
 def packed(size: int) -> bytes:
     packer = zlib.compressobj(9, wbits=31)
     return b"".join(packer.compress(bytes(2**20)) for _ in range(size)) + packer.flush()
