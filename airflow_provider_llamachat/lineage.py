@@ -48,7 +48,7 @@ def create_asset(*, index_id: str, host: str = "api.cloud.llamaindex.ai", extra:
 
 
 def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # noqa: ARG001  # Airflow passes it by name
-    """Turn an index' asset into an OpenLineage dataset; the OpenLineage provider calls this."""
+    """Turn an index's asset into an OpenLineage dataset; the OpenLineage provider calls this."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     parts = urlsplit(asset.uri)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 NAMED = 20
 """Ids that one log line names at most."""
 ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, UnprocessableError)}
-"""Errors that leave no doubt. Others may come of reading the history of a turn that an earlier try asked."""
+"""Errors that leave no doubt. Others may come of reading the history of a turn that an earlier attempt asked."""
 
 
 class Tidier:
-    """Knows from the journal which sessions the batch opened, in earlier tries too, and which of them are still needed."""
+    """Knows from the journal which sessions the batch opened, in earlier attempts too, and which of them are still needed."""
 
     def __init__(self, client: AsyncLlamaCloudClient, journal: Journal, options: Options, logger: Any) -> None:
         self._client = client
@@ -92,7 +92,7 @@ class Tidier:
                 try:
                     await self._client.delete_session(session_id, **self._options.scope)
                 except NotFoundError:
-                    continue  # an earlier try, or somebody else, deleted it
+                    continue  # an earlier attempt, or somebody else, deleted it
                 except LlamaCloudError as problem:
                     left.append(session_id)
                     if not told:

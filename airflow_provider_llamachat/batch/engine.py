@@ -48,10 +48,10 @@ PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, R
 class Report:
     """What came of a batch.
 
-    :ivar kept: items that an earlier try had answered.
-    :ivar settled: items whose answer, asked by an earlier try, was found in the history.
+    :ivar kept: items that an earlier attempt had answered.
+    :ivar settled: items whose answer, asked by an earlier attempt, was found in the history.
     :ivar refused: requests that the server answered with 429.
-    :ivar index_ids: indexes that this try asked.
+    :ivar index_ids: indexes that this attempt asked.
     """
 
     results: Results
@@ -65,11 +65,11 @@ class Report:
 
 
 class Batch:
-    """One try of a batch. Make one per event loop, and :meth:`run` it once.
+    """One attempt of a batch. Make one per event loop, and :meth:`run` it once.
 
     :param items: what is asked; their positions are their places in the list.
     :param scope: the task instance; part of each item's identity.
-    :param journal: where earlier tries left their records, and this one leaves its own.
+    :param journal: where earlier attempts left their records, and this one leaves its own.
     :param on_result: is told the outcome and the usage of each item, once: what is looked after again is told at its end.
     :param commit_interval: seconds within which intents become durable together.
     :ivar in_flight: turns that are asked, or waited for, at this moment.
@@ -117,9 +117,9 @@ class Batch:
             self._working.cancel()
 
     async def run(self) -> Report:
-        """Ask what no earlier try has answered, hand over the results, and tidy up.
+        """Ask what no earlier attempt has answered, hand over the results, and tidy up.
 
-        :raises ChatBatchError: an item failed with ``fail_fast``, or none was answered, or the journal can not be kept.
+        :raises ChatBatchError: an item failed with ``fail_fast``, or none was answered, or the journal cannot be kept.
         :raises LlamaCloudError: a refusal that concerns all items, an API key that is not valid for instance.
         """
         positions = {item.key(self._scope): item.position for item in self._items}
@@ -127,7 +127,7 @@ class Batch:
         kept = len(past.answered)
         if kept or past.intents:
             self._log.info(
-                "Going on where an earlier try stopped: %d of %d prompts are answered, %d were in flight.",
+                "Going on where an earlier attempt stopped: %d of %d prompts are answered, %d were in flight.",
                 kept,
                 len(self._items),
                 len(past.intents),

@@ -51,7 +51,7 @@ class Item:
     asked_of: tuple[str, ...] = ()
 
     def key(self, scope: Scope) -> str:
-        """The item's identity across tries: batch, id (or position), what is asked, and of what."""
+        """The item's identity across attempts: batch, id (or position), what is asked, and of what."""
         name = f"position {self.position}" if self.id is None else f"id {self.id}"
         return _digest(scope.digest, name, fingerprint(self.prompt), self.session_id or "", *self.asked_of)
 
@@ -69,7 +69,7 @@ def parse(prompts: Any, *, index_ids: list[str] | None = None, session_mode: str
     :param prompts: a list (or other iterable, or JSON list in a string) of prompts, or of objects with ``prompt`` and, each
         optional, ``id``, ``index_ids``, ``session_id``.
     :param index_ids: the batch's own indexes.
-    :raises InvalidArgumentError: naming the position of the first item that can not be asked.
+    :raises InvalidArgumentError: naming the position of the first item that cannot be asked.
     """
     items = [_item(position, value) for position, value in enumerate(_sequence(prompts))]
     seen: dict[str, int] = {}
@@ -89,7 +89,7 @@ def _sequence(prompts: Any) -> Sequence[Any]:
         value = arguments.parsed_list(value, "prompts")
     if isinstance(value, Mapping | bytes | bytearray) or not isinstance(value, Iterable):
         raise InvalidArgumentError(
-            f"prompts has to be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
+            f"prompts must be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
         )
     return value if isinstance(value, list | tuple) else list(value)
 
@@ -106,7 +106,7 @@ def _item(position: int, value: Any) -> Item:
             raise InvalidArgumentError(f"{where} has no prompt. An object needs the field 'prompt'.")
     elif not isinstance(value, str):
         raise InvalidArgumentError(
-            f"{where} has to be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
+            f"{where} must be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
         )
     fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
     try:
@@ -114,7 +114,7 @@ def _item(position: int, value: Any) -> Item:
         if given is not None and (
             isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()
         ):
-            raise InvalidArgumentError(f"id has to be text or a whole number, got {_shown(given)}.")
+            raise InvalidArgumentError(f"id must be text or a whole number, got {_shown(given)}.")
         own_session = fields.get("session_id")
         return Item(
             position=position,

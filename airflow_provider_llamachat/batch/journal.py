@@ -34,7 +34,7 @@ COMPLETE = "complete.json"
 """Says that the results are in place and the parts on their way out: a kill in between must not make a retry ask again."""
 
 REMEMBERED = "batch.complete"
-"""The same in the task's memory, for a try that is lost after the parts are gone and before Airflow knows of its success."""
+"""The same in the task's memory, for an attempt that is lost after the parts are gone and before Airflow knows of its success."""
 
 Line = dict[str, Any]
 
@@ -65,11 +65,11 @@ class Results:
 
 
 class Journal(abc.ABC):
-    """Where records go, and where a later try finds them."""
+    """Where records go, and where a later attempt finds them."""
 
     @property
     def remembers(self) -> bool:
-        """Whether a retry finds what this try writes."""
+        """Whether a retry finds what this attempt writes."""
         return True
 
     def claimed(self) -> contextlib.AbstractContextManager[object]:
@@ -82,7 +82,7 @@ class Journal(abc.ABC):
 
     @abc.abstractmethod
     def load(self, positions: dict[str, int]) -> Past:
-        """Read what earlier tries left. Called once, first."""
+        """Read what earlier attempts left. Called once, first."""
 
     @abc.abstractmethod
     def write(self, batch: list[dict[str, Any]]) -> None:
@@ -97,7 +97,7 @@ class Journal(abc.ABC):
         return Past.of(self.records(), positions)
 
     def opened_sessions(self) -> Iterator[str]:
-        """Ids of the sessions that this batch opened, in earlier tries too; an id may come more than once."""
+        """Ids of the sessions that this batch opened, in earlier attempts too; an id may come more than once."""
         for record in self.records():
             if record is not None and (
                 record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened"))
@@ -152,7 +152,7 @@ class PartsJournal(Journal):
         """See :meth:`Journal.claimed`. It also shows, before anything is asked, that the results can be written."""
         if self._beside.is_folder(self._name):
             raise InvalidArgumentError(
-                f"output_path has to be the path of a file, and this is a folder: {self._beside.url}/{self._name}. Nothing was asked."
+                f"output_path must be the path of a file, and this is a folder: {self._beside.url}/{self._name}. Nothing was asked."
             )
         self._claim.take()
         try:
@@ -173,7 +173,7 @@ class PartsJournal(Journal):
             )
 
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the parts that are there; what is damaged is reported and passed over."""
+        """Read the parts that are there; what is damaged is reported and skipped."""
         if others := [name for name in self._above.names() if name != self._digest]:
             log.warning(
                 "%d other batch(es) are unfinished at the same output path (%s). What they were answered stays there for their retries, "
@@ -187,13 +187,13 @@ class PartsJournal(Journal):
         past = self.past(positions)
         if past.damaged:
             log.warning(
-                "%s: passed over %d damaged line(s); the items concerned are asked as if the line was not there.",
+                "%s: skipped %d damaged line(s); the items concerned are asked as if the line was not there.",
                 self.url,
                 past.damaged,
             )
         if past.foreign:
             log.warning(
-                "%s: passed over %d record(s) of prompts that this batch does not have.", self.url, past.foreign
+                "%s: skipped %d record(s) of prompts that this batch does not have.", self.url, past.foreign
             )
         return past
 
@@ -203,7 +203,7 @@ class PartsJournal(Journal):
         else:
             mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
         if mark == _mark(positions) and self._beside.has(self._name):
-            log.info("An earlier try completed this batch: its results are in place.")
+            log.info("An earlier attempt completed this batch: its results are in place.")
             self._complete = True
             return True
         if marked:
@@ -217,7 +217,7 @@ class PartsJournal(Journal):
             if name.endswith(".jsonl") and len(pieces) == 3 and pieces[0] == "part" and pieces[1].isdecimal():
                 ours.append(name)
             elif not name.startswith(".") and name != COMPLETE:
-                log.warning("%s: passed over the file %s, which is not a part of this batch.", self.url, name)
+                log.warning("%s: skipped the file %s, which is not a part of this batch.", self.url, name)
         return ours
 
     def records(self) -> Iterator[dict[str, Any] | None]:
@@ -258,7 +258,7 @@ class PartsJournal(Journal):
                     results.add(json.loads(line))
             except (ValueError, KeyError, TypeError) as problem:
                 raise ChatBatchError(
-                    "An earlier try completed this batch, but its results were changed since and cannot be read. Remove them to have "
+                    "An earlier attempt completed this batch, but its results were changed since and cannot be read. Remove them to have "
                     f"everything asked again: {self._beside.url}/{self._name}"
                 ) from problem
             return results
@@ -314,7 +314,7 @@ def _mark(positions: dict[str, int]) -> bytes:
 class MemoryJournal(Journal):
     """Records in memory, for a batch that returns its results; with a store, a retry finds them there.
 
-    Clearing a complete batch asks anew; a retry of the try that completed it, lost before Airflow knew of its success, does not.
+    Clearing a complete batch asks anew; a retry of the attempt that completed it, lost before Airflow knew of its success, does not.
 
     :param store: :class:`~..operators.base.TaskMemory` over Airflow 3.3's task state store, or None.
     """
@@ -331,7 +331,7 @@ class MemoryJournal(Journal):
         return self._store is not None and bool(self._store.exists)
 
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the store, if an earlier try left a batch there that was not complete, or not known to be."""
+        """Read the store, if an earlier attempt left a batch there that was not complete, or not known to be."""
         self._mark = _mark(positions)
         head = self._store.get("batch", required=True) if self.remembers else None
         if isinstance(head, dict) and isinstance(head.get("parts"), int) and (head.get("open") or self._is_complete()):

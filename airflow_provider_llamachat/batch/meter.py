@@ -17,7 +17,7 @@ class Meter:
 
     :param logger: where to log.
     :param total: items of the batch.
-    :param kept: items that an earlier try had finished.
+    :param kept: items that an earlier attempt had finished.
     """
 
     def __init__(self, logger: Any, total: int, kept: int = 0, clock: Callable[[], float] = time.monotonic) -> None:

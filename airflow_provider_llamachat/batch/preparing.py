@@ -1,4 +1,4 @@
-"""Where an item is asked: in a session of an earlier try, one that exists, one that all share, or one of its own."""
+"""Where an item is asked: in a session of an earlier attempt, one that exists, one that all share, or one of its own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Prepared:
 
     :ivar question: what is asked, and where.
     :ivar trace: what is known of its turn.
-    :ivar earlier: it was an earlier try that asked it.
+    :ivar earlier: it was an earlier attempt that asked it.
     :ivar opened: the batch opened the session, for this item alone.
     :ivar recorded: its intent is durable already.
     """
@@ -72,7 +72,7 @@ class NothingToAskInError(Exception):
 class Preparer:
     """Finds or opens the session of each item.
 
-    :ivar opened: sessions opened so far in this try.
+    :ivar opened: sessions opened so far in this attempt.
     :ivar shared_session: the session that all prompts share, once it is known.
     """
 
@@ -81,13 +81,13 @@ class Preparer:
         self._options = options
         self._intents = past.intents
         self._own: set[int] = set()
-        # An earlier try may have posted until it was killed, which was before now.
+        # An earlier attempt may have posted until it was killed, which was before now.
         self._began = time.time()
         self.opened = 0
         self.shared_session = past.shared_session
 
     def was_intended(self, item: Item) -> bool:
-        """Whether an earlier try was about to ask the item."""
+        """Whether an earlier attempt was about to ask the item."""
         return item.position in self._intents
 
     def expect(self, item: Item, intent: Intent) -> None:
@@ -104,7 +104,7 @@ class Preparer:
         intent = self._intents.get(item.position)
         if intent is not None:
             prepared = await self._take_up(item, intent)
-            # Not before: when the session can not be read, the second look has to know where the item was asked.
+            # Not before: when the session cannot be read, the second look has to know where the item was asked.
             del self._intents[item.position]
             if prepared is not None:
                 return prepared

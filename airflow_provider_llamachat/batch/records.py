@@ -1,4 +1,4 @@
-"""The journal's records, and what an earlier try's records say about each item. No I/O.
+"""The journal's records, and what an earlier attempt's records say about each item. No I/O.
 
 An *intent* is durable before its prompt is posted, a *result* after the turn ended; so whatever kills the process, an item
 has no intent (it was never posted), an intent (its session's history tells what became of it), or its result.
@@ -110,10 +110,10 @@ class Intent:
 
 @dataclass(slots=True)
 class Past:
-    """What earlier tries left, by position of the item.
+    """What earlier attempts left, by position of the item.
 
     :ivar answered: items that need nothing any more.
-    :ivar intents: items whose session's history has to be asked before anything else.
+    :ivar intents: items whose session's history must be asked before anything else.
     :ivar shared_session: the session that all prompts share, if it was opened.
     :ivar foreign: records of items that are not (or no longer) in the batch.
     :ivar damaged: lines that could not be read.

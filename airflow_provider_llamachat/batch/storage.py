@@ -96,7 +96,7 @@ class Folder:
         _rename(beside, root / name)
 
     def _place(self, action: Callable[[], object]) -> None:
-        """Write; where folders have to be made before, make them. Object stores have none, and a role may not ask for any."""
+        """Write; where folders must be made before, make them. Object stores have none, and a role may not ask for any."""
         try:
             action()
         except OSError as problem:

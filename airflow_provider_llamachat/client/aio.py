@@ -56,7 +56,7 @@ class AsyncLlamaCloudClient:
 
     @classmethod
     async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
-        """Make a client without blocking the event loop, as the constructor may: it builds the process' TLS context.
+        """Make a client without blocking the event loop, as the constructor may: it builds the process's TLS context.
 
         :param throttle: a gate that every request of this client passes; None lets them pass freely.
         """
@@ -205,7 +205,7 @@ class AsyncLlamaCloudClient:
 
         :param index_ids: indexes the turn may use; None means those the session is bound to.
         :param turn_timeout: seconds (or a timedelta) that the whole stream may take.
-        :raises InvalidArgumentError: an argument is not usable; nothing was sent.
+        :raises InvalidArgumentError: an argument is invalid; nothing was sent.
         :raises ChatTurnInterruptedError: the stream ended without a ``StopEvent``.
         """
         question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
@@ -293,7 +293,7 @@ class AsyncLlamaCloudClient:
     ) -> AsyncGenerator[models.Event, None]:
         """Post a prompt once, on a connection of its own, and yield the events of its turn.
 
-        :param on_lost: is called for each event that is malformed, and passed over.
+        :param on_lost: is called for each event that is malformed, and skipped.
         """
         call = self._calls.stream(question)
         accepted: bool | None = None

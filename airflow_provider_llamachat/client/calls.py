@@ -32,7 +32,7 @@ LAST_LOOK = 30.0
 """Seconds that reading a session's history may take at least, when the turn's own time is over."""
 
 MAX_PAGES = 10_000
-"""Pages of one listing at most: a server that always has another one must not be followed for ever."""
+"""Pages of one listing at most: a server that always has another one must not be followed forever."""
 
 MAX_TOKEN = 8192
 """Characters of a page token at most; it has to fit into a URL."""

@@ -1,4 +1,4 @@
-"""What a client needs to know, checked before any request: base URL, key, project, limits; and the process' one TLS context."""
+"""What a client needs to know, checked before any request: base URL, key, project, limits; and the process's one TLS context."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ClientConfig:
         """Check values as people enter them (strings, blanks, missing ones) and make a configuration of them.
 
         :raises InvalidApiKeyError: the key cannot be one.
-        :raises LlamaCloudConfigError: another value is not usable; the message names it.
+        :raises LlamaCloudConfigError: another value is invalid; the message names it.
         """
         return cls(
             api_key=checked_api_key(api_key),
@@ -185,7 +185,7 @@ def checked_uuid(name: str, value: Any) -> str | None:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value).strip()))
     except ValueError:
         raise InvalidArgumentError(
-            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {describe(value)}."
+            f"{name} must be a UUID (as in the address bar of the LlamaCloud project), got {describe(value)}."
         ) from None
 
 
@@ -208,7 +208,7 @@ def _number(name: str, value: Any, default: float) -> float:
     if not least <= number < float("inf") or number == above or (whole and number != int(number)):
         limit = f"of at least {least}" if above is None else f"above {above}"
         raise LlamaCloudConfigError(
-            f"{_field(name)} has to be a {'whole ' if whole else ''}number {limit}, "
+            f"{_field(name)} must be a {'whole ' if whole else ''}number {limit}, "
             f"got {describe(value) if math.isnan(number) else f'{number:g}'}. Correct it in the connection."
         )
     return number
@@ -239,7 +239,7 @@ _contexts_lock = threading.Lock()
 
 
 def ssl_context() -> ssl.SSLContext:
-    """Return the process' one TLS context. Building it takes tens of milliseconds: never do that on an event loop.
+    """Return the process's one TLS context. Building it takes tens of milliseconds: never do that on an event loop.
 
     ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` are honoured as by httpx; a change of theirs gives a new context.
 
@@ -262,7 +262,7 @@ def ssl_context() -> ssl.SSLContext:
                     f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)
                 )
                 raise LlamaCloudConfigError(
-                    f"The certificates that this process' environment names cannot be read ({excerpt(named, limit=300)}): "
+                    f"The certificates that this process's environment names cannot be read ({excerpt(named, limit=300)}): "
                     f"{excerpt(str(problem), limit=200)}. Correct them where this Airflow component is started."
                 ) from None
         return _contexts[key]

@@ -1,7 +1,7 @@
 """An end for waiting, whatever a server drips, and a gate that a stopped task closes.
 
 httpx limits each single wait for bytes. A server that sends one byte of a header now and then, or endless ``100 Continue``,
-keeps such a client for ever without its caller ever seeing a chunk; asyncio has its own means against that, threads have not.
+keeps such a client forever without its caller ever seeing a chunk; asyncio has its own means against that, threads have not.
 So the network streams below a synchronous httpx client look at the deadline of whoever reads, and at the gate.
 """
 

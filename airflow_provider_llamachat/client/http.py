@@ -52,7 +52,7 @@ def http_client(kind: type[Http], config: ClientConfig, **options: Any) -> Http:
             headers=headers,
             verify=ssl_context(),
             follow_redirects=False,
-            # httpx' own reading of the environment fails over a range of addresses in NO_PROXY.
+            # httpx's own reading of the environment fails over a range of addresses in NO_PROXY.
             trust_env=False,
             proxy=named[1] if named else None,
             cookies=_NoCookies(),
@@ -96,7 +96,7 @@ class Connecting:
 
 
 def request(call: Call, config: ClientConfig, deadline: float) -> dict[str, Any]:
-    """A call as arguments of httpx' ``build_request``.
+    """A call as arguments of httpx's ``build_request``.
 
     :raises NotSentError: the deadline has passed.
     """

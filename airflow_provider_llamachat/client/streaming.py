@@ -37,7 +37,7 @@ MAX_TURN = 64 * 1024 * 1024
 
 
 class EventReader:
-    """Turns server-sent events into :mod:`..models` events; what is malformed is logged and passed over."""
+    """Turns server-sent events into :mod:`..models` events; what is malformed is logged and skipped."""
 
     def __init__(
         self, session_id: str, secrets: tuple[str, ...] = (), on_lost: Callable[[], None] | None = None
@@ -69,7 +69,7 @@ class EventReader:
             # The first few are shown: an answer that was paid for goes on, and a hostile stream does not fill the log.
             if self._malformed <= 3:
                 shown = excerpt(sse.data, secrets=self._secrets, limit=200)
-                log.warning("Session %s: passed over a malformed event: %s", self._session_id, shown)
+                log.warning("Session %s: skipped a malformed event: %s", self._session_id, shown)
             return None
         if event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
             self._unknown.add(event.type)

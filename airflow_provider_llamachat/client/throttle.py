@@ -23,7 +23,7 @@ MAX_SPACING = 30.0
 """Seconds between two requests at most, however often the server refuses."""
 # Seconds after its start by which a request has surely reached the server, although the answer's first byte is not there yet.
 _TRAVEL = 2.0
-# Accepted requests that are looked back at when the server's limit has to be guessed.
+# Accepted requests that are looked back at when the server's limit must be guessed.
 _REMEMBERED = 4096
 # Factor on the spacing with each accepted request: half of it is won back in about 35 requests.
 _RECOVERY = 0.98

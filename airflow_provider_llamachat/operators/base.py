@@ -1,4 +1,4 @@
-"""What the operators share: connection arguments, XComs, and telling a retry from a first try."""
+"""What the operators share: connection arguments, XComs, and telling a retry from a first attempt."""
 
 from __future__ import annotations
 

@@ -58,11 +58,11 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     XComs: ``return_value`` is the manifest: ``total``, then how many are ``answered``, ``failed``, ``interrupted``, ``unasked``;
     ``total_input_tokens`` and ``total_output_tokens`` of these results; ``output_path``; ``sessions_opened``, ``sessions_deleted``;
-    ``kept`` (answered by an earlier try) and ``settled`` (asked by an earlier try, answer found in the session's history);
+    ``kept`` (answered by an earlier attempt) and ``settled`` (asked by an earlier attempt, answer found in the session's history);
     ``rate_limited`` (requests answered with 429); ``seconds``; ``try_number``. Without ``output_path``: ``results``, the list of the
     objects above.
 
-    A retry, and a task that is cleared before its batch was complete, goes on where the earlier try stopped: what is answered
+    A retry, and a task that is cleared before its batch was complete, goes on where the earlier attempt stopped: what is answered
     is kept, what was in flight is settled by the session's history, and only the rest is asked; what failed is asked again. Clearing a
     complete batch asks everything anew. Without ``output_path`` that needs Airflow 3.3's task state store; before, a retry asks
     everything again.
@@ -96,7 +96,7 @@ class ChatBatchOperator(LlamaCloudOperator):
     :param turn_timeout: seconds (or a timedelta) that one turn may take in all, not counting waits for the rate limit. (templated)
     :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the results could not be written.
     :raises AuthenticationError: or ``PaymentRequiredError``: nothing more could be asked.
-    :raises InvalidArgumentError: an argument is not usable; nothing was asked. The position of the prompt concerned is named.
+    :raises InvalidArgumentError: an argument is invalid; nothing was asked. The position of the prompt concerned is named.
     """
 
     template_fields: Sequence[str] = (
@@ -192,7 +192,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         }
 
     def on_kill(self) -> None:
-        """Ask nothing more and leave the turns in flight to the server; what is known of them stays for the next try."""
+        """Ask nothing more and leave the turns in flight to the server; what is known of them stays for the next attempt."""
         self._is_killed = True
         if self._kill is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and the batch with it
@@ -253,7 +253,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         if not in_flight:
             self.log.warning("Stopping the batch. No turn is in flight, and no session is deleted.")
             return
-        then = "the next try takes up their answers" if remembers else "a retry asks everything again"
+        then = "the next attempt takes up their answers" if remembers else "a retry asks everything again"
         self.log.warning(
             "Stopping the batch. %d turn(s) in flight may go on, and be billed, at LlamaCloud; %s. No session is deleted.",
             in_flight,
@@ -300,7 +300,7 @@ class ChatBatchOperator(LlamaCloudOperator):
                 raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from None
             if not local.is_absolute():
                 raise InvalidArgumentError(
-                    f"output_path has to be an absolute path or a URL, got {text[:200]!r}: what a relative one means is up to the worker."
+                    f"output_path must be an absolute path or a URL, got {text[:200]!r}: what a relative one means is up to the worker."
                 )
             text = str(local) + text[len(text.rstrip("/")) :]
         try:
@@ -317,7 +317,7 @@ class ChatBatchOperator(LlamaCloudOperator):
                 f"Airflow says: {str(problem)[:300]}"
             ) from problem
         if not path.name or text.endswith("/"):
-            raise InvalidArgumentError(f"output_path has to be the path of a file, got {text[:200]!r}.")
+            raise InvalidArgumentError(f"output_path must be the path of a file, got {text[:200]!r}.")
         return path
 
     def _check_xcom(self, count: int) -> None:
@@ -347,5 +347,5 @@ def _number(value: Any, name: str, *, whole: bool = False) -> float:
         number = float("nan")
     if not (0 < number < float("inf")) or (whole and number != int(number)):
         kind = "a whole number of at least 1" if whole else "a number above 0"
-        raise InvalidArgumentError(f"{name} has to be {kind}, got {str(value)[:60]!r}.")
+        raise InvalidArgumentError(f"{name} must be {kind}, got {str(value)[:60]!r}.")
     return number

@@ -64,7 +64,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     :param log_answer: whether the answer appears in the task log as it arrives.
     :raises ChatTurnFailedError: the server ended the turn with an error.
     :raises ChatTurnInterruptedError: the end of the turn could not be seen; nothing was asked twice.
-    :raises InvalidArgumentError: an argument is not usable, or does not match the indexes the session is locked to.
+    :raises InvalidArgumentError: an argument is invalid, or does not match the indexes the session is locked to.
     """
 
     template_fields: Sequence[str] = (

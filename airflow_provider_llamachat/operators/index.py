@@ -38,7 +38,7 @@ class SyncIndexOperator(LlamaCloudOperator):
         """Start the sync."""
         ids = arguments.id_list(self.index_id, "index_id")
         if not ids or len(ids) != 1:
-            raise InvalidArgumentError("index_id has to be the id of one index; map the task over several.")
+            raise InvalidArgumentError("index_id must be the id of one index; map the task over several.")
         with self.get_hook().get_conn() as client:
             started = client.sync_index(ids[0], **self.scope())
         self.log.info("Index %s: %s.", ids[0], "sync started" if started else "a sync was running already")

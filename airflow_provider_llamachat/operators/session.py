@@ -29,7 +29,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     XComs: ``session_id`` (text, pushed the moment the API answers), ``index_ids`` (list of text, empty for an unbound
     session), ``return_value`` (the whole session as JSON).
 
-    A retry on Airflow 3.3 and later takes over the session that the earlier try created, if it is untouched. On older versions
+    A retry on Airflow 3.3 and later takes over the session that the earlier attempt created, if it is untouched. On older versions
     a retry may leave an empty session over; it costs nothing, and the log names what is known of it.
 
     API: POST /api/v1/chat (https://developers.llamaindex.ai/reference/).
@@ -40,7 +40,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     :param wait_for_indexes: wait, on the worker, until all ``index_ids`` are ready. For long waits put an
         :class:`~..sensors.index.IndexReadySensor` before: it can defer. (templated)
     :param index_timeout: seconds (or a timedelta) to wait for them at the most. (templated)
-    :raises InvalidArgumentError: an argument is not usable; nothing was sent.
+    :raises InvalidArgumentError: an argument is invalid; nothing was sent.
     :raises IndexFailedError: ``wait_for_indexes``, and the build of one has failed.
     :raises IndexNotReadyError: ``wait_for_indexes``, and ``index_timeout`` passed.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
@@ -106,7 +106,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         if not isinstance(session_id, str):
             if not memory.exists:
                 self.log.info(
-                    "This is a retry. If an earlier try got as far as creating a session, that session is left over, empty and "
+                    "This is a retry. If an earlier attempt got as far as creating a session, that session is left over, empty and "
                     "without cost: this Airflow has no task state store (3.3 has) to remember it in."
                 )
             return None
@@ -117,10 +117,10 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         pristine = session.job_metadata is None and set(session.index_ids or []) == set(index_ids or [])
         if not pristine or (shared_access is not None and session.shared_access not in {None, shared_access}):
             self.log.info(
-                "Session %s of an earlier try was used or bound otherwise since: creating another one.", session_id
+                "Session %s of an earlier attempt was used or bound otherwise since: creating another one.", session_id
             )
             return None
-        self.log.info("Taking over session %s, which an earlier try created.", session_id)
+        self.log.info("Taking over session %s, which an earlier attempt created.", session_id)
         return session
 
 
@@ -130,7 +130,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     API: DELETE /api/v1/chat/{session_id} (https://developers.llamaindex.ai/reference/).
 
     :param session_id: the session to delete, or the whole session as its task returned it. (templated)
-    :param ignore_missing: a session that does not exist (any more), or that was never created because the task before failed,
+    :param ignore_missing: a session that does not exist (anymore), or that was never created because the task before failed,
         is no error. (templated)
     :raises NotFoundError: there is no such session, and ``ignore_missing`` is false.
     """
@@ -167,6 +167,6 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             except NotFoundError:
                 if not ignore_missing:
                     raise
-                self.log.info("Chat session %s does not exist (any more): nothing to delete.", session_id)
+                self.log.info("Chat session %s does not exist (anymore): nothing to delete.", session_id)
             else:
                 self.log.info("Deleted chat session %s.", session_id)
