@@ -52,7 +52,9 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
                 f"{name}[{position}] must be an index id (a string that is not empty), got {_given(item)}"
             )
         if len(item) > MAX_ID or not _is_text(item):
-            raise InvalidArgumentError(f"{name}[{position}] is not an index id: {_shown(item)} ({len(item)} characters).")
+            raise InvalidArgumentError(
+                f"{name}[{position}] is not an index id: {_shown(item)} ({len(item)} characters)."
+            )
         if len(several := re.split(r"[\s,;]+", item.strip())) > 1:
             place = name if isinstance(value, str) else f"{name}[{position}]"
             raise InvalidArgumentError(

@@ -118,6 +118,4 @@ def _time(text: str) -> datetime | None:
 
 def not_ready(states: dict[str, str]) -> str:
     """The message for indexes that were not ready in time."""
-    return (
-        f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'unknown'}."
-    )
+    return f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'unknown'}."

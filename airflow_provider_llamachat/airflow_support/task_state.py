@@ -104,7 +104,7 @@ class TaskMemory:
             return None
         try:
             return access(self._store)
-        except Exception as problem:  # the store's backends raise whatever they like
+        except Exception as problem:  # the store's backends raise exceptions of any class
             self.has_failed = True
             if required:
                 raise LlamaCloudTaskStateError(

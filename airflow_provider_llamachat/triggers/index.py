@@ -234,7 +234,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
             return None
         try:
             value = await store.aget(self._key)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
             self.log.warning("The asset state store could not be read (%s).", type(problem).__name__)
             return None
         return value if isinstance(value, str) else None
@@ -245,7 +245,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
             return
         try:
             await store.aset(self._key, seen)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
             self.log.warning("The asset state store could not be written (%s).", type(problem).__name__)
 
 
