@@ -96,7 +96,7 @@ class Folder:
         _rename(beside, root / name)
 
     def _place(self, action: Callable[[], object]) -> None:
-        """Write, and create missing folders only if that is necessary. Object stores have none, and a role may not be allowed to list them."""
+        """Write, and create missing folders only if necessary. Object stores have none, and a role may not list them."""
         try:
             action()
         except OSError as problem:

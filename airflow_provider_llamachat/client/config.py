@@ -141,7 +141,7 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
         return REGIONS[name]
     if re.match(r"(?i)(https?://)?(llx-|[a-z0-9_]{32,}/*$)", text):
         raise LlamaCloudConfigError(
-            "The connection's Base URL looks like an API key. Enter the key in the field API Key, leave Base URL empty, and choose a Region."
+            "The connection's Base URL looks like an API key. Enter it in the field API Key, leave Base URL empty, and choose a Region."
         )
     if "://" not in text:
         chosen = (scheme or "").strip().lower()
@@ -224,8 +224,8 @@ def _is_loopback(hostname: str) -> bool:
 
 
 OUT_OF_FILES = (
-    "this process has too many open files. Run fewer tasks or triggers in it, or raise the limit (ulimit -n) in the environment of this Airflow "
-    "component."
+    "this process has too many open files. Run fewer tasks or triggers in it, or raise the limit (ulimit -n) in the environment of this "
+    "Airflow component."
 )
 
 

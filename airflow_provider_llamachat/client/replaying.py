@@ -104,7 +104,7 @@ class _Over(stop_base):
 
 
 def policy(call: Call, config: ClientConfig, budget: Budget, gate: Gate) -> dict[str, Any]:
-    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: both the attempts and the total time are limited, and the last error is raised."""
+    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and total time are limited, the last error is raised."""
 
     def wait(state: RetryCallState) -> float:
         problem = state.outcome.exception() if state.outcome else None
