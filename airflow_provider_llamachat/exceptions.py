@@ -6,7 +6,7 @@
     ├── LlamaCloudConfigError            [F] the connection or an argument is wrong; no request was sent
     │   ├── InvalidApiKeyError           [F] the key is missing, masked (``***``) or not printable ASCII
     │   └── InvalidArgumentError         [F] a prompt, a session id, an index list, a UUID, a number … is invalid (a ValueError)
-    ├── LlamaCloudTaskStateError             Airflow could not keep what a retry has to know; nothing was sent
+    ├── LlamaCloudTaskStateError             Airflow's task state store is unavailable; nothing was sent
     ├── LlamaCloudConnectionError            no complete answer: DNS, TLS, proxy, connect, reset, truncated body
     │   └── LlamaCloudTimeoutError           no answer in time
     ├── LlamaCloudProtocolError              the response is not LlamaCloud's: a redirect, HTML, invalid JSON

@@ -1,7 +1,7 @@
-"""What a turn tells Airflow's lineage and metrics: the indexes it read, and counters for turns and tokens.
+"""Reports lineage and metrics of turns to Airflow: the indexes that were read, and counters for turns and tokens.
 
-Indexes are assets with the URI ``llamacloud://HOST/indexes/INDEX_ID``. They go to Airflow's hook lineage collector, which costs
-nothing without a reader; the OpenLineage provider is one (extra ``openlineage``), and turns them into datasets.
+Indexes are assets with the URI ``llamacloud://HOST/indexes/INDEX_ID``. They are reported to Airflow's hook lineage collector. The
+OpenLineage provider (extra ``openlineage``) reads them from there and converts them to datasets.
 Metrics: https://airflow.apache.org/docs/apache-airflow/stable/administration-and-deployment/logging-monitoring/metrics.html
 """
 
@@ -25,30 +25,30 @@ SCHEME = "llamacloud"
 
 
 def index_uri(index_id: str, base_url: str) -> str:
-    """The asset URI of an index at a base URL."""
+    """Return the asset URI of an index."""
     return f"{SCHEME}://{urlsplit(base_url).netloc}/indexes/{quote(index_id, safe='')}"
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:
-    """Check an asset URI with our scheme; Airflow calls this when an asset is made (provider info, ``asset-uris``).
+    """Validate an asset URI. Airflow calls this when an asset is created (provider info, ``asset-uris``).
 
-    :raises ValueError: it is not of the form ``llamacloud://HOST/indexes/INDEX_ID``.
+    :raises ValueError: the URI does not have the form ``llamacloud://HOST/indexes/INDEX_ID``.
     """
     kind, _, index_id = uri.path.strip("/").partition("/")
     if not uri.netloc or kind != "indexes" or not index_id or "/" in index_id:
-        raise ValueError(f"{SCHEME} assets have URIs of the form {SCHEME}://HOST/indexes/INDEX_ID")
+        raise ValueError(f"{SCHEME} asset URIs must have the form {SCHEME}://HOST/indexes/INDEX_ID")
     return uri._replace(scheme=SCHEME, path=f"/indexes/{index_id}", query="", fragment="")
 
 
 def create_asset(*, index_id: str, host: str = "api.cloud.llamaindex.ai", extra: dict[str, Any] | None = None) -> Asset:
-    """Make the asset of an index; Airflow calls this for ``create_asset(scheme="llamacloud", ...)``."""
+    """Create the asset of an index. Airflow calls this for ``create_asset(scheme="llamacloud", ...)``."""
     from airflow.providers.common.compat.sdk import Asset
 
     return Asset(uri=index_uri(index_id, f"https://{host}"), extra=extra)
 
 
 def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # noqa: ARG001  # Airflow passes it by name
-    """Turn an index's asset into an OpenLineage dataset; the OpenLineage provider calls this."""
+    """Convert the asset of an index to an OpenLineage dataset. The OpenLineage provider calls this."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     parts = urlsplit(asset.uri)
@@ -56,7 +56,7 @@ def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # no
 
 
 def record(hook: Any, index_ids: list[str], base_url: str, output: str | None = None) -> None:
-    """Report the indexes that a turn could read, and where results were written. An answer never gets lost over this."""
+    """Report the indexes that a turn could read, and the output file. Errors are only logged, so that no answer is lost."""
     try:
         from airflow.providers.common.compat.lineage.hook import get_hook_lineage_collector
 

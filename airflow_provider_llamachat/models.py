@@ -1,7 +1,6 @@
-"""The API's objects as pydantic models.
+"""The objects of the API as pydantic models.
 
-Every model keeps fields it does not know (``extra="allow"``): the API grows, and a new field must neither break a Dag nor be
-lost on its way to XCom. Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
+Every model keeps unknown fields (``extra="allow"``), so that a new field of the API neither breaks a Dag nor gets lost in XCom. Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from airflow_provider_llamachat.arguments import MAX_ID
 log = logging.getLogger(__name__)
 
 MAX_EVENTS = 250_000
-"""Events of one history, or whole events of one turn, at the most."""
+"""Maximum number of events of a history, and of complete events of a turn."""
 
 _LARGEST = 2**63 - 1
-# What databases and Airflow's own messages can hold.
+# The largest integer of databases and of Airflow's own messages.
 
 
 class ApiModel(BaseModel):
@@ -30,13 +29,13 @@ class ApiModel(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
     def as_json(self) -> dict[str, Any]:
-        """All fields, unknown ones included, as values that every JSON store takes: no NaN, no endless number."""
+        """Return all fields, including unknown ones, as values that every JSON store accepts: no NaN and no very large numbers."""
         plain: dict[str, Any] = _plain(self.model_dump(mode="json"))
         return plain
 
 
 def _plain(value: Any) -> Any:
-    # The JSON reader bounds the depth.
+    # The JSON parser limits the depth.
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -48,7 +47,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# A turn that was paid for is not lost to a strange figure beside it: what is no number, no text, is None.
+# An invalid value must not make a turn fail that was paid for, so it is read as None.
 
 
 def _number(value: Any) -> Any:
@@ -99,7 +98,7 @@ OptionalVerdict = Annotated[bool | None, BeforeValidator(_optional_verdict)]
 
 
 class Usage(ApiModel):
-    """What one turn cost: tokens read and written, model calls (``turns``) and milliseconds."""
+    """Usage of a turn: input and output tokens, model calls (``turns``) and milliseconds."""
 
     total_input_tokens: Count = None
     total_output_tokens: Count = None
@@ -116,43 +115,43 @@ class JobMetadata(Usage):
 
 
 class Event(ApiModel):
-    """One event of a turn; also stands for event types that this release does not know (their fields are kept)."""
+    """An event of a turn. Also used for event types that this release does not know; their fields are kept."""
 
     type: str
 
 
 class UserInputEvent(Event):
-    """The prompt, as the server recorded it."""
+    """The prompt as the server recorded it."""
 
     content: str
 
 
 class TextDeltaEvent(Event):
-    """An increment of the answer, for showing progress only."""
+    """A part of the answer, used only to show progress."""
 
     content: str
 
 
 class ThinkingDeltaEvent(Event):
-    """An increment of the model's reasoning, for showing progress only."""
+    """A part of the model's reasoning, used only to show progress."""
 
     content: str
 
 
 class ThinkingEvent(Event):
-    """A whole piece of the model's reasoning."""
+    """A complete block of the model's reasoning."""
 
     content: str
 
 
 class TextEvent(Event):
-    """A whole piece of the answer."""
+    """A complete block of the answer."""
 
     content: str
 
 
 class ToolCallEvent(Event):
-    """The model calls a tool (retrieval, for instance)."""
+    """A tool call of the model, for example for retrieval."""
 
     name: str
     call_id: str
@@ -160,7 +159,7 @@ class ToolCallEvent(Event):
 
 
 class ToolResultEvent(Event):
-    """What a tool call gave."""
+    """The result of a tool call."""
 
     name: str
     call_id: str
@@ -169,7 +168,7 @@ class ToolResultEvent(Event):
 
 
 class StopEvent(Event):
-    """The end of a turn. ``is_error`` is the verdict: HTTP 200 alone says nothing."""
+    """The end of a turn. ``is_error`` tells whether it failed; the HTTP status does not."""
 
     usage: Annotated[Usage, BeforeValidator(_fields)] = Field(default_factory=Usage)
     is_error: Annotated[bool, BeforeValidator(_verdict)] = False
@@ -190,12 +189,10 @@ EVENT_TYPES: dict[str, type[Event]] = {
 
 
 def parse_event(data: Any) -> Event | None:
-    """Turn one event's JSON value into a model.
+    """Convert the JSON value of an event to a model. This never raises, so that no answer is lost because of an invalid event.
 
-    :returns: the typed event; a plain :class:`Event` for a type this release does not know; None for what is no event at
-        all or lacks what its type needs. An answer that was paid for is not lost to one bad event, so this never raises.
-        A ``user_input`` whose content is no text stays one, without content: it still begins a turn, and one that was not
-        counted could be asked a second time.
+    :returns: the typed event; a plain :class:`Event` for an unknown type; None for an invalid event. An invalid ``user_input``
+        becomes one without content, because it still begins a turn. A turn that is not counted could be asked twice.
     """
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
         return None
@@ -209,10 +206,10 @@ def _tolerant_events(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if len(value) > MAX_EVENTS:
-        raise ValueError(f"{len(value)} events are more than any session has")
+        raise ValueError(f"a session has at most {MAX_EVENTS} events, got {len(value)}")
     events = [item if isinstance(item, Event) else parse_event(item) for item in value]
     if lost := sum(event is None for event in events):
-        log.warning("Left out %d of %d events of the session's history: they are malformed.", lost, len(events))
+        log.warning("Skipped %d of %d events of the session's history, because they are malformed.", lost, len(events))
     return [event for event in events if event is not None]
 
 
@@ -220,14 +217,14 @@ class SessionSummary(ApiModel):
     """A chat session without its history.
 
     ``index_ids`` is None for an unbound session; ``job_metadata`` is None until the first turn; ``last_updated_at`` is ISO
-    text without a zone, as the server sends it.
+    text without a time zone, as the server sends it.
     """
 
     session_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
     last_updated_at: Text = None
     generated_title: Text = None
     index_ids: Annotated[list[str] | None, Field(fail_fast=True)] = None
-    # Whatever it is: a session that has any was asked before.
+    # If it is set, whatever its value, the session has been used.
     job_metadata: Annotated[
         JobMetadata | None, BeforeValidator(lambda value: None if value is None else _fields(value))
     ] = None
@@ -235,10 +232,10 @@ class SessionSummary(ApiModel):
 
 
 class Session(SessionSummary):
-    """A chat session with its whole ordered history."""
+    """A chat session with its complete, ordered history."""
 
-    # model_validate would rebuild each event from its base class's fields without this: the union is resolved by parse_event.
-    # No default: what lacks its history must not pass for a session that was never asked anything.
+    # parse_event selects the class of each event. Otherwise model_validate would only use the fields of the base class.
+    # No default: a response without a history must not be read as an unused session.
     events: Annotated[list[Any], BeforeValidator(_tolerant_events)]
 
 
@@ -288,7 +285,7 @@ class IndexPage(ApiModel):
 
 
 class ToolUse(ApiModel):
-    """A tool call of a turn and, once it came, its result."""
+    """A tool call of a turn, and its result if it has arrived."""
 
     name: str
     call_id: str
@@ -298,12 +295,12 @@ class ToolUse(ApiModel):
 
 
 class ChatTurn(ApiModel):
-    """One question and what came of it.
+    """A question and its answer.
 
-    :ivar answer: the answer's text; several ``text`` events are joined by a blank line.
-    :ivar thinking: the model's reasoning, joined likewise.
-    :ivar finished: whether the ``stop`` event was seen; only then are ``usage`` and ``is_error`` final.
-    :ivar position: how many turns the session had before this one, None when not known.
+    :ivar answer: text of the answer. Several ``text`` events are joined with a blank line.
+    :ivar thinking: the model's reasoning, joined in the same way.
+    :ivar finished: whether the ``stop`` event was received. Only then are ``usage`` and ``is_error`` final.
+    :ivar position: number of turns in the session before this one, or None if unknown.
     """
 
     session_id: str
@@ -320,7 +317,7 @@ class ChatTurn(ApiModel):
     position: int | None = None
 
     def usage_as_dict(self) -> dict[str, Any]:
-        """The usage as plain JSON values, as it goes to XCom: figures only, also those that this release does not know."""
+        """Return the usage as JSON values for XCom. It contains only numbers, including unknown ones."""
         figures = {**dict.fromkeys(Usage.model_fields), **self.usage.as_json()}
         return {
             name[:100]: value

@@ -1,4 +1,4 @@
-"""A turn as readable lines in the task log while it arrives: whole lines of the answer, one line per tool call."""
+"""Logs a turn while it arrives: complete lines of the answer, and one line per tool call."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from airflow_provider_llamachat.models import (
 from airflow_provider_llamachat.redaction import excerpt
 
 LINE = 160
-"""Characters after which a line of the answer is logged although it has not ended."""
+"""Length from which a line of the answer is logged before it is complete."""
 PATIENCE = 5.0
-"""Seconds after which what there is of a line is logged, so that a slow answer can be watched."""
+"""Seconds after which an incomplete line is logged, so that a slow answer is visible."""
 
 
 class TurnLog:
-    """Logs the events of a turn. Holds at most one line, however long the answer is.
+    """Logs the events of a turn. Keeps at most one line in memory.
 
-    :param logger: where to log (an operator's ``self.log``).
-    :param prefix: put before each line, to tell turns apart.
+    :param logger: the logger (``self.log`` of an operator).
+    :param prefix: prefix of each line, to distinguish turns.
     """
 
     def __init__(self, logger: Any, prefix: str = "") -> None:
@@ -39,7 +39,7 @@ class TurnLog:
         self._thinking = False
 
     def __call__(self, event: Event) -> None:
-        """Log the event, or keep it until its line is full."""
+        """Log the event, or keep it until its line is complete."""
         match event:
             case TextDeltaEvent():
                 self._streamed = True
@@ -72,7 +72,7 @@ class TurnLog:
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
             self._write(line)
-        # By position: what is left of a huge delta is not copied for each of its lines.
+        # Uses positions, so that the rest of a large delta is not copied for each line.
         begin = 0
         while len(rest) - begin > LINE:
             cut = rest.rfind(" ", begin + 1, begin + LINE)

@@ -1,6 +1,6 @@
-"""What Airflow reads of this provider without importing anything else of it.
+"""The metadata that Airflow's provider discovery reads, without importing other modules.
 
-Shape: Airflow's ``provider_info.schema.json``; the connection form follows
+The format is defined by Airflow's ``provider_info.schema.json``. The connection form follows
 https://airflow.apache.org/docs/apache-airflow/stable/howto/connection.html. The hook's form methods for Airflow before 3.2
 derive from :data:`CONNECTION_TYPE`, so that there is one definition of the form.
 """
@@ -49,7 +49,7 @@ CONNECTION_TYPE: dict[str, Any] = {
         "timeout": {
             "label": "Timeout (s)",
             "description": "Seconds without a byte before a read fails; above 0. Empty: 60.",
-            # The form's number field looks at "minimum" alone.
+            # The number field of the form uses only "minimum".
             "schema": {"type": ["number", "null"], "minimum": 0, "exclusiveMinimum": 0},
         },
         "max_retries": {
@@ -74,12 +74,12 @@ _ASSET_URIS: dict[str, Any] = {
 }
 
 TEST_NEEDS_A_PORT = ((3, 3, 1), (3, 4, 0))
-"""The Airflow versions (from, to before) whose *Test* button refuses a stored connection that has no port, with a bare "Bad Request":
-https://github.com/apache/airflow/pull/73298. A field that is there needlessly on the last of them does no harm."""
+"""The Airflow versions (from, to before) whose *Test* button rejects a stored connection without a port, with a "Bad Request":
+https://github.com/apache/airflow/pull/73298. The last of them may not need the field."""
 
 
 def connection_type(airflow_version: str) -> dict[str, Any]:
-    """Return the form as this Airflow needs it: where its *Test* button wants a port, the field for one is shown.
+    """Return the connection form for a version of Airflow. The field for the port is shown only if the *Test* button requires one.
 
     :param airflow_version: :func:`airflow_core_version`.
     """
@@ -93,13 +93,16 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
         "ui-field-behaviour": {
             **behaviour,
             "hidden-fields": [name for name in behaviour["hidden-fields"] if name != "port"],
-            "placeholders": {**behaviour["placeholders"], "port": "443; this Airflow's Test button wants a port"},
+            "placeholders": {
+                **behaviour["placeholders"],
+                "port": "443; required by the Test button of this Airflow version",
+            },
         },
     }
 
 
 def airflow_core_version() -> str:
-    """Return the version of the package ``apache-airflow-core``; empty on Airflow 2, which is one package."""
+    """Return the version of the package ``apache-airflow-core``, or an empty string on Airflow 2, which does not have it."""
     try:
         return metadata.version("apache-airflow-core")
     except metadata.PackageNotFoundError:
@@ -132,7 +135,7 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors.index"),
         "triggers": _modules("triggers.chat", "triggers.index"),
         "asset-uris": [_ASSET_URIS],
-        # The same under its name of Airflow 2.
+        # The name of asset-uris in Airflow 2.
         "dataset-uris": [_ASSET_URIS],
         "task-decorators": [
             {"name": "llamachat", "class-name": f"{_PACKAGE}.decorators.chat.llamachat_task"},

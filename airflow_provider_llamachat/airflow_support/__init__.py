@@ -1,1 +1,1 @@
-"""What only makes sense inside a running Airflow task: its memory across attempts."""
+"""Code that requires a running Airflow task: its memory across attempts."""

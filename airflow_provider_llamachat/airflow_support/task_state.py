@@ -1,4 +1,4 @@
-"""A task's memory across its attempts: Airflow 3.3's task state store, and what it says of a question's turn."""
+"""The memory of a task across its attempts, in Airflow 3.3's task state store."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def is_retry(context: Context) -> bool:
-    """Whether this attempt is a retry of an earlier one, and not the first one or the first after the task was cleared.
+    """Whether this attempt is a retry, and not the first attempt or the first one after the task was cleared.
 
-    Clearing a task raises ``max_tries`` by the tries used, so the first attempt of each round is ``max_tries - retries + 1``.
+    Clearing a task increases ``max_tries`` by the number of attempts, so the first attempt is ``max_tries - retries + 1``.
     """
     ti: Any = context["ti"]
     retries = getattr(context["task"], "retries", 0) or 0
@@ -27,23 +27,23 @@ def is_retry(context: Context) -> bool:
 
 
 def is_stale(context: Context, try_number: Any) -> bool:
-    """Whether the event that a task resumes with is an earlier attempt's.
+    """Whether the event that resumes a task belongs to an earlier attempt.
 
-    Airflow 3.0 and 3.1 forget to clear how an attempt that failed after its deferral was resumed, so its retry begins with the old event.
+    If an attempt fails after its deferral, Airflow 3.0 and 3.1 resume its retry with the old event.
 
-    :param try_number: of the attempt that deferred; None (deferred by an older release): it is taken for this one.
+    :param try_number: number of the attempt that deferred. None (deferred by an older release) means the current attempt.
     """
     return try_number is not None and int(try_number) != int(context["ti"].try_number)
 
 
 GRACE = timedelta(seconds=60)
-"""Time for a trigger to report after its own deadline, before the deferral itself times out."""
+"""Time that a trigger has to report after its deadline, before the deferral times out."""
 
 
 def deferral_timeout(context: Context, seconds: float) -> timedelta:
-    """How long a task may stay deferred: as long as its trigger may take, or what its ``execution_timeout`` leaves, and a grace.
+    """Return the timeout of a deferral: the time of its trigger or the rest of ``execution_timeout``, and a grace period.
 
-    :param seconds: how long the trigger may take.
+    :param seconds: maximum duration of the trigger.
     """
     limit = timedelta(seconds=seconds)
     if (allowed := getattr(context["task"], "execution_timeout", None)) is not None:
@@ -53,29 +53,28 @@ def deferral_timeout(context: Context, seconds: float) -> timedelta:
 
 
 def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None) -> bool:
-    """Whether Airflow resumes a deferred task because its trigger did not fire in time (arguments of ``resume_execution``)."""
+    """Whether Airflow resumes a task because its deferral timed out. Takes the arguments of ``resume_execution``."""
     return next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error")).lower()
 
 
 class TaskMemory:
-    """A task's own memory across its attempts: Airflow 3.3's task state store; without one, nothing is remembered.
+    """The memory of a task across its attempts, in Airflow 3.3's task state store. Without a store, nothing is remembered.
 
-    A store that fails is reported and then treated as absent: the memory makes retries more exact, but a task must not fail
-    for it. The exception is what a later attempt has to know (:meth:`set_in_round` with ``required``).
+    If the store fails, a warning is logged and the task continues without it, unless the value is ``required``.
 
-    A *round* is a first attempt with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is told apart from what
-    a later round keeps, whose retries must not take an earlier round's turn for their own.
+    A *round* is a first attempt and its retries. Clearing the task starts another round. Values of :meth:`set_in_round` belong to a
+    round, so that a retry does not use the turn of an earlier round.
 
-    :ivar has_failed: whether the store was unavailable at some time.
+    :ivar has_failed: whether the store has been unavailable.
     """
 
     def __init__(self, context: Context, log: Any) -> None:
-        # Only this key: Airflow 2 warns of a dozen old ones when all are looked at.
+        # Only this key is read, because Airflow 2 warns when deprecated keys are read.
         self._store: Any = cast("Mapping[str, Any]", context).get("task_state_store")
         self._ti: Any = context["ti"]
         self._log = log
         self.has_failed = False
-        # Clearing a task raises it, nothing else does.
+        # Only clearing a task increases it.
         self._round = int(self._ti.max_tries)
 
     @property
@@ -84,18 +83,18 @@ class TaskMemory:
         return self._store is not None
 
     def get(self, key: str, *, required: bool = False) -> Any:
-        """Return what an earlier attempt kept under ``key``, or None.
+        """Return the value that an earlier attempt stored under ``key``, or None.
 
-        :param required: nothing may happen unless it is known.
-        :raises LlamaCloudTaskStateError: it is required, and could not be read.
+        :param required: raise an error if the store is unavailable.
+        :raises LlamaCloudTaskStateError: the store is unavailable, and the value is required.
         """
         return self._use(lambda store: store.get(key), required=required)
 
     def set(self, key: str, value: Any, *, required: bool = False) -> None:
-        """Keep ``value`` under ``key`` for this task's retries.
+        """Store ``value`` under ``key`` for later attempts.
 
-        :param required: nothing may happen unless a later attempt can know of it.
-        :raises LlamaCloudTaskStateError: it is required, and could not be kept.
+        :param required: raise an error if the store is unavailable.
+        :raises LlamaCloudTaskStateError: the store is unavailable, and the value is required.
         """
         self._use(lambda store: store.set(key, value), required=required)
 
@@ -108,37 +107,37 @@ class TaskMemory:
             self.has_failed = True
             if required:
                 raise LlamaCloudTaskStateError(
-                    "Airflow's task state store is unavailable, so nothing was sent: what is known of earlier attempts, and what "
-                    "later ones have to know, is kept there. Retry the task when the store is available. "
+                    "Airflow's task state store is unavailable, so nothing was sent. Retry the task when the store is available. "
+                    "It keeps what attempts know of each other. "
                     f"Cause: {type(problem).__name__}."
                 ) from problem
             self._log.warning(
-                "Airflow's task state store is unavailable (%s). What was asked in one attempt may be unknown to another.",
+                "Airflow's task state store is unavailable (%s). Later attempts may not know what this attempt asked.",
                 type(problem).__name__,
             )
             return None
 
     def recall(self, key: str) -> tuple[Any, bool]:
-        """Return what :meth:`set_in_round` kept under ``key`` last, or None, and whether that was in this round."""
+        """Return the last value that :meth:`set_in_round` stored under ``key``, or None, and whether it belongs to this round."""
         kept = self.get(key)
         if not isinstance(kept, dict):
             return None, False
         return kept.get("value"), kept.get("round") == self._round
 
     def recall_unfinished(self, key: str) -> Any:
-        """Return what was kept under ``key`` in this round, or in an earlier one whose result Airflow did not keep; else None."""
+        """Return the value of this round, or of an earlier round whose result Airflow did not store, or None."""
         value, is_ours = self.recall(key)
         return value if is_ours or not self.has_result() else None
 
     def set_in_round(self, key: str, value: Any, *, required: bool = False) -> None:
-        """Keep ``value`` under ``key`` for the retries of this round; see :meth:`set`."""
+        """Store ``value`` under ``key`` for the retries of this round; see :meth:`set`."""
         self.set(key, {"round": self._round, "value": value}, required=required)
 
     def has_result(self) -> bool:
-        """Whether the attempt before this one returned a value that Airflow kept. True where that cannot be known.
+        """Whether the previous attempt pushed a return value. Return True if this is not known.
 
-        A task that failed after its work was done (in ``post_execute``, or in an XCom back end) has none. Airflow deletes the XComs of
-        the earlier attempt when a task starts, and its task runner keeps the list of what it deleted.
+        A task that failed after its work was done (in ``post_execute``, or in an XCom backend) has none. Airflow deletes the XComs of
+        the previous attempt when a task starts, and its task runner has the list of deleted keys.
         """
         server = getattr(self._ti, "_ti_context_from_server", None)
         keys = getattr(server, "xcom_keys_to_clear", None)
@@ -147,11 +146,11 @@ class TaskMemory:
 
 
 class TurnMemory:
-    """What a task's attempts know of the turn of their question.
+    """What the attempts of a task know about the turn of their question.
 
-    :ivar session_id: the session that the question is asked in.
-    :ivar trace: what is known now; None before :meth:`begin`.
-    :ivar is_cleared: whether somebody cleared the task before its question had an answer, and this is the first attempt since.
+    :ivar session_id: the session of the question.
+    :ivar trace: what is currently known; None before :meth:`begin`.
+    :ivar is_cleared: whether this is the first attempt after the task was cleared without an answer.
     """
 
     KEY = "turn"
@@ -166,30 +165,30 @@ class TurnMemory:
         self.is_cleared = False
 
     def begin(self, session: Session) -> Trace:
-        """Return what is known of the turn as this attempt begins."""
+        """Return what is known about the turn at the start of this attempt."""
         from airflow_provider_llamachat.conversation.history import begin
         from airflow_provider_llamachat.conversation.question import Trace
 
         value, is_in_round = self._store.recall(self.KEY)
         kept = Trace.read(value) if isinstance(value, dict) else None
-        # Where there is a store, an attempt that left nothing did not get as far as asking; what it left may be unreadable, though.
+        # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
         is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
         is_about_this = kept is not None and self._is_about_this(value, is_in_round=is_in_round)
         if kept is not None and (not is_about_this or (kept.answered and not is_in_round and self._store.has_result())):
-            kept = None  # clearing a task that handed its answer on asks again
+            kept = None  # clearing a task that pushed its answer asks again
         self.trace = begin(
             session, self._question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=time.time()
         )
         self.is_cleared = kept is not None and self.trace.is_open and not is_in_round
         if self.is_cleared:
             self._log.info(
-                "This task was cleared before its question had an answer; looking for the answer in the session's history first. "
-                "If there is none, the question is asked once more. Session: %s.",
+                "This task was cleared before it had an answer. Looking for the answer in the session's history first. "
+                "If there is none, the prompt is sent once more. Session: %s.",
                 session.session_id,
             )
         elif self.trace.is_open:
             self._log.info(
-                "This is a retry; looking for the answer in the session's history first. Session: %s.",
+                "This is a retry. Looking for the answer in the session's history first. Session: %s.",
                 session.session_id,
             )
         return self.trace
@@ -200,16 +199,16 @@ class TurnMemory:
         is_same_prompt = value.get("prompt") == fingerprint(self._question.prompt)
         if is_in_round and not is_same_prompt:
             self._log.warning(
-                "An earlier attempt asked another prompt, so this one is asked, and paid for, again. Keep what differs between "
-                "attempts (the time, try_number) out of prompts."
+                "An earlier attempt sent a different prompt, so this prompt is sent and paid for. Do not use values in prompts that "
+                "change between attempts, such as the time or try_number."
             )
         return is_same_prompt and value.get("session_id") == self._question.session_id
 
     def keep(self, trace: Trace, is_intent: bool = False) -> None:  # called by position
-        """Keep what is known of the turn for later attempts.
+        """Store what is known about the turn for later attempts.
 
-        :param is_intent: a post follows.
-        :raises LlamaCloudTaskStateError: a post follows, and Airflow's store could not keep that.
+        :param is_intent: a post follows, so the store must be available.
+        :raises LlamaCloudTaskStateError: a post follows, and the store is unavailable.
         """
         from airflow_provider_llamachat.conversation.question import fingerprint
 

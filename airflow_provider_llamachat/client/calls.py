@@ -35,7 +35,7 @@ MAX_PAGES = 10_000
 """Maximum number of pages of a listing, for a server that always returns another page."""
 
 MAX_TOKEN = 8192
-"""Maximum length of a page token; it has to fit into a URL."""
+"""Maximum length of a page token; it must fit into a URL."""
 
 
 class Calls:

@@ -86,7 +86,7 @@ class Budget:
 
     @contextlib.contextmanager
     def spend(self) -> Iterator[float]:
-        """Count the time of an attempt. Yields the epoch seconds at which the attempt has to end."""
+        """Count the time of an attempt. Yields the epoch seconds at which the attempt must end."""
         begin = time.time()
         try:
             yield begin + self.left

@@ -1,4 +1,4 @@
-"""``@task.llamachat``: a function returns the prompt, the task asks it."""
+"""The decorator ``@task.llamachat``: a function returns the prompt, and the task asks it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
-    """Asks what a Python function returns; everything else is :class:`~..operators.chat.SendChatMessageOperator`.
+    """Ask the prompt that a Python function returns. Otherwise like :class:`~..operators.chat.SendChatMessageOperator`.
 
-    :param python_callable: returns the prompt; may be asynchronous.
-    :param render_prompt: render Jinja templates in the returned text. Off by default, unlike in Airflow's ``@task.bash``: what a function
-        puts into a prompt often comes from documents or earlier answers, and ``{{ conn.….password }}`` in them would be carried out.
+    :param python_callable: function that returns the prompt. It may be asynchronous.
+    :param render_prompt: render Jinja templates in the returned text. Unlike in Airflow's ``@task.bash``, the default is False: a prompt often
+        contains text of documents or earlier answers, in which ``{{ conn.….password }}`` must not be rendered.
     :param op_kwargs: keyword arguments of the function. (templated)
     :param op_args: positional arguments of the function. (templated)
     """
@@ -43,7 +43,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {**DecoratedOperator.template_fields_renderers}
 
     custom_operator_name: str = "@task.llamachat"
-    # The prompt is known only when the function has run; Airflow then stores the rendered fields again.
+    # The prompt is known only after the function has run. Airflow then stores the rendered fields again.
     overwrite_rtif_after_execution: bool = True
 
     def __init__(
@@ -56,7 +56,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         **kwargs: Any,
     ) -> None:
         if kwargs.pop("multiple_outputs", None):
-            # The factory infers it from the function's return annotation, which is the prompt's and not the task's.
+            # The factory infers it from the function's return annotation, which describes the prompt and not the answer.
             kwargs["multiple_outputs"] = False
         self.render_prompt = render_prompt
         super().__init__(
@@ -64,7 +64,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         )
 
     def execute(self, context: Context) -> str:
-        """Call the function, and ask what it returns."""
+        """Call the function, and ask the prompt that it returns."""
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
@@ -75,7 +75,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
             returned = _result_of(returned)
         if not isinstance(returned, str) or arguments.is_nothing(returned):
             raise InvalidArgumentError(
-                f"The function {self.python_callable.__name__} has to return the prompt, text that is not blank; it returned "
+                f"The function {self.python_callable.__name__} must return the prompt as text that is not blank. It returned "
                 f"{type(returned).__name__} {excerpt(repr(returned), limit=80)}."
             )
         self.prompt = self.render_template(returned, context) if self.render_prompt else returned
@@ -90,16 +90,16 @@ def _result_of(awaitable: Awaitable[Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(wait())
-    # dag.test() in a notebook or an asynchronous test: the loop of this thread cannot run another one in it.
+    # dag.test() in a notebook or an asynchronous test: a running loop cannot run another one.
     with ThreadPoolExecutor(1) as other:
         return other.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
 
 
 def llamachat_task(python_callable: Callable[..., str | Awaitable[str]] | None = None, **kwargs: Any) -> TaskDecorator:
-    """Turn a function that returns a prompt into a task that asks it.
+    """Turn a function that returns a prompt into a task that asks the prompt.
 
-    Takes the arguments of :class:`~..operators.chat.SendChatMessageOperator` but ``prompt``, and ``render_prompt``; the function's own
-    arguments may be XComArgs or hold templates, and ``.partial()``/``.expand()`` map over them.
+    Takes ``render_prompt`` and the arguments of :class:`~..operators.chat.SendChatMessageOperator` except ``prompt``. The arguments of
+    the function may be XComArgs or contain templates, and can be mapped with ``.partial()`` and ``.expand()``.
     """
     decorator: TaskDecorator = task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=LlamaChatDecoratedOperator, **kwargs

@@ -166,7 +166,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             journal = MemoryJournal(TaskMemory(context, self.log))
             if not journal.remembers:
                 self.log.info(
-                    "A retry of this task asks all prompts again, because neither output_path nor Airflow 3.3's task state store is available."
+                    "A retry asks all prompts again, because there is neither an output_path nor Airflow 3.3's task state store."
                 )
         self._is_killed = False
         with journal.claimed():
@@ -206,7 +206,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             try:
                 return result.result()
             except BaseException:
-                # Airflow raises timeouts in this thread: the other one has to end, too.
+                # Airflow raises timeouts in this thread: the batch in the other thread must end too.
                 if not result.done():
                     self.on_kill()
                 raise

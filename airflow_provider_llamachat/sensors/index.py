@@ -1,4 +1,4 @@
-"""The sensor that waits until indexes can be asked."""
+"""The sensor that waits until indexes are ready."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 
 
 GRACE = 300.0
-"""Seconds that a triggerer may be late before Airflow itself ends a deferred sensor."""
+"""Seconds that a triggerer may be late before Airflow ends a deferred sensor."""
 
 AIRFLOWS_FAILURE = "__fail__"
-"""The method that Airflow resumes a deferred task with when there is no event: the trigger broke, or nothing ran it in time."""
+"""The method with which Airflow resumes a deferred task without an event, because the trigger failed or timed out."""
 
 
 class IndexReadySensor(BaseSensorOperator):
-    """Wait until all indexes are ``ready``; fail at once when one has ``failed``, with the index's own error message.
+    """Wait until all indexes are ``ready``. Fail immediately, with the index's own error message, if one has ``failed``.
 
-    A session locks its indexes at its first message, ready or not: wait before that. States other than ``ready`` and ``failed``
-    mean waiting, whatever they are called.
+    Use the sensor before the first message of a session, because after it the indexes of the session cannot be changed, even if
+    they are not ready. All states except ``ready`` and ``failed`` mean waiting.
 
     API: GET /api/v1/indexes/{index_id} (https://developers.llamaindex.ai/reference/). The usual arguments of sensors
-    (``poke_interval``, ``timeout``, ``mode``, ``soft_fail``, ``exponential_backoff``) apply, and mean the same in both modes; see
+    (``poke_interval``, ``timeout``, ``mode``, ``soft_fail``, ``exponential_backoff``) apply, and have the same meaning in both modes; see
     https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/sensors.html.
 
     :param index_ids: the indexes: a list, an XComArg, a JSON list in a string, or one id. (templated)
-    :param wait_for_sync: wait for running syncs as well. (templated)
+    :param wait_for_sync: also wait for running syncs. (templated)
     :param deferrable: wait in the triggerer instead of on a worker. Default: Airflow's ``[operators] default_deferrable``.
     :param llamacloud_conn_id: the Airflow connection. (templated)
-    :param project_id: project (UUID) in place of the connection's. (templated)
-    :param organization_id: organization (UUID) in place of the connection's. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises IndexFailedError: an index's build failed.
-    :raises AirflowSensorTimeout: ``timeout`` passed before all were ready.
-    :raises AirflowTaskTimeout: ``execution_timeout`` passed before.
-    :raises InvalidArgumentError: there are no index ids, or they are invalid.
+    :raises AirflowSensorTimeout: ``timeout`` passed before all indexes were ready.
+    :raises AirflowTaskTimeout: ``execution_timeout`` passed before all indexes were ready.
+    :raises InvalidArgumentError: the index ids are missing or invalid.
     """
 
     template_fields: Sequence[str] = (
@@ -87,7 +87,7 @@ class IndexReadySensor(BaseSensorOperator):
         self._readiness: Readiness | None = None
 
     def execute(self, context: Context) -> None:
-        """Wait on this worker, or look once and defer."""
+        """Wait on the worker, or check once and defer."""
         if self.deferrable:
             self._look_and_defer(context)
         else:
@@ -104,7 +104,7 @@ class IndexReadySensor(BaseSensorOperator):
             except Exception as problem:
                 if not self.silent_fail:
                     raise
-                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
+                self.log.warning("Continuing to wait, because silent_fail is set. %s", problem)
         if ready:
             return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
@@ -122,27 +122,27 @@ class IndexReadySensor(BaseSensorOperator):
                 silent_fail=bool(self.silent_fail),
                 **self._scope(),
             ),
-            # The trigger keeps the time; this is for a triggerer that does not run.
+            # The trigger enforces the deadline. This timeout is for a triggerer that does not run.
             timeout=timedelta(seconds=max(0.0, deadline - time.time()) + GRACE),
             method_name="execute_complete",
             kwargs={"try_number": context["ti"].try_number},
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume after a deferral; Airflow calls this."""
+        """Resume after a deferral. Airflow calls this."""
         error = str((next_kwargs or {}).get("error"))
         with self._as_on_a_worker():
             if next_method == AIRFLOWS_FAILURE and "timeout" in error.lower():
                 raise self._timed_out(
-                    f"Nothing resumed this deferred sensor for {GRACE:.0f} s after its {self._limit()[1]} had passed. Check that a "
-                    "triggerer runs (airflow triggerer) and keeps up with its triggers."
+                    f"The {self._limit()[1]} of this deferred sensor passed, and no triggerer resumed it within {GRACE:.0f} s. Check that a "
+                    "triggerer (airflow triggerer) is running and not overloaded."
                 )
-            # Not BaseSensorOperator's own: it skips more than a sensor on a worker does, and differs between releases of Airflow.
+            # Not the method of BaseSensorOperator, which skips more than a sensor on a worker and differs between Airflow versions.
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
 
     @contextmanager
     def _as_on_a_worker(self) -> Iterator[None]:
-        """Skip, or fail, for what a deferred sensor meets as Airflow does for what a sensor meets on a worker."""
+        """Skip or fail after an error of a deferred sensor as Airflow does for a sensor on a worker."""
         try:
             yield
         except AirflowSkipException:
@@ -160,10 +160,10 @@ class IndexReadySensor(BaseSensorOperator):
     def _skip(self, problem: Exception, *options: str) -> None:
         for option in options:
             if getattr(self, option):
-                raise AirflowSkipException(f"Skipped, as {option} asks for. {problem}") from problem
+                raise AirflowSkipException(f"Skipped, because {option} is set. {problem}") from problem
 
     def _limit(self) -> tuple[float, str]:
-        """Seconds that an attempt may wait in all, and the argument that says so."""
+        """Return the maximum number of seconds that an attempt waits, and the argument that defines it."""
         limits = [(float(self.timeout), "timeout")]
         if self.execution_timeout is not None:
             limits.append((self.execution_timeout.total_seconds(), "execution_timeout"))
@@ -173,7 +173,7 @@ class IndexReadySensor(BaseSensorOperator):
         return AirflowSensorTimeout(message) if self._limit()[1] == "timeout" else AirflowTaskTimeout(message)
 
     def poke(self, context: Context) -> bool:
-        """Look at all indexes once."""
+        """Check all indexes once."""
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.readiness import Readiness
 
@@ -186,7 +186,7 @@ class IndexReadySensor(BaseSensorOperator):
             return not self._readiness.pending(indexes)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> None:
-        """Resume after the trigger: end, or raise what it met.
+        """Resume after the trigger: succeed, or raise its error.
 
         :param known: ``try_number`` of the attempt that deferred.
         """
@@ -205,7 +205,7 @@ class IndexReadySensor(BaseSensorOperator):
     def _ids(self) -> list[str]:
         ids = arguments.id_list(self.index_ids)
         if not ids:
-            raise InvalidArgumentError("index_ids has to name at least one index to wait for.")
+            raise InvalidArgumentError("index_ids must contain at least one index to wait for.")
         return ids
 
     def _scope(self) -> dict[str, Any]:

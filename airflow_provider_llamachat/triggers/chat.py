@@ -1,4 +1,4 @@
-"""The trigger that asks, or waits for what was asked, while no worker is held."""
+"""The trigger that asks a question, or resumes its turn, without occupying a worker."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Trace
 
 MOMENT = 3.0
-"""Seconds after the deferral within which a start is the trigger's first one: no triggerer is replaced that quickly."""
+"""Seconds after the deferral within which a start is the first one, because no triggerer restarts that quickly."""
 
 
 class ChatTurnTrigger(BaseTrigger):
-    """Asks one question and fires when its turn has ended.
+    """Ask one question, and fire when its turn has ended.
 
-    It carries ids, the prompt, what is known of the turn and an epoch deadline; never a key and never an answer. A start within a
-    moment of the deferral is the first one, and posts at once. A later start, after a triggerer was restarted for instance, reads
-    the session's history first and resumes the turn.
+    The trigger contains ids, the prompt, what is known about the turn and a deadline, but neither an API key nor an answer. When it
+    starts shortly after the deferral, it posts the prompt immediately. When it starts later, for example after a restart of the
+    triggerer, it reads the session's history first and resumes the turn.
 
-    Arguments of earlier releases stay accepted, and unknown ones are ignored, so that tasks which are deferred while the
-    provider is upgraded (or downgraded) come through.
+    Arguments of earlier releases are accepted, and unknown arguments are ignored, so that deferred tasks survive an upgrade or
+    downgrade of the provider.
 
-    :param baseline: turns the session had before the task first asked.
+    :param baseline: number of turns in the session before the task first asked.
     :param deadline: epoch seconds at which waiting ends.
-    :param deferred_at: epoch seconds at which the task deferred; None (1.0.0) when nobody knows.
-    :param accepted: an earlier attempt saw the server take the prompt.
-    :param ask_again: the task may post once more where an earlier attempt's turn has no end: a retry with
-        ``on_interrupted="ask_again"``, or a task that was cleared.
-    :param known: the rest of a :class:`~..conversation.question.Trace`.
+    :param deferred_at: epoch seconds at which the task deferred; None if unknown (1.0.0).
+    :param accepted: the server is known to have accepted the prompt in an earlier attempt.
+    :param ask_again: the prompt may be posted once more if the earlier turn stopped partway. Set for a retry with
+        ``on_interrupted="ask_again"``, and for a task that was cleared.
+    :param known: other fields of :class:`~..conversation.question.Trace`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ChatTurnTrigger(BaseTrigger):
 
     @property
     def question(self) -> Question:
-        """What is asked."""
+        """The question."""
         from airflow_provider_llamachat.conversation.question import Question
 
         return Question(
@@ -88,14 +88,14 @@ class ChatTurnTrigger(BaseTrigger):
 
     @property
     def trace(self) -> Trace:
-        """What was known of the turn when the task deferred."""
+        """What was known about the turn when the task deferred."""
         from airflow_provider_llamachat.conversation.question import Trace
 
         trace = Trace.read({**self._known, "baseline": self.baseline, "accepted": self.accepted})
         return trace or Trace(0, intended_at=0.0)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments that make this trigger again."""
+        """Return the class path and the arguments of this trigger."""
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -110,12 +110,12 @@ class ChatTurnTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Ask, or take up what was asked, and fire once."""
+        """Ask, or resume the turn, and fire once."""
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.progress import TurnLog
 
-        # Clocks of a worker and a triggerer differ a little; one that is far behind would take every start for the first.
+        # The clocks of worker and triggerer may differ slightly. If a clock is far behind, the start does not count as the first.
         is_first = self.deferred_at is not None and -1.0 <= time.time() - self.deferred_at <= MOMENT
         self._trace = self.trace if is_first else replace(self.trace, intended_at=time.time())
         await wait_for_start()
@@ -135,12 +135,12 @@ class ChatTurnTrigger(BaseTrigger):
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def _keep(self, trace: Trace, is_intent: bool) -> None:  # called by position
-        # A triggerer cannot reach the task's memory; the event takes it to the worker.
+        # A triggerer cannot access the task's memory, so the event passes the trace to the worker.
         self._trace = trace
 
     async def on_kill(self) -> None:
-        """Say what becomes of the turn (Airflow 3.3 calls this when a user acts on the deferred task); nothing is deleted."""
+        """Log what happens to the turn. Airflow 3.3 calls this when a user stops the deferred task. Nothing is deleted."""
         self.log.warning(
-            "The task was stopped; no longer waiting for the turn. LlamaCloud may finish, and bill, it. Session: %s.",
+            "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Session: %s.",
             self.session_id,
         )

@@ -1,4 +1,4 @@
-"""What triggers tell the worker: ids, a state and a reason, validated on the way back; never an answer, never a key."""
+"""The events that triggers send to the worker. They contain neither answers nor API keys, and are validated by the worker."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ATTRIBUTES = ("status", "request_id", "session_id", "usage", "reason", "accepte
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception on its way from the triggerer to the worker, so that both modes of a task raise the same.
+    """An exception that is passed from the triggerer to the worker, which raises the same exception.
 
-    :param error: the name of its class.
-    :param message: what it says.
-    :param details: its attributes.
+    :param error: name of the exception's class.
+    :param message: message of the exception.
+    :param details: attributes of the exception.
     """
 
     error: str | None = None
@@ -33,22 +33,22 @@ class Failure:
 
     @classmethod
     def of(cls, problem: exceptions.LlamaCloudError) -> Failure:
-        """The failure for an exception."""
+        """Return the failure of an exception."""
         details = {name: value for name in _ATTRIBUTES if (value := getattr(problem, name, None)) is not None}
         return cls(type(problem).__name__, str(problem), details)
 
     @classmethod
     def read(cls, payload: dict[str, Any]) -> Failure:
-        """The failure that an event's payload holds."""
+        """Return the failure in the payload of an event."""
         details = payload.get("details")
         return cls(payload.get("error"), payload.get("message"), details if isinstance(details, dict) else None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Its part of an event's payload."""
+        """Return the failure as a part of a payload."""
         return {"error": self.error, "message": self.message, "details": self.details}
 
     def exception(self) -> exceptions.LlamaCloudError:
-        """The exception again; the root of our classes for a name that is none of them."""
+        """Return the exception. An unknown class becomes :class:`~..exceptions.LlamaCloudError`."""
         kind = getattr(exceptions, self.error or "", None)
         if not (isinstance(kind, type) and issubclass(kind, exceptions.LlamaCloudError)):
             kind = exceptions.LlamaCloudError
@@ -61,20 +61,20 @@ class Failure:
 
 def _foreign(what: str) -> exceptions.LlamaCloudError:
     return exceptions.LlamaCloudError(
-        f"The trigger resumed this task with an event that is not {what}. Check that workers and triggerers run the same release of "
+        f"The trigger resumed this task with an event that is not {what}. Check that workers and triggerers run the same version of "
         "airflow-provider-llamachat."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class TurnEvent:
-    """The end of a turn as :class:`~.chat.ChatTurnTrigger` saw it.
+    """The event of :class:`~.chat.ChatTurnTrigger`.
 
     :param state: ``answered`` or ``failed``.
-    :param question: what was asked.
-    :param trace: what is known of the turn now.
-    :param position: how many turns the session has before the one that was answered; None for ``failed``.
-    :param failure: for ``failed``, what the trigger met.
+    :param question: the question.
+    :param trace: what is known about the turn.
+    :param position: number of turns in the session before this one; None if ``failed``.
+    :param failure: the error, if ``failed``.
     """
 
     state: str
@@ -113,7 +113,7 @@ class TurnEvent:
         return cls(values["state"], question, trace, values.get("position"), failure)
 
     def raise_for_failure(self) -> None:
-        """Raise what the trigger met, as the class it met."""
+        """Raise the error of the trigger, if there is one."""
         if self.state == ANSWERED:
             return
         problem = self.failure.exception()

@@ -1,4 +1,4 @@
-"""Triggers that watch indexes: until they are ready, or until one was synced again."""
+"""The triggers that wait until indexes are ready, or until an index was synced again."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 
 class IndexReadyTrigger(BaseTrigger):
-    """Fires when all indexes are ready, when one has failed, or at the deadline.
+    """Fire when all indexes are ready, when one has failed, or at the deadline.
 
-    It carries ids and an epoch deadline; never a key. Unknown arguments are ignored, so that tasks which are deferred while the
-    provider is upgraded (or downgraded) come through.
+    The trigger does not contain an API key. Unknown arguments are ignored, so that deferred tasks survive an upgrade or downgrade of
+    the provider.
 
     :param deadline: epoch seconds at which waiting ends.
-    :param poke_interval: seconds between two looks.
-    :param exponential_backoff: double them after each look, up to ``max_wait`` seconds.
-    :param wait_for_sync: wait for running syncs as well.
-    :param silent_fail: log what goes wrong and look again; only what no later look will change ends the waiting.
+    :param poke_interval: seconds between two checks.
+    :param exponential_backoff: double the interval after each check, up to ``max_wait`` seconds.
+    :param wait_for_sync: also wait for running syncs.
+    :param silent_fail: log errors and check again, unless the error is permanent.
     :raises InvalidArgumentError: an argument is invalid.
     """
 
@@ -61,7 +61,7 @@ class IndexReadyTrigger(BaseTrigger):
         self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
         self.index_ids = _ids(index_ids, "index_ids")
         self.deadline = arguments.seconds(deadline, "deadline")
-        # A sensor may look without a pause, if it is told to.
+        # A sensor may have an interval of 0.
         self.poke_interval = (
             0.0 if poke_interval in (0, timedelta()) else arguments.seconds(poke_interval, "poke_interval")
         )
@@ -91,7 +91,7 @@ class IndexReadyTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look at all indexes at once, again and again, and fire once."""
+        """Check all indexes concurrently and repeatedly, and fire once."""
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
@@ -119,7 +119,7 @@ class IndexReadyTrigger(BaseTrigger):
             except LlamaCloudError as problem:
                 if not self.silent_fail or isinstance(problem, AirflowFailException):
                     raise
-                self.log.warning("Waiting on, as silent_fail asks for. %s", problem)
+                self.log.warning("Continuing to wait, because silent_fail is set. %s", problem)
             left = self.deadline - time.time()
             if left <= 0:
                 return IndexEvent(TIMED_OUT, self.index_ids, Failure.of(IndexNotReadyError(not_ready(states))))
@@ -137,21 +137,20 @@ class IndexReadyTrigger(BaseTrigger):
 
 
 class IndexUpdatedTrigger(BaseEventTrigger):
-    """Fires each time an index has become newer: its ``last_synced_at`` moved on, and it is ready.
+    """Fire each time an index was synced: its ``last_synced_at`` is newer, and it is ready.
 
     For Airflow's asset watchers (3.0 and later)::
 
         Asset("llamacloud-filings", watchers=[AssetWatcher(name="synced", trigger=IndexUpdatedTrigger(index_id="idx-filings"))])
 
-    The event's payload is ``index_id``, ``name``, ``last_synced_at`` and ``previous``. Airflow 3.3 and later keeps what was seen in the
-    asset's state store, so that a restarted triggerer does not miss a sync. Before, a restarted trigger begins with the state it
-    finds, and a sync that ended in between is missed. Problems are logged and waited out: an asset watcher has no task that could
-    fail.
+    The payload of the event contains ``index_id``, ``name``, ``last_synced_at`` and ``previous``. On Airflow 3.3 and later, the last sync
+    is stored in the asset's state store, so that a restarted triggerer does not miss a sync. On older versions, a sync during the
+    restart is missed. Errors are logged and retried, because an asset watcher has no task that could fail.
 
     :param index_id: the index to watch.
-    :param poke_interval: seconds (or a timedelta) between two looks.
-    :param since: time (ISO text or a datetime) that counts as seen already; None: what the first look finds.
-    :raises InvalidArgumentError: an argument is invalid; where the trigger is made, so that the Dag file shows it.
+    :param poke_interval: time between two checks, in seconds or as a timedelta.
+    :param since: fire for syncs after this time (ISO text or a datetime). None means after the first check.
+    :raises InvalidArgumentError: an argument is invalid. Raised when the Dag file is parsed.
     """
 
     def __init__(
@@ -188,14 +187,14 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look again and again; fire whenever the index has become newer."""
+        """Check repeatedly, and fire each time the index was synced."""
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
         from airflow_provider_llamachat.readiness import is_newer
 
         await wait_for_start()
         remembered = await self._remembered()
-        # An index that was never synced is remembered as blank: its first sync is news, too.
+        # An index that was never synced is stored as an empty string, so that its first sync fires too.
         seen = self.since if remembered is None else remembered
         while True:
             try:
@@ -216,12 +215,12 @@ class IndexUpdatedTrigger(BaseEventTrigger):
                                 "previous": previous or None,
                             }
                             yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow does not type it
-                            # Only now: rather tell of a sync twice than not at all.
+                            # Only now, because it is better to report a sync twice than to miss it.
                             await self._remember(seen)
                         await asyncio.sleep(self.poke_interval)
-            except Exception as problem:  # noqa: BLE001  # a watcher that ends is not started again; it has no task that could fail
+            except Exception as problem:  # noqa: BLE001  # a watcher that ends is not restarted, and has no task that could fail
                 shown = problem if isinstance(problem, LlamaCloudError) else f"{type(problem).__name__}: {problem}"
-                self.log.warning("Index %s could not be watched; looking again later. %s", self.index_id, shown)
+                self.log.warning("The index could not be read. Retrying. Index: %s. %s", self.index_id, shown)
                 await asyncio.sleep(self.poke_interval)
 
     @property
@@ -252,7 +251,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 def _ids(value: Any, name: str) -> list[str]:
     ids = arguments.id_list(value, name)
     if not ids:
-        raise InvalidArgumentError(f"{name} has to name at least one index.")
+        raise InvalidArgumentError(f"{name} must contain at least one index.")
     return ids
 
 

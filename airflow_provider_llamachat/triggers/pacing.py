@@ -1,7 +1,7 @@
-"""Spreads the starts of many triggers over time, so that the triggerer's one event loop never stands still for them.
+"""Spreads the starts of many triggers over time, so that they do not block the event loop of the triggerer.
 
-Starting a turn costs the loop some milliseconds (a client, a connection, two requests). A thousand that start in the same
-moment, after a restart of the triggerer for instance, would block it for seconds and then stream in lockstep.
+Starting a turn takes some milliseconds of CPU time. If a thousand turns start at once, for example after a restart of the
+triggerer, they would block the event loop for seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import asyncio
 from weakref import WeakKeyDictionary
 
 SPACING = 0.008
-"""Seconds between two starts in one loop: a thousand take eight seconds, a single one does not wait."""
+"""Seconds between two starts in an event loop. A thousand starts take eight seconds; a single one does not wait."""
 
 _next_start: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 
 
 async def wait_for_start() -> None:
-    """Return when it is this trigger's turn to start."""
+    """Wait until this trigger may start."""
     loop = asyncio.get_running_loop()
     now = loop.time()
     start = max(now, _next_start.get(loop, 0.0))
