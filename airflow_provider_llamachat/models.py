@@ -1,6 +1,7 @@
 """The objects of the API as pydantic models.
 
-Every model keeps unknown fields (``extra="allow"``), so that a new field of the API neither breaks a Dag nor gets lost in XCom. Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
+Every model keeps unknown fields (``extra="allow"``), so that a new field of the API neither breaks a Dag nor gets lost in XCom.
+Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
 """
 
 from __future__ import annotations

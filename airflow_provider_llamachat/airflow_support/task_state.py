@@ -108,7 +108,6 @@ class TaskMemory:
             if required:
                 raise LlamaCloudTaskStateError(
                     "Airflow's task state store is unavailable, so nothing was sent. Retry the task when the store is available. "
-                    "It keeps what attempts know of each other. "
                     f"Cause: {type(problem).__name__}."
                 ) from problem
             self._log.warning(

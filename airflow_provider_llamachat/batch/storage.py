@@ -198,7 +198,7 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Whether a file exists."""
-        return self._trying("look into", lambda: bool(self._fs.exists(self._at(name))))
+        return self._trying("check", lambda: bool(self._fs.exists(self._at(name))))
 
     def remove_self(self) -> None:
         """Remove the folder and its content. Errors are logged."""

@@ -30,8 +30,8 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     """Ask the prompt that a Python function returns. Otherwise like :class:`~..operators.chat.SendChatMessageOperator`.
 
     :param python_callable: function that returns the prompt. It may be asynchronous.
-    :param render_prompt: render Jinja templates in the returned text. Unlike in Airflow's ``@task.bash``, the default is False: a prompt often
-        contains text of documents or earlier answers, in which ``{{ conn.….password }}`` must not be rendered.
+    :param render_prompt: render Jinja templates in the returned text. Unlike in Airflow's ``@task.bash``, the default is False: a prompt
+        often contains text of documents or earlier answers, in which ``{{ conn.….password }}`` must not be rendered.
     :param op_kwargs: keyword arguments of the function. (templated)
     :param op_args: positional arguments of the function. (templated)
     """

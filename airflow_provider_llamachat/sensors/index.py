@@ -134,8 +134,8 @@ class IndexReadySensor(BaseSensorOperator):
         with self._as_on_a_worker():
             if next_method == AIRFLOWS_FAILURE and "timeout" in error.lower():
                 raise self._timed_out(
-                    f"The {self._limit()[1]} of this deferred sensor passed, and no triggerer resumed it within {GRACE:.0f} s. Check that a "
-                    "triggerer (airflow triggerer) is running and not overloaded."
+                    f"The {self._limit()[1]} of this deferred sensor passed, and no triggerer resumed it within {GRACE:.0f} s. Check that "
+                    "a triggerer (airflow triggerer) is running and not overloaded."
                 )
             # Not the method of BaseSensorOperator, which skips more than a sensor on a worker and differs between Airflow versions.
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)

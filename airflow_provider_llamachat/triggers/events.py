@@ -61,7 +61,7 @@ class Failure:
 
 def _foreign(what: str) -> exceptions.LlamaCloudError:
     return exceptions.LlamaCloudError(
-        f"The trigger resumed this task with an event that is not {what}. Check that workers and triggerers run the same version of "
+        f"The trigger resumed this task with an unexpected event (not {what}). Check that workers and triggerers run the same version of "
         "airflow-provider-llamachat."
     )
 
@@ -84,7 +84,7 @@ class TurnEvent:
     failure: Failure = Failure()
 
     def as_dict(self) -> dict[str, Any]:
-        """The event's payload."""
+        """Return the payload of the event."""
         payload = {
             "state": self.state,
             "position": self.position,
@@ -97,14 +97,14 @@ class TurnEvent:
     def parse(cls, payload: Any) -> TurnEvent:
         """Read a payload.
 
-        :raises LlamaCloudError: it is not one of ours.
+        :raises LlamaCloudError: the payload is invalid.
         """
         from airflow_provider_llamachat.conversation.question import Question, Trace
 
         values = payload if isinstance(payload, dict) else {}
         question, trace = Question.read(values), Trace.read(values)
         if question is None or trace is None or values.get("state") not in {ANSWERED, FAILED}:
-            raise _foreign("a chat turn's")
+            raise _foreign("about a chat turn")
         failure = Failure.read(values)
         if values["state"] == ANSWERED:
             trace = replace(trace, accepted=True, answered=True)
@@ -123,10 +123,10 @@ class TurnEvent:
 
 @dataclass(frozen=True, slots=True)
 class IndexEvent:
-    """The end of waiting for indexes as :class:`~.index.IndexReadyTrigger` saw it.
+    """The event of :class:`~.index.IndexReadyTrigger`.
 
     :param state: ``ready``, ``failed`` or ``timed_out``.
-    :param failure: for the other two, what the trigger met.
+    :param failure: the error, unless ``ready``.
     """
 
     state: str
@@ -134,7 +134,7 @@ class IndexEvent:
     failure: Failure = Failure()
 
     def as_dict(self) -> dict[str, Any]:
-        """The event's payload."""
+        """Return the payload of the event."""
         payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
         return payload if self.state == READY else payload | self.failure.as_dict()
 
@@ -142,7 +142,7 @@ class IndexEvent:
     def parse(cls, payload: Any) -> IndexEvent:
         """Read a payload.
 
-        :raises LlamaCloudError: it is not one of ours.
+        :raises LlamaCloudError: the payload is invalid.
         """
         if (
             not isinstance(payload, dict)

@@ -90,7 +90,7 @@ def test_a_folder_is_no_file(where: str, tmp_path: Path, llamacloud_emulator: Ll
         store = Buckets("answers")
         store.at("answers/results/one.txt").write_bytes(b"1")
         path = store.at("answers/results")
-    with pytest.raises(InvalidArgumentError, match="output_path has to be the path of a file, and this is a folder"):
+    with pytest.raises(InvalidArgumentError, match="output_path must be the path of a file, and this is a folder"):
         ask(path)
     assert llamacloud_emulator.requests == []
 

@@ -38,7 +38,7 @@ def test_what_met_an_outage_is_asked_once_more_at_the_end(
     llamacloud_emulator.inject(fault)
     report = runner.run(max_concurrency=2)
     assert outcomes(runner) == ["answered"] * 6
-    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert "Retrying 3 prompts that failed with transient errors" in caplog.text
     assert "Batch: 6 of 6 done (100 %), 0 failed" in caplog.text
     assert llamacloud_emulator.completed() == 6
     assert once_each(llamacloud_emulator)
@@ -103,7 +103,7 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     runner.config = replace(runner.config, max_retries=0)
     llamacloud_emulator.inject(Fault("reset_before", endpoint="get", times=3))
     report = runner.run()
-    assert "Looking once more after 3 prompt(s)" in caplog.text
+    assert "Retrying 3 prompts that failed with transient errors" in caplog.text
     assert (outcomes(runner), report.settled) == (["answered"] * 6, 6)
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
 

@@ -33,9 +33,9 @@ def test_a_connection_of_another_type_is_refused_before_anything_is_sent(
 @pytest.mark.parametrize("conn_id", ["None", " ", None, 7])
 def test_a_connection_id_that_rendered_to_nothing_is_told(conn_id: Any) -> None:
     hook = LlamaCloudHook(conn_id)
-    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id has to be the id"):
+    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id must be the id"):
         hook.get_conn()
-    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id has to be the id"):
+    with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id must be the id"):
         asyncio.run(hook.get_async_conn())
 
 

@@ -162,7 +162,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"password": "***"}, r"row of asterisks"),
     ({"password": ""}, r"has no API key"),
     ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) is not one of us, eu"),
-    ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) has to be a UUID"),
+    ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) must be a UUID"),
     ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
     (
         {"host": "http://127.0.0.1:9"},

@@ -37,10 +37,10 @@ def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None)
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (7, "has to be a list of index ids, got int 7"),
+        (7, "must be a list of index ids, got int 7"),
         ({"a": 1}, "got dict"),
         (b"idx", "got bytes"),
-        (["idx-1", 7], r"index_ids\[1\] has to be an index id .*got int 7"),
+        (["idx-1", 7], r"index_ids\[1\] must be an index id .*got int 7"),
         (["idx-1", ""], r"index_ids\[1\]"),
         (["idx-1", None], r"index_ids\[1\].*NoneType"),
         ("[idx-1", r"neither a JSON nor a Python list"),
@@ -100,7 +100,7 @@ def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["None", " None\n", "null", None])
 def test_a_prompt_that_rendered_to_nothing_is_refused_like_a_blank_one(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"^prompt has to be text.*template that finds nothing"):
+    with pytest.raises(InvalidArgumentError, match=r"^prompt must be text.*template that finds nothing"):
         arguments.prompt(value)
 
 
@@ -113,7 +113,7 @@ def test_what_native_rendering_made_of_a_prompt_is_told_with_the_way_out(value: 
 
 @pytest.mark.parametrize("value", ["None", "", None, 7])
 def test_a_connection_id_that_rendered_to_nothing_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"^llamacloud_conn_id has to be the id of an Airflow connection"):
+    with pytest.raises(InvalidArgumentError, match=r"^llamacloud_conn_id must be the id of an Airflow connection"):
         arguments.connection_id(value)
     assert arguments.connection_id("llamacloud_default") == "llamacloud_default"
 
@@ -154,9 +154,9 @@ def test_flags_come_as_rendered_text_too(value: Any, expected: bool) -> None:
 
 
 def test_other_wrong_values_are_named() -> None:
-    with pytest.raises(InvalidArgumentError, match="ignore_missing has to be true or false, got 'maybe'"):
+    with pytest.raises(InvalidArgumentError, match="ignore_missing must be true or false, got 'maybe'"):
         arguments.flag("maybe", "ignore_missing")
-    with pytest.raises(InvalidArgumentError, match="on_interrupted has to be one of 'fail', 'ask_again', got 'retry'"):
+    with pytest.raises(InvalidArgumentError, match="on_interrupted must be one of 'fail', 'ask_again', got 'retry'"):
         arguments.choice("retry", "on_interrupted", ("fail", "ask_again"))
     assert arguments.optional_choice("None", "shared_access", ("query",)) is None
     assert arguments.optional_choice("query", "shared_access", ("query",)) == "query"
@@ -164,7 +164,7 @@ def test_other_wrong_values_are_named() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, "soon", None, True, float("nan"), float("inf"), timedelta(0)])
 def test_durations_have_to_be_above_zero(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="turn_timeout has to be a number of seconds"):
+    with pytest.raises(InvalidArgumentError, match="turn_timeout must be a number of seconds"):
         arguments.seconds(value, "turn_timeout")
 
 

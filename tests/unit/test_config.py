@@ -168,16 +168,16 @@ def test_a_key_in_the_wrong_field_is_not_shown(name: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"timeout": 0}, "The connection's Timeout (s) (extra field timeout) has to be a number above 0, got 0."),
+        ({"timeout": 0}, "The connection's Timeout (s) (extra field timeout) must be a number above 0, got 0."),
         ({"timeout": "-3"}, "a number above 0, got -3."),
         (
             {"max_retries": "1.5"},
             "Max retries (extra field max_retries) has to be a whole number of at least 0, got 1.5.",
         ),
-        ({"history_lag": -1}, "History lag (s) (extra field history_lag) has to be a number of at least 0, got -1."),
+        ({"history_lag": -1}, "History lag (s) (extra field history_lag) must be a number of at least 0, got -1."),
         ({"timeout": "a minute"}, "a number above 0, got text of 8 characters."),
         ({"timeout": True}, "got a value of type bool."),
-        ({"project_id": "my project"}, "The connection's Project ID (extra field project_id) has to be a UUID"),
+        ({"project_id": "my project"}, "The connection's Project ID (extra field project_id) must be a UUID"),
     ],
 )
 def test_a_field_is_named_as_the_form_calls_it(values: dict[str, Any], words: str) -> None:
@@ -186,7 +186,7 @@ def test_a_field_is_named_as_the_form_calls_it(values: dict[str, Any], words: st
 
 
 def test_a_wrong_argument_is_described_too() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"project_id has to be a UUID.* got text of 6 characters") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"project_id must be a UUID.* got text of 6 characters") as caught:
         checked_uuid("project_id", "canary")
     assert "canary" not in str(caught.value)
 
@@ -198,7 +198,7 @@ def test_a_history_may_lag_for_ten_seconds_or_as_the_connection_says(value: Any,
 
 def test_blank_ids_are_none() -> None:
     assert checked_uuid("project_id", " ") is None
-    with pytest.raises(InvalidArgumentError, match="has to be a UUID"):
+    with pytest.raises(InvalidArgumentError, match="must be a UUID"):
         checked_uuid("project_id", "x" * 500)
 
 
