@@ -172,7 +172,7 @@ def test_a_key_in_the_wrong_field_is_not_shown(name: str, key: str) -> None:
         ({"timeout": "-3"}, "a number above 0, got -3."),
         (
             {"max_retries": "1.5"},
-            "Max retries (extra field max_retries) has to be a whole number of at least 0, got 1.5.",
+            "Max retries (extra field max_retries) must be a whole number of at least 0, got 1.5.",
         ),
         ({"history_lag": -1}, "History lag (s) (extra field history_lag) must be a number of at least 0, got -1."),
         ({"timeout": "a minute"}, "a number above 0, got text of 8 characters."),

@@ -94,7 +94,7 @@ def test_a_failure_crosses_from_trigger_to_worker_as_the_same_class(kind: type[e
     ],
 )
 def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
-    with pytest.raises(errors.LlamaCloudError, match="not a chat turn's"):
+    with pytest.raises(errors.LlamaCloudError, match="not about a chat turn"):
         TurnEvent.parse(payload)
 
 
