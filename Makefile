@@ -57,10 +57,15 @@ coverage: $(VENV)/.installed ## `make test` with branch coverage, which has a lo
 	$(BIN)/coverage report
 
 .PHONY: lint
-lint: $(VENV)/.installed-browser ## ruff and mypy
+lint: $(VENV)/.installed-browser ## ruff, mypy, and whether generated code is up to date
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/python .ci/make_sync.py --check
 	$(BIN)/mypy
+
+.PHONY: sync
+sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous one
+	@$(BIN)/python .ci/make_sync.py
 
 .PHONY: long
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
