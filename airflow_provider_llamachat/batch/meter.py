@@ -1,4 +1,4 @@
-"""A batch's progress as log lines: done/total, rate, tokens, failures, time left; at a cadence that a log can bear."""
+"""Logs the progress of a batch: prompts done, rate, tokens, failures and time left."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 EVERY = 15.0
-"""Seconds between two lines at most."""
+"""Maximum number of seconds between two lines."""
 AT_LEAST = 2.0
-"""Seconds between two lines at the least, however fast tenths of the batch go by."""
+"""Minimum number of seconds between two lines, however fast the batch is."""
 
 
 class Meter:
-    """Counts what is done and says so every quarter of a minute, and at each tenth of the batch.
+    """Counts results, and logs progress every 15 seconds and after each tenth of the batch.
 
     :param logger: where to log.
     :param total: items of the batch.
-    :param kept: items that an earlier try had finished.
+    :param kept: items that an earlier attempt had finished.
     """
 
     def __init__(self, logger: Any, total: int, kept: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,11 +35,11 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the batch started."""
         return self._clock() - self._began
 
     def add(self, *, answered: bool, usage: dict[str, Any] | None) -> None:
-        """Count one more item."""
+        """Count an item."""
         self.done += 1
         self.failed += not answered
         self.input_tokens += (usage or {}).get("total_input_tokens") or 0
@@ -48,7 +48,7 @@ class Meter:
             self.say()
 
     def reopen(self, count: int, usages: Iterable[dict[str, Any] | None] = ()) -> None:
-        """Take back that many failures, and what they are known to have cost: they are looked after once more."""
+        """Uncount failures and their usage, because they are retried."""
         self.done -= count
         self.failed -= count
         for usage in usages:
@@ -56,16 +56,16 @@ class Meter:
             self.output_tokens -= (usage or {}).get("total_output_tokens") or 0
 
     def due_in(self) -> float:
-        """Seconds until a line is due although no tenth was completed."""
+        """Seconds until the next line is due."""
         return max(0.0, self._said_at + EVERY - self._clock())
 
     def finish(self) -> None:
-        """Log where the batch ended, unless the last line says it."""
+        """Log the final state, unless the last line has logged it."""
         if self._said != (self.done, self.failed):
             self.say()
 
     def say(self) -> None:
-        """Log where the batch is."""
+        """Log the current state."""
         self._said = self.done, self.failed
         self._said_at = self._clock()
         self._said_tenth = self._tenth()
