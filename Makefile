@@ -89,7 +89,7 @@ celery: $(VENV)/.installed-celery ## conversations on two Celery workers, one of
 .PHONY: mutants
 mutants: $(VENV)/.installed ## how many mutants of the rule of a turn its unit tests notice; takes some minutes
 	@rm -rf mutants
-	MUTANTS=1 $(BIN)/mutmut run --max-children $(JOBS)
+	$(BIN)/mutmut run --max-children $(JOBS)
 	@$(BIN)/mutmut results
 
 .PHONY: bench

@@ -288,7 +288,7 @@ def _settle(
                 yield Remember(trace)
             turn = _turn_of(verdict, trace, is_late=is_late)
             if turn is not None:
-                return _Settled(trace, turn.model_copy(update={"index_ids": question.index_ids}))
+                return _Settled(trace, turn)
             if is_late and verdict.state is State.FOREIGN:
                 interrupted = _interrupted(question, "foreign", problem, trace)
                 return _Settled(trace, interrupted=interrupted, turns=turns)

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.conversation.ask import Limits, Outcome, Pause, Post, ReadHistory, Remember, ask
@@ -299,7 +299,7 @@ class Life:
         self._known = trace
 
     def _ask(self, trace: Trace, deadline: float, attempt: Attempt, keep: Callable[[Trace], None]) -> ChatTurn:
-        service, result = self.service, None
+        service, result = self.service, cast("Any", None)
         limits = Limits(deadline, 120.0, 3, lag=self.lag, pause=lambda number, after: after or float(number))
         steps = ask(QUESTION, trace, limits, ask_again=self.ask_again and self.tries > 1, now=lambda: service.clock)
         crash_at = attempt.crash_at

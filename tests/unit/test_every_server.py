@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -127,19 +128,19 @@ TAKEN = ("reset", True)
     ("service", "attempts", "has_store"),
     [
         # No store, and the recorded form may be ours but is not surely ours: another task's prompt could look like that.
-        (Service(record="prefix", faults=[TAKEN]), [Attempt(crash_after=2), Attempt()], False),
+        (lambda: Service(record="prefix", faults=[TAKEN]), [Attempt(crash_after=2), Attempt()], False),
         # No store, and somebody else's turn is the last one when the retry begins.
-        (Service(faults=[TAKEN], foreign=[6.0]), [Attempt(crash_after=2, gap=20.0), Attempt()], False),
+        (lambda: Service(faults=[TAKEN], foreign=[6.0]), [Attempt(crash_after=2, gap=20.0), Attempt()], False),
         # The history is later than the connection says, and nobody saw the prompt being taken.
-        (Service(lag=20.0, faults=[TAKEN]), [Attempt()], True),
+        (lambda: Service(lag=20.0, faults=[TAKEN]), [Attempt()], True),
         # It is written when a turn ends, and the turn is longer than that.
-        (Service(written_at_end=True, takes=15.0, faults=[TAKEN], has_conflicts=False), [Attempt()], True),
+        (lambda: Service(written_at_end=True, takes=15.0, faults=[TAKEN], has_conflicts=False), [Attempt()], True),
     ],
 )
 def test_the_documented_limits_are_where_they_are_said_to_be(
-    service: Service, attempts: list[Attempt], has_store: bool
+    service: Callable[[], Service], attempts: list[Attempt], has_store: bool
 ) -> None:
-    assert Life(service, has_store=has_store).run(attempts).service.paid == 2
+    assert Life(service(), has_store=has_store).run(attempts).service.paid == 2
 
 
 def test_a_busy_session_keeps_a_turn_that_is_longer_than_the_lag_from_being_paid_twice() -> None:

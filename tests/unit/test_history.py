@@ -338,3 +338,16 @@ def test_a_history_with_malformed_events_keeps_the_rest(caplog: pytest.LogCaptur
     assert [item.type for item in loaded.events] == ["user_input", "new", "stop"]
     assert count_turns(loaded.events) == 1
     assert "3 of 6 events" in caplog.text
+
+
+def test_a_turn_between_others_is_its_own_events_only() -> None:
+    question = Question("ses-1", "ours", ["i"])
+    verdict = judge(events(turn("theirs"), turn("ours", "right"), turn("others")), question, Trace(0))
+    assert verdict.turn is not None
+    assert (verdict.turn.answer, verdict.size, verdict.turn.index_ids) == ("right", 6, ["i"])
+
+
+def test_an_anchor_ends_with_the_first_turn_even_if_that_was_cut_off() -> None:
+    cut = turn("a")[:2]
+    assert anchor(events(cut, turn("b")), 2) == anchor(events(cut, turn("c")), 2)
+    assert len(anchor([], 0)) == 24

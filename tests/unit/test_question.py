@@ -220,6 +220,11 @@ def test_a_text_may_be_ours_if_one_holds_the_other(recorded: str, expected: bool
     assert may_be_same_text(recorded, TWELVE) is expected
 
 
+def test_less_than_a_quarter_of_a_prompt_is_a_word_that_happens_to_occur_there() -> None:
+    assert not may_be_same_text("cd", "abcdefghi")
+    assert may_be_same_text("cd", "abcdefgh")
+
+
 def test_a_cut_between_a_letter_and_its_accent_is_a_cut() -> None:
     assert may_be_same_text("cafe", "cafe\u0301 au lait, and a lot of other things")
     assert unicodedata.normalize("NFC", "e\u0301") == "\u00e9"
