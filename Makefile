@@ -57,10 +57,15 @@ coverage: $(VENV)/.installed ## `make test` with branch coverage, which has a lo
 	$(BIN)/coverage report
 
 .PHONY: lint
-lint: $(VENV)/.installed-browser ## ruff and mypy
+lint: $(VENV)/.installed-browser ## ruff, mypy, and whether generated code is up to date
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/python .ci/make_sync.py --check
 	$(BIN)/mypy
+
+.PHONY: sync
+sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous one
+	@$(BIN)/python .ci/make_sync.py
 
 .PHONY: long
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
@@ -92,6 +97,12 @@ celery: export CELERY_CONVERSATIONS ?= 40
 celery: $(VENV)/.installed-celery ## conversations on two Celery workers, one of them killed; PostgreSQL and Redis have to be installed
 	$(BIN)/python -m pytest -m celery -s $(PYTEST_ARGS)
 
+.PHONY: mutants
+mutants: $(VENV)/.installed ## how many mutants of the rule of a turn its unit tests notice; takes some minutes
+	@rm -rf mutants
+	$(BIN)/mutmut run --max-children $(JOBS)
+	@$(BIN)/mutmut results
+
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## benchmarks beside the peers
 	@$(BIN)/python -W ignore -m tests.bench $(BENCH_ARGS)
@@ -112,4 +123,4 @@ constraints: $(VENV)/.installed ## the newest versions of everything into .ci/co
 
 .PHONY: clean
 clean: ## remove everything that the commands above made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* mutants

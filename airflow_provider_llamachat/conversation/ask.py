@@ -150,10 +150,11 @@ def ask(
             if settled.interrupted is not None:
                 if isinstance(problem, ConflictError):
                     # Somebody else's turn keeps the session busy, so ours was refused; without any turn, nobody can tell.
-                    yield Remember(trace.withdrawn() if settled.interrupted.reason == "foreign" else trace)
+                    is_theirs = settled.interrupted.reason == "foreign" and not trace.accepted
+                    yield Remember(trace.withdrawn() if is_theirs else trace)
                     raise problem
-                again = ask_again and posts == 0 and settled.asked <= 1 and settled.interrupted.reason in _MAY_ASK_AGAIN
-                if not again:
+                may_again = ask_again and not trace.answered and posts == 0 and settled.asked <= 1
+                if not (may_again and settled.interrupted.reason in _MAY_ASK_AGAIN):
                     yield Remember(trace)
                     raise settled.interrupted
                 log.warning(
@@ -167,6 +168,7 @@ def ask(
             yield Remember(trace)
             raise problem
         if now() >= limits.deadline:
+            yield Remember(trace)
             raise _interrupted(question, "unasked", problem, trace)
         posts += 1
         trace = replace(trace, intended_at=now())
@@ -182,8 +184,8 @@ def ask(
             return (yield from _finish(question, trace, turn))
         problem = outcome.problem or _interrupted(question, "stalled", None, trace)
         trace = _after_failure(trace, problem, now(), may_be_ours=was_open or posts > 1)
+        yield Remember(trace)
         if not trace.is_open and (_is_final(problem) or isinstance(problem, ConflictError)):
-            yield Remember(trace)
             raise problem
         yield from _pause(problem, trace, posts, limits, now)
 
@@ -194,7 +196,7 @@ def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_
         # What keeps the session busy may be an earlier post of ours that the history does not show yet.
         return replace(trace, intended_at=at) if may_be_ours else trace.withdrawn()
     if trace.accepted:
-        return trace
+        return replace(trace, intended_at=at)
     is_connection = isinstance(problem, LlamaCloudConnectionError)
     if _is_final(problem) or (is_connection and getattr(problem, "accepted", None) is False):
         return trace.withdrawn()
@@ -244,8 +246,9 @@ def _whole(
         read = yield ReadHistory()
         if isinstance(read, Session):
             verdict = judge(read.events, question, trace)
-            if verdict.state is State.FINISHED and verdict.turn is not None and not verdict.turn.is_error:
-                return max((turn, verdict.turn), key=lambda one: len(one.answer))
+            found = _turn_of(verdict, trace, is_late=started >= end)
+            if found is not None and not found.is_error:
+                return max((turn, found), key=lambda one: len(one.answer))
         if started >= end or (isinstance(read, LlamaCloudError) and _is_final(read)):
             log.warning("The history of session %s does not hold the turn; using the stream's.", question.session_id)
             return turn
@@ -262,7 +265,9 @@ def _settle(
     begin = changed_at = now()
     size, reads, turns = -1, 0, 0
     said: set[str] = set()
-    shown_by = min(begin, begin if trace.intended_at is None else trace.intended_at) + limits.lag
+    # An end that was seen may have been seen a moment ago.
+    since = begin if trace.answered or trace.intended_at is None else min(begin, trace.intended_at)
+    shown_by = since + limits.lag
     # What the server took, or what keeps the session busy, is not absent because the history does not show it.
     may_come = trace.accepted or trace.answered or isinstance(problem, ConflictError)
     verdict: Verdict | None = None
@@ -277,14 +282,17 @@ def _settle(
             verdict = judge(read.events, question, trace)
             failure = _truncated(question, trace, verdict, turns)
         if failure is None and verdict is not None:
-            trace = _seen(trace, verdict)
-            turn = _turn_of(verdict, trace, is_late=started >= shown_by)
+            is_late = started >= shown_by
+            if (known := _seen(trace, verdict, is_late=is_late)) != trace:
+                trace = known
+                yield Remember(trace)
+            turn = _turn_of(verdict, trace, is_late=is_late)
             if turn is not None:
-                return _Settled(trace, turn.model_copy(update={"index_ids": question.index_ids}))
-            if started >= shown_by and verdict.state is State.FOREIGN:
+                return _Settled(trace, turn)
+            if is_late and verdict.state is State.FOREIGN:
                 interrupted = _interrupted(question, "foreign", problem, trace)
                 return _Settled(trace, interrupted=interrupted, turns=turns)
-            if started >= shown_by and verdict.state is State.ABSENT and not may_come:
+            if is_late and verdict.state is State.ABSENT and not may_come:
                 return _Settled(trace.withdrawn(), turns=turns)
             if verdict.size != size:
                 size, changed_at = verdict.size, now()
@@ -297,14 +305,14 @@ def _settle(
             return _Settled(trace, interrupted=interrupted, asked=verdict.asked if verdict else 0, turns=turns)
         _announce(question, failure, verdict, said)
         seconds = min(limits.poll * 1.5 ** min(reads - 1, 10), limits.poll_max, limits.stall_after / 4)
-        if now() < shown_by and (verdict is None or verdict.state in {State.ABSENT, State.FOREIGN}):
+        if now() < shown_by and (verdict is None or verdict.state is not State.RUNNING):
             seconds = min(seconds, shown_by - now())
         yield Pause(max(0.0, min(seconds, limits.deadline - now())))
 
 
-def _seen(trace: Trace, verdict: Verdict) -> Trace:
+def _seen(trace: Trace, verdict: Verdict, *, is_late: bool) -> Trace:
     """What the history adds to what is known: a turn of ours that stands there was accepted, under the text that stands there."""
-    if verdict.recorded is None:
+    if verdict.recorded is None or not (verdict.is_sure or is_late):
         return trace
     return replace(trace, accepted=True, recorded=trace.recorded or verdict.recorded)
 
@@ -312,11 +320,12 @@ def _seen(trace: Trace, verdict: Verdict) -> Trace:
 def _turn_of(verdict: Verdict, trace: Trace, *, is_late: bool) -> ChatTurn | None:
     """The finished turn that is ours; None as long as there is none.
 
-    A turn that was seen to end is in the history once the history had its time. If a single turn stands at its place then, it is
-    that turn, under a text that nobody could know.
+    One that only may be ours counts once the history had its time: ours would stand beside it by then. A turn that was seen to end
+    is in the history then as well. If a single turn stands at its place, it is that turn, under a text that nobody could know.
     """
     is_only_one = verdict.state is State.FOREIGN and trace.answered and is_late
-    if verdict.turn is not None and verdict.turn.finished and (verdict.state is State.FINISHED or is_only_one):
+    is_ours = verdict.state is State.FINISHED and (verdict.is_sure or is_late)
+    if verdict.turn is not None and verdict.turn.finished and (is_ours or is_only_one):
         return verdict.turn
     return None
 

@@ -156,6 +156,7 @@ class Verdict:
     :param asked: how often our prompt stands in the history since the baseline.
     :param overtaken: a later turn began before ours had its ``stop``.
     :param recorded: the prompt as the server recorded it, as a fingerprint; None where there is no turn of ours.
+    :param is_sure: False for a turn at our position whose prompt only may be ours, cut or with something added.
     """
 
     state: State
@@ -164,6 +165,7 @@ class Verdict:
     asked: int = 0
     overtaken: bool = False
     recorded: str | None = None
+    is_sure: bool = True
 
 
 def count_turns(events: Iterable[Event]) -> int:
@@ -171,23 +173,27 @@ def count_turns(events: Iterable[Event]) -> int:
     return sum(isinstance(event, UserInputEvent) for event in events)
 
 
-def anchor(events: Iterable[Event], baseline: int) -> str | None:
+def anchor(events: Iterable[Event], baseline: int) -> str:
     """A digest of how a history begins: what stands before its first turn and, if it had turns at the baseline, that turn.
 
-    :returns: None while the first turn has not ended, because it still changes.
+    All that the events hold counts, the figures of a ``stop`` too: the same question may have had the same answer every day. Of a
+    turn that has not ended only the prompt counts, because the rest still changes.
     """
-    turns, begin = 0, []
+    return _anchors(events, baseline)[-1]
+
+
+def _anchors(events: Iterable[Event], baseline: int) -> list[str]:
+    turns, found, digest = 0, [], hashlib.sha256()
     for event in events:
         turns += isinstance(event, UserInputEvent)
         if turns > min(baseline, 1):
             break
-        begin.append((event.type, getattr(event, "content", None), getattr(event, "call_id", None)))
+        digest.update(json.dumps(event.model_dump(), default=str).encode())
+        if turns and isinstance(event, UserInputEvent | StopEvent):
+            found.append(digest.hexdigest()[:24])
         if turns and isinstance(event, StopEvent):
             break
-    else:
-        if turns:
-            return None
-    return hashlib.sha256(json.dumps(begin, default=str).encode()).hexdigest()[:24]
+    return found or [digest.hexdigest()[:24]]
 
 
 def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
@@ -208,13 +214,15 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         recorded = prompt(position)
         return is_same_text(recorded, question.prompt) or fingerprint(recorded) == trace.recorded
 
-    if len(starts) < baseline or (trace.anchor is not None and anchor(events, baseline) != trace.anchor):
+    if len(starts) < baseline or (trace.anchor is not None and trace.anchor not in _anchors(events, baseline)):
         # Positions have moved. A prompt that was seen to be taken is told by its text, as the last one.
+        is_sure = True
         found = [len(starts) - 1] if starts and (trace.accepted or trace.answered) and is_ours(len(starts) - 1) else []
         if not found:
             return Verdict(State.TRUNCATED)
     else:
         found = [position for position in range(baseline, len(starts)) if is_ours(position)]
+        is_sure = bool(found)
         if not found and len(starts) > baseline and may_be_same_text(prompt(baseline), question.prompt):
             found = [baseline]
 
@@ -229,7 +237,8 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         )
         state = state or (State.FINISHED if turn.finished else State.RUNNING)
         overtaken = end < len(events) and state is State.RUNNING
-        return Verdict(state, turn, end - starts[position], len(found), overtaken, fingerprint(prompt(position)))
+        recorded = fingerprint(prompt(position))
+        return Verdict(state, turn, end - starts[position], len(found), overtaken, recorded, is_sure)
 
     if not found:
         if len(starts) == baseline + 1:
@@ -264,7 +273,7 @@ def begin(
     if not memory.is_open:
         return fresh
     verdict = judge(session.events, question, memory)
-    if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error:
+    if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error and verdict.is_sure:
         return fresh
     return memory
 

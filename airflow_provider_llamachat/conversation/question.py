@@ -122,12 +122,19 @@ def fingerprint(prompt: str) -> str:
 
 
 _QUOTES = re.compile("[\"'`\u00ab\u00b4\u00bb\u2018-\u201f\u2039\u203a\u300c-\u300f\uff02\uff07]+")
+_ESCAPED_AGAIN = re.compile("&(?:amp;)+")
 
 
 def _plain(text: str) -> str:
     """``text`` without whatever a server may change when it records a prompt."""
-    text = unicodedata.normalize("NFKC", html.unescape(text)).casefold()
-    # Not compared at all: white space, quotes, and control, format and other characters that nobody sees.
+    text = unicodedata.normalize("NFKD", _seen(text)).casefold()
+    # One more escaping than ours had, or one less, must not count; decomposed, a cut may fall between a letter and its accent.
+    text = html.unescape(_ESCAPED_AGAIN.sub("&", text))
+    return _seen(unicodedata.normalize("NFKD", text).casefold())
+
+
+def _seen(text: str) -> str:
+    """``text`` without what is not compared at all: white space, quotes, and control, format and other unseen characters."""
     return "".join(
         char for char in _QUOTES.sub("", text) if not char.isspace() and unicodedata.category(char)[0] != "C"
     )

@@ -9,8 +9,10 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -65,6 +67,12 @@ def _allow_many_sockets() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator until a signal ends it.
 
@@ -80,26 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, AttributeError) as error:
         cli.error(str(error))
     _allow_many_sockets()
+    endings = {signal.SIGTERM, signal.SIGINT}
+    # Held back in all threads, so that none is lost in what runs when it arrives.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     try:
         from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
         keys = arguments.api_keys
         with LlamaCloudEmulator(settings, host=arguments.host, port=arguments.port, api_keys=keys) as emulator:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: sys.exit())
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
+            if arguments.until_stdin_closes:
+                threading.Thread(target=_end_with_input, daemon=True).start()
             # The first request needs it: while none is there, it costs nobody's time.
             importlib.import_module("airflow_provider_llamachat.testing.request_models")
-            if arguments.until_stdin_closes:
-                sys.stdin.buffer.read()
-            else:
-                while True:
-                    signal.pause()
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"The emulator cannot start: {error}", file=sys.stderr)
+            signal.sigwait(endings)
+    except (ImportError, OSError, ValueError) as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        print(error if isinstance(error, ImportError) else f"The emulator cannot start: {error}", file=sys.stderr)
         return 1
     return 0
 

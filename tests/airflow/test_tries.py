@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
 from airflow_provider_llamachat.client import LlamaCloudClient, no_backoff
 from airflow_provider_llamachat.exceptions import (
@@ -188,3 +190,47 @@ def test_waiting_for_indexes_needs_some(llamacloud_emulator: LlamaCloudEmulator)
     with pytest.raises(InvalidArgumentError, match="needs index_ids"):
         create.execute(a_try(create, 1))
     assert llamacloud_emulator.requests == []
+
+
+def test_a_kill_before_anything_was_asked_says_nothing_of_a_session(said: Callable[[], str]) -> None:
+    said()
+    ask("ses-1").on_kill()
+    assert said() == ""
+
+
+@pytest.mark.parametrize(
+    ("execution_timeout", "expected"), [(None, 660.0), (timedelta(seconds=100), 160.0), (timedelta(hours=2), 660.0)]
+)
+def test_a_deferral_ends_when_the_turn_or_the_task_may_take_no_longer(
+    execution_timeout: timedelta | None, expected: float, session_id: str
+) -> None:
+    task = ask(session_id, deferrable=True, turn_timeout=600, execution_timeout=execution_timeout)
+    context = a_try(task, 1, store=Store())
+    context["ti"].start_date = datetime.now(tz=UTC)
+    with pytest.raises(TaskDeferred) as deferral:
+        task.execute(context)
+    assert deferral.value.timeout is not None
+    assert deferral.value.timeout.total_seconds() == pytest.approx(expected, abs=5.0)
+
+
+@pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])  # Airflow 3's, and Airflow 2's
+def test_without_a_triggerer_a_deferred_task_fails_in_words_and_its_retry_looks_first(
+    error: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store, task = Store(), ask(session_id, deferrable=True)
+    context = a_try(task, 1, store=store)
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    with pytest.raises(ChatTurnInterruptedError, match="Check that a triggerer is running") as caught:
+        task.resume_execution("__fail__", {"error": error}, context)
+    assert caught.value.retryable
+    # The trigger did run, just before its time was over.
+    LlamaCloudHook().send_message(session_id, PROMPT)
+    again = ask(session_id)
+    assert "47.5 million" in again.execute(a_try(again, 2, store=store))
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_a_trigger_that_broke_is_reported_as_airflow_does(session_id: str) -> None:
+    with pytest.raises(AirflowException, match="Trigger failure"):
+        ask(session_id).resume_execution("__fail__", {"error": "Trigger failure"}, a_try(ask(session_id), 1))

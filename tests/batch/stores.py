@@ -49,7 +49,7 @@ class Remote(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         self.check(path, writes=mode != "rb")
-        return super()._open(path, mode, **kwargs)
+        return super()._open(path, mode, **kwargs)  # fsspec's own way to make a file system
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
         with self.open(path, "wb") as file:

@@ -59,8 +59,12 @@ class Try:
 class Tries:
     """Tries of one batch."""
 
-    def __init__(self, emulator: LlamaCloudEmulator, output: Path, count: int = COUNT) -> None:
-        self._order = worker.Order(emulator.url, emulator.api_key, str(output), count, CONCURRENCY)
+    def __init__(
+        self, emulator: LlamaCloudEmulator, output: Path, count: int = COUNT, history_lag: float = 0.0
+    ) -> None:
+        self._order = worker.Order(
+            emulator.url, emulator.api_key, str(output), count, CONCURRENCY, history_lag=history_lag
+        )
         self.output = output
 
     def start(self, point: str = "") -> Try:
@@ -74,7 +78,7 @@ class Tries:
     def accepted(self) -> int:
         """How many prompts the journal knows to have been taken."""
         parts = list(Path(f"{self.output}.parts").glob("*/part-*.jsonl"))
-        return sum(part.read_bytes().count(b'"accepted"') for part in parts)
+        return sum(part.read_bytes().count(b'"kind":"accepted"') for part in parts)
 
 
 def settle_down(emulator: LlamaCloudEmulator) -> None:
@@ -130,14 +134,16 @@ def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator:
     assert emulator.posts() == COUNT
 
 
+@pytest.mark.parametrize("is_journalled", [True, False])
 def test_killed_while_the_history_does_not_show_the_turns_yet(
-    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+    is_journalled: bool, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.update(turn_latency=2.5, records="end")
-    tries = Tries(emulator, tmp_path / "results.jsonl", CONCURRENCY)
+    # Without a sign of acceptance in the journal, the history has to get the time that it needs.
+    tries = Tries(emulator, tmp_path / "results.jsonl", CONCURRENCY, history_lag=0.0 if is_journalled else 5.0)
     attempt = tries.start()
-    wait_for(lambda: tries.accepted == CONCURRENCY)
+    wait_for(lambda: (tries.accepted if is_journalled else emulator.posts()) == CONCURRENCY)
     attempt.kill()
     assert sum(turn.state == "running" for turn in emulator.turns) == CONCURRENCY
     tries.start().finish()

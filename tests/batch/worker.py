@@ -71,6 +71,7 @@ class Order:
     count: int
     concurrency: int
     point: str = ""
+    history_lag: float = 0.0
 
 
 async def _run(order: Order, line: Connection) -> dict[str, int]:
@@ -81,7 +82,7 @@ async def _run(order: Order, line: Connection) -> dict[str, int]:
         delete_sessions=bool(order.point),
     )
     items = parse(prompts(order.count), index_ids=options.index_ids)
-    config = ClientConfig(api_key=order.api_key, base_url=order.url, timeout=5, history_lag=0.0)
+    config = ClientConfig(api_key=order.api_key, base_url=order.url, timeout=5, history_lag=order.history_lag)
     async with await AsyncLlamaCloudClient.open(config) as client:
         journal = PartsJournal(Path(order.output), SCOPE)
         batch = Batch(client, items, SCOPE, options, journal, logging.getLogger("worker"), commit_interval=0.05)

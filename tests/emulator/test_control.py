@@ -265,6 +265,57 @@ def test_the_command(number: signal.Signals) -> None:
             process.communicate()
 
 
+# Python code that something runs at any moment (a weak reference's callback, say) and that swallows what is raised in it.
+_DEAF = """
+import os, signal, sys, time
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydantic":
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
+            except BaseException:
+                pass
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--until-stdin-closes"]])
+def test_a_signal_is_heard_whatever_runs_at_that_moment(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_DEAF)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "airflow_provider_llamachat.testing", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        # Its input stays open, so nothing but the signal can end it.
+        assert process.wait(timeout=20) == 0
+        assert _exited(process)[2] == ""
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def test_signals_and_the_end_of_input_together_are_one_end() -> None:
+    for _ in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow_provider_llamachat.testing", "--until-stdin-closes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert _exited(process) == (0, "", "")
+
+
 def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: pytest.CaptureFixture[str]) -> None:
     port = emulator.url.rpartition(":")[2]
     assert main(["--port", port]) == 1

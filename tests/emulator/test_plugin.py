@@ -53,7 +53,8 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
             assert llamacloud_connection is llamacloud_emulator
             assert llamacloud_emulator.faults == [] and llamacloud_emulator.settings.max_prompt == 1000
             made = json.loads(os.environ["AIRFLOW_CONN_LLAMACLOUD_DEFAULT"])
-            assert made == {"conn_type": "llamacloud", "password": "llx-emulator-0000", "host": SEEN[0]}
+            known = {"conn_type": "llamacloud", "password": "llx-emulator-0000", "host": SEEN[0]}
+            assert made == {**known, "extra": '{"history_lag": 0}'}
 
         def test_connection_is_gone():
             assert "AIRFLOW_CONN_LLAMACLOUD_DEFAULT" not in os.environ

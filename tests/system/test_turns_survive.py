@@ -155,6 +155,17 @@ def test_the_answer_grows_in_the_task_log_in_lines(stack: AirflowStack, server: 
     assert "output tokens" in log
 
 
+def test_without_a_triggerer_a_deferred_task_ends_in_words(stack: AirflowStack, server: EmulatorProcess) -> None:
+    stack.kill("triggerer")
+    try:
+        run = stack.trigger("survival_hurried")
+        assert stack.wait(run, timeout=180) == "failed"
+        assert "Check that a triggerer is running" in stack.task_log(run, "ask")
+        assert server.posts() == 0
+    finally:
+        stack.restart("triggerer")
+
+
 def test_the_key_is_in_no_table_and_no_log(stack: AirflowStack, emulator: EmulatorProcess) -> None:
     database, logs = stack.metadata_dump(), stack.logs()
     assert "survival_deferred" in database

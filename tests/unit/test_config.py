@@ -234,7 +234,7 @@ def test_too_many_open_files_are_not_blamed_on_the_certificates(monkeypatch: pyt
     def exhausted() -> ssl.SSLContext:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(config_module, "_contexts", {})
+    monkeypatch.setattr(config_module, "_contexts", {})  # the first client of a process builds it
     monkeypatch.setattr("httpx.create_ssl_context", exhausted)
     with pytest.raises(LlamaCloudConnectionError, match="too many open files") as caught:
         ssl_context()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # mypy reads all of Airflow's types
+
 GIVEN = """
 from datetime import timedelta
 from pathlib import Path

@@ -1,0 +1,158 @@
+"""For every server of the family and whatever happens to a task: a prompt is paid for once, and what is handed over is its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.conversation.ask import Post, ReadHistory, Remember
+from tests.unit.services import RECORDS, SURE, Attempt, Life, Service
+
+KINDS = ["429", "500", "503", "504", "reset", "html", "stall", "cut", "error", "connect"]
+_FAULT = st.tuples(st.sampled_from(KINDS), st.booleans()).map(
+    lambda fault: (fault[0], {"cut": True, "error": True, "connect": False}.get(*fault))
+)
+_CRASHES: dict[str, Any] = {
+    "crash_after": st.none() | st.integers(0, 12),
+    "crash_at": st.sampled_from([None, None, "before", "taken", "learning", "answered"]),
+    "gap": st.sampled_from([0.0, 1.0, 4.0, 9.0, 30.0, 400.0]),
+}
+_ATTEMPT = st.builds(
+    Attempt,
+    **_CRASHES,
+    loses_result=st.booleans(),
+    is_deferred=st.booleans(),
+    restarts=st.lists(st.builds(Attempt, **_CRASHES), max_size=2),
+)
+ATTEMPTS = st.lists(_ATTEMPT, max_size=3).map(lambda attempts: [*attempts, Attempt()])
+WITHIN: dict[str, Any] = {
+    "lag": st.sampled_from([0.0, 0.5, 3.0, 6.0, 9.5]),
+    "record": st.sampled_from(sorted(RECORDS)),
+    "survives": st.booleans(),
+    "echoes": st.booleans(),
+    "takes": st.sampled_from([0.2, 5.0, 40.0]),
+    "text": st.sampled_from(["stream", "history", "malformed"]),
+    "has_conflicts": st.booleans(),
+    "faults": st.lists(_FAULT, max_size=4),
+    "earlier": st.integers(0, 3),
+    "outages": st.lists(st.tuples(st.floats(0, 60), st.floats(0, 90)), max_size=2),
+}
+UNSETTLED: dict[str, Any] = WITHIN | {
+    "window": st.none() | st.integers(1, 14),
+    "foreign": st.lists(st.floats(-12, 90), max_size=3),
+}
+
+
+def check(life: Life) -> None:
+    assert life.service.paid <= 1
+    ours = {turn.answer for turn in life.service.turns if turn.is_ours}
+    assert all(turn.answer in ours or (not turn.answer and life.service.text != "stream") for turn in life.answers)
+    for before, step in zip([None, *life.steps], life.steps, strict=False):
+        assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
+
+
+@settings(deadline=None, max_examples=300)
+@given(service=st.builds(Service, **UNSETTLED), attempts=ATTEMPTS)
+def test_a_prompt_is_paid_for_once_and_its_answer_is_ours(service: Service, attempts: list[Attempt]) -> None:
+    check(Life(service).run(attempts))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 4.5), "takes": st.floats(0.1, 5.0)}), attempts=ATTEMPTS
+)
+def test_a_history_that_is_written_when_a_turn_ends_is_no_more_than_late(
+    service: Service, attempts: list[Attempt]
+) -> None:
+    service.written_at_end = service.survives = True
+    check(Life(service).run(attempts))
+
+
+@settings(deadline=None, max_examples=200)
+@given(service=st.builds(Service, **WITHIN), attempts=ATTEMPTS, is_at_end=st.booleans())
+def test_an_answer_that_can_be_known_is_handed_over(service: Service, attempts: list[Attempt], is_at_end: bool) -> None:
+    service.survives = True
+    service.faults = [fault for fault in service.faults if fault[0] != "error"][:2]
+    if is_at_end:
+        service.written_at_end, service.takes = True, min(service.takes, 0.2)
+        service.lag = min(service.lag, 9.0)
+    service.outages = [(start, min(end, start + 20.0)) for start, end in service.outages]
+    life = Life(service).run([*attempts, Attempt(gap=200.0), Attempt(gap=200.0), Attempt()])
+    check(life)
+    assert life.answers, life.problems
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    service=st.builds(Service, **WITHIN | {"record": st.sampled_from(sorted(SURE))}),
+    attempts=ATTEMPTS,
+)
+def test_without_a_store_a_retry_knows_its_turn_by_the_last_prompt(service: Service, attempts: list[Attempt]) -> None:
+    check(Life(service, has_store=False).run(attempts))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 20), "faults": st.lists(st.just(("cut", True)))}),
+    attempts=st.lists(st.builds(Attempt, gap=st.floats(0, 30), is_deferred=st.booleans()), min_size=1, max_size=4),
+)
+def test_however_late_a_history_is_what_was_seen_to_be_taken_is_not_posted_again(
+    service: Service, attempts: list[Attempt]
+) -> None:
+    check(Life(service).run(attempts))
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS))
+@pytest.mark.parametrize("is_deferred", [False, True])
+@pytest.mark.parametrize("lag", [0.0, 9.0])
+def test_a_turn_without_a_fault_costs_one_post_and_a_worker_reads_nothing(
+    record: str, is_deferred: bool, lag: float
+) -> None:
+    service = Service(record=record, lag=lag, takes=20.0)
+    life = Life(service).run([Attempt(is_deferred=is_deferred)])
+    assert [turn.answer for turn in life.answers] == ["ours 1"]
+    assert service.posts == 1
+    assert any(isinstance(step, ReadHistory) for step in life.steps) is is_deferred
+    assert service.clock - 1000.0 < 21.0 + (lag + 6.0 if is_deferred else 0.0)
+
+
+TAKEN = ("reset", True)
+
+
+@pytest.mark.parametrize(
+    ("service", "attempts", "has_store"),
+    [
+        # No store, and the recorded form may be ours but is not surely ours: another task's prompt could look like that.
+        (lambda: Service(record="prefix", faults=[TAKEN]), [Attempt(crash_after=2), Attempt()], False),
+        # No store, and somebody else's turn is the last one when the retry begins.
+        (lambda: Service(faults=[TAKEN], foreign=[6.0]), [Attempt(crash_after=2, gap=20.0), Attempt()], False),
+        # The history is later than the connection says, and nobody saw the prompt being taken.
+        (lambda: Service(lag=20.0, faults=[TAKEN]), [Attempt()], True),
+        # It is written when a turn ends, and the turn is longer than that.
+        (lambda: Service(written_at_end=True, takes=15.0, faults=[TAKEN], has_conflicts=False), [Attempt()], True),
+    ],
+)
+def test_the_documented_limits_are_where_they_are_said_to_be(
+    service: Callable[[], Service], attempts: list[Attempt], has_store: bool
+) -> None:
+    assert Life(service(), has_store=has_store).run(attempts).service.paid == 2
+
+
+def test_a_busy_session_keeps_a_turn_that_is_longer_than_the_lag_from_being_paid_twice() -> None:
+    life = Life(Service(written_at_end=True, takes=40.0, faults=[TAKEN])).run([Attempt()])
+    assert (life.service.paid, [turn.answer for turn in life.answers]) == (1, ["ours 1"])
+
+
+def test_without_a_store_the_same_prompt_of_an_earlier_task_is_taken_for_ours() -> None:
+    service = Service(earlier=1, faults=[("connect", False)] * 3)
+    service.turns[0].prompt = '  Is "a < b" & it\u2019s \ufb01ne,\u200b caf\u00e9 or e\u0301?\x07 Tell me, please.\n'
+    life = Life(service, has_store=False).run([Attempt(), Attempt()])
+    assert [turn.answer for turn in life.answers] == ["old 0"]
+    with_store = Service(earlier=1, faults=[("connect", False)] * 3)
+    assert Life(with_store).run([Attempt(), Attempt()]).answers[0].answer == "ours 4"
+    assert isinstance(life.problems[0], errors.LlamaCloudConnectionError)

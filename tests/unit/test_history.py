@@ -1,0 +1,353 @@
+"""Events become turns, and a history becomes a verdict: position first, then our own evidence, text as a hint only."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.conversation.history import (
+    State,
+    TurnFolder,
+    anchor,
+    begin,
+    count_turns,
+    fold,
+    indexes_to_ask,
+    judge,
+)
+from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.models import Event, Session, parse_event
+
+STOP = {
+    "type": "stop",
+    "usage": {"total_input_tokens": 7, "total_output_tokens": 3, "turns": 1, "duration_ms": 12.5},
+    "is_error": False,
+    "error": None,
+}
+Q = Question("ses-1", "ours")
+
+
+def asked(prompt: str) -> dict[str, Any]:
+    return {"type": "user_input", "content": prompt}
+
+
+def turn(prompt: str, answer: str = "42", **stop: Any) -> list[dict[str, Any]]:
+    return [
+        asked(prompt),
+        {"type": "thinking", "content": "hm"},
+        {"type": "tool_call", "name": "retrieve", "call_id": "c1", "arguments": {"query": prompt}},
+        {"type": "tool_result", "name": "retrieve", "call_id": "c1", "result": ["passage"]},
+        {"type": "text", "content": answer},
+        {**STOP, **stop},
+    ]
+
+
+def events(*parts: list[dict[str, Any]]) -> list[Event]:
+    parsed = [parse_event(item) for part in parts for item in part]
+    assert None not in parsed
+    return [event for event in parsed if event is not None]
+
+
+def session(*parts: list[Any], **fields: Any) -> Session:
+    return Session.model_validate({"session_id": "ses-1", "events": [i for p in parts for i in p], **fields})
+
+
+def deltas(kind: str, *parts: str) -> list[dict[str, Any]]:
+    return [{"type": kind, "content": part} for part in parts]
+
+
+def test_a_whole_turn_folds_into_answer_tools_and_usage() -> None:
+    folded = fold(events(turn("why?", skipped_index_ids=["idx-b"])), "ses-1", "why?", index_ids=["i"], position=4)
+    assert (folded.answer, folded.thinking, folded.finished, folded.is_error) == ("42", "hm", True, False)
+    assert (folded.session_id, folded.prompt, folded.index_ids, folded.position) == ("ses-1", "why?", ["i"], 4)
+    assert folded.usage_as_dict() == {
+        "total_input_tokens": 7,
+        "total_output_tokens": 3,
+        "turns": 1,
+        "duration_ms": 12.5,
+    }
+    assert folded.skipped_index_ids == ["idx-b"]
+    assert [(tool.name, tool.call_id, tool.arguments, tool.result, tool.finished) for tool in folded.tools] == [
+        ("retrieve", "c1", {"query": "why?"}, ["passage"], True)
+    ]
+
+
+def test_a_turn_without_its_end_has_no_figures_and_its_tools_may_still_run() -> None:
+    folded = fold(events(turn("why?")[:3]), "ses-1", "why?")
+    assert (folded.finished, folded.is_error, folded.error, folded.skipped_index_ids) == (False, False, None, [])
+    assert folded.usage.turns is None
+    assert [(tool.name, tool.call_id, tool.arguments, tool.result, tool.finished) for tool in folded.tools] == [
+        ("retrieve", "c1", {"query": "why?"}, None, False)
+    ]
+    failed = fold(events(turn("q", is_error=True, error="down")), "s", "q")
+    assert (failed.finished, failed.is_error, failed.error) == (True, True, "down")
+
+
+@pytest.mark.parametrize("kind", ["text", "thinking"])
+def test_whole_pieces_count_and_deltas_only_stand_in_for_them(kind: str) -> None:
+    def folded(*parts: list[dict[str, Any]]) -> str:
+        made = fold(events(*parts, [STOP]), "s", "p")
+        return made.answer if kind == "text" else made.thinking
+
+    some, whole = deltas(f"{kind}_delta", "4", "\r\n2"), deltas(kind, "42")
+    assert folded(some) == "4\r\n2"
+    assert folded(some, whole) == "42"
+    assert folded(whole, whole) == "42\n\n42"
+    assert folded(whole, some) == "42\n\n4\r\n2", "what follows a whole piece is another one, cut off"
+
+
+def test_nothing_counts_after_stop_and_a_result_without_its_call_is_kept() -> None:
+    result = [{"type": "tool_result", "name": "x", "call_id": "c9", "result": 1}]
+    folded = fold(events(result, [STOP], deltas("text", "late")), "s", "p")
+    assert folded.answer == ""
+    assert [(tool.call_id, tool.arguments, tool.finished) for tool in folded.tools] == [("c9", {}, True)]
+
+
+def test_a_folder_knows_of_its_end_and_of_its_losses() -> None:
+    folder = TurnFolder("s", "p")
+    assert (folder.finished, folder.is_damaged) == (False, False)
+    folder.lose()
+    folder.add(events([STOP])[0])
+    assert (folder.finished, folder.is_damaged) == (True, True)
+
+
+@settings(deadline=None)
+@given(cut=st.integers(0, 6), before=st.integers(0, 3), is_error=st.booleans())
+def test_any_cut_of_the_history_gives_the_verdict_of_the_rule(cut: int, before: int, is_error: bool) -> None:
+    earlier = [turn(f"earlier {number}") for number in range(before)]
+    ours = turn("ours", is_error=is_error, error="no" if is_error else None)[:cut]
+    verdict = judge(events(*earlier, ours), Q, Trace(before))
+    assert verdict.state is (State.ABSENT if cut == 0 else State.FINISHED if cut == 6 else State.RUNNING)
+    assert (verdict.turn is None, verdict.recorded is None) == (cut == 0, cut == 0)
+    assert (verdict.size, verdict.asked, verdict.overtaken, verdict.is_sure) == (
+        cut,
+        int(cut > 0),
+        False,
+        True,
+    ) or not cut
+    if verdict.turn is not None:
+        assert verdict.turn.finished == (cut == 6)
+        assert verdict.turn.is_error == (cut == 6 and is_error)
+        assert verdict.turn.position == before
+        assert (verdict.turn.prompt, verdict.turn.session_id) == ("ours", "ses-1")
+
+
+_TEXT = st.text(min_size=1, max_size=12)
+_EVENT = st.one_of(
+    st.builds(asked, _TEXT),
+    st.builds(lambda t: {"type": "text", "content": t}, _TEXT),
+    st.builds(lambda t: {"type": "text_delta", "content": t}, _TEXT),
+    st.just(STOP),
+    st.just({**STOP, "is_error": True, "error": "x"}),
+    st.builds(lambda t: {"type": "brand_new", "anything": t}, _TEXT),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(items=st.lists(_EVENT, max_size=12), data=st.data(), newline=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_folding_does_not_depend_on_how_the_bytes_are_cut(
+    items: list[dict[str, Any]], data: st.DataObject, newline: str
+) -> None:
+    lines = (f"event: message{newline}data: {json.dumps(item)}{newline}{newline}" for item in items)
+    stream = "".join(lines).encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    whole = list(read_events([stream], "s"))
+    assert list(read_events(pieces, "s")) == whole == events(items)
+
+
+def test_another_prompt_in_our_place_is_foreign_and_ours_is_found_after_it() -> None:
+    alone = judge(events(turn("theirs")), Q, Trace(0))
+    assert (alone.state, alone.recorded, alone.asked) == (State.FOREIGN, None, 0)
+    assert alone.turn is not None
+    assert (alone.turn.answer, alone.turn.position) == ("42", 0)
+    two = judge(events(turn("theirs"), turn("others")), Q, Trace(0))
+    assert (two.state, two.turn) == (State.FOREIGN, None)
+    behind = judge(events(turn("theirs"), turn("ours", "right")), Q, Trace(0))
+    assert behind.turn is not None
+    assert (behind.turn.answer, behind.turn.position) == ("right", 1)
+
+
+def test_our_prompt_before_the_baseline_is_another_tasks() -> None:
+    assert judge(events(turn("ours")), Q, Trace(1)).state is State.ABSENT
+    assert judge(events(turn("ours")), Q, Trace(-1)).state is State.FINISHED
+
+
+def test_the_form_that_the_server_was_seen_to_record_is_ours_wherever_it_stands() -> None:
+    known = Trace(0, accepted=True, recorded=fingerprint("#1: 0u4s"))
+    verdict = judge(events(turn("theirs"), turn("#1: 0u4s", "right")), Q, known)
+    assert (verdict.state, verdict.is_sure, verdict.recorded) == (State.FINISHED, True, known.recorded)
+    assert judge(events(turn("#1: 0u4s")), Q, Trace(0)).state is State.FOREIGN
+
+
+@pytest.mark.parametrize("recorded", ["", "ou", "User: ours"])
+def test_a_text_that_may_be_ours_counts_at_our_position_only_and_is_not_sure(recorded: str) -> None:
+    verdict = judge(events(turn(recorded)), Q, Trace(0))
+    assert (verdict.state, verdict.is_sure, verdict.asked) == (State.FINISHED, False, 1)
+    assert judge(events(turn("theirs"), turn(recorded)), Q, Trace(0)).state is State.FOREIGN
+    sure = judge(events(turn(recorded), turn("ours", "right")), Q, Trace(0))
+    assert sure.turn is not None
+    assert (sure.turn.answer, sure.is_sure) == ("right", True)
+
+
+def test_a_turn_that_another_one_overtook_is_running_and_said_to_be_overtaken() -> None:
+    verdict = judge(events(turn("ours")[:2], turn("theirs")), Q, Trace(0))
+    assert (verdict.state, verdict.overtaken, verdict.size) == (State.RUNNING, True, 2)
+    assert not judge(events(turn("ours"), turn("theirs")), Q, Trace(0)).overtaken
+
+
+def test_asked_twice_the_first_that_was_answered_counts_and_else_the_last() -> None:
+    cut, failed, good = turn("ours")[:3], turn("ours", is_error=True, error="x"), turn("ours", "good")
+    for history in ((cut, good), (failed, good), (good, turn("ours", "late"))):
+        verdict = judge(events(*history), Q, Trace(0))
+        assert verdict.turn is not None
+        assert (verdict.turn.answer, verdict.asked) == ("good", 2)
+    last = judge(events(failed, good[:2]), Q, Trace(0))
+    assert (last.state, last.asked) == (State.RUNNING, 2)
+
+
+def test_a_history_with_fewer_turns_than_are_known_tells_nothing() -> None:
+    assert judge(events(turn("a")), Q, Trace(2)).state is State.TRUNCATED
+    assert judge([], Q, Trace(1, accepted=True)).state is State.TRUNCATED
+    assert judge(events(turn("ours")), Q, Trace(2, intended_at=0.0)).state is State.TRUNCATED
+    assert judge([], Q, Trace(0)).state is State.ABSENT
+
+
+@pytest.mark.parametrize("known", [{"accepted": True}, {"answered": True}])
+def test_what_was_seen_to_be_taken_is_the_last_turn_of_a_truncated_history(known: dict[str, Any]) -> None:
+    verdict = judge(events(turn("b"), turn("ours")), Q, Trace(5, **known))
+    assert verdict.turn is not None
+    assert (verdict.state, verdict.asked, verdict.turn.position, verdict.is_sure) == (State.FINISHED, 1, 1, True)
+    assert judge(events(turn("ours"), turn("b")), Q, Trace(5, **known)).state is State.TRUNCATED
+    recorded = Trace(5, recorded=fingerprint("0"), **known)
+    assert judge(events(turn("b"), turn("0")), Q, recorded).state is State.FINISHED
+
+
+def test_a_history_that_slid_on_is_told_by_how_it_begins() -> None:
+    before = events(turn("a"), turn("b"))
+    known = Trace(2, intended_at=0.0, anchor=anchor(before, 2))
+    assert judge(before, Q, known).state is State.ABSENT
+    assert judge(events(turn("a"), turn("b"), turn("ours")), Q, known).state is State.FINISHED
+    assert judge(events(turn("b"), turn("c")), Q, known).state is State.TRUNCATED
+    assert judge(events(turn("a")[1:], turn("b"), turn("c")), Q, known).state is State.TRUNCATED
+
+
+def test_an_anchor_is_the_first_turn_with_all_that_its_events_hold() -> None:
+    first = anchor(events(turn("a")), 1)
+    assert first == anchor(events(turn("a"), turn("b")), 2) == anchor(events(turn("a"), turn("b")[:1]), 1)
+    assert len(first) == 24
+    assert len({first, *(anchor(events(other), 1) for other in (turn("b"), turn("a", "43"), turn("a", usage={})))}) == 4
+    assert anchor(events([{"type": "note"}], turn("a")), 1) != first
+
+
+def test_the_anchor_of_an_empty_session_is_what_stands_before_the_first_turn() -> None:
+    empty = anchor([], 0)
+    assert anchor(events(turn("a"), turn("b")), 0) == empty
+    assert anchor(events([STOP]), 0) != empty, "the end of a turn whose beginning is gone"
+    assert judge(events(turn("ours")[2:]), Q, Trace(0, intended_at=0.0, anchor=empty)).state is State.TRUNCATED
+
+
+def test_a_first_turn_that_still_runs_may_end() -> None:
+    running = Trace(1, intended_at=0.0, anchor=anchor(events(turn("a")[:3]), 1))
+    assert running.anchor == anchor(events(turn("a")[:1]), 1)
+    for history in (turn("a")[:1], turn("a")[:4], turn("a")):
+        assert judge(events(history), Q, running).state is State.ABSENT
+    assert judge(events(turn("ours")[:1]), Q, running).state is State.TRUNCATED
+
+
+def test_a_first_attempt_asks_after_what_is_there_even_when_the_prompt_was_asked_before() -> None:
+    history = session(turn("ours"))
+    assert begin(history, Q, now=9.0) == Trace(1, anchor=anchor(history.events, 1))
+    assert begin(session(), Q, is_retry=False, now=9.0) == Trace(0, anchor=anchor([], 0))
+
+
+@pytest.mark.parametrize(
+    ("history", "baseline", "is_in_doubt"),
+    [
+        ([], 0, True),
+        ([turn("ours")], 0, True),
+        ([turn("OURS ")[:2]], 0, True),
+        ([turn("a"), turn("ours")], 1, True),
+        ([turn("other")], 1, True),
+        ([turn("ours"), turn("other")], 2, True),
+        ([turn("ours", is_error=True, error="x")], 1, False),
+    ],
+)
+def test_a_retry_without_a_store_knows_its_turn_by_the_last_prompt(
+    history: list[list[dict[str, Any]]], baseline: int, is_in_doubt: bool
+) -> None:
+    begun = begin(session(*history), Q, is_retry=True, now=9.0)
+    assert begun == Trace(baseline, intended_at=9.0 if is_in_doubt else None, anchor=anchor(events(*history), baseline))
+
+
+def test_an_attempt_with_a_store_goes_by_its_memory() -> None:
+    history = session(turn("ours"), turn("ours"))
+    for memory in (Trace(1, 5.0), Trace(1, accepted=True), Trace(1, answered=True)):
+        assert begin(history, Q, memory=memory, now=9.0) is memory
+        assert begin(history, Q, memory=memory, is_retry=True, now=9.0) is memory
+        assert begin(session(turn("a")), Q, memory=memory, now=9.0) is memory
+        assert begin(session(turn("a"), turn("theirs")), Q, memory=memory, now=9.0) is memory
+
+
+def test_what_is_not_in_doubt_is_asked_after_what_is_there() -> None:
+    fresh = begin(session(turn("a"), turn("theirs")), Q, memory=Trace(1), is_retry=True, now=9.0)
+    assert (fresh.baseline, fresh.is_open) == (2, False)
+
+
+def test_a_turn_that_the_server_ended_with_an_error_is_asked_after() -> None:
+    failed = turn("ours", is_error=True, error="x")
+    again = begin(session(turn("a"), failed), Q, memory=Trace(1, 5.0, accepted=True), now=9.0)
+    assert (again.baseline, again.is_open) == (2, False)
+    unsure = Trace(1, 5.0)
+    theirs = turn("ou", is_error=True, error="x")
+    assert begin(session(turn("a"), theirs), Q, memory=unsure, now=9.0) is unsure, "it need not be ours that failed"
+
+
+def test_indexes_come_from_the_arguments_or_from_the_session() -> None:
+    bound = session(index_ids=["a", "b"])
+    assert indexes_to_ask(bound, None) == ["a", "b"]
+    assert indexes_to_ask(bound, []) == ["a", "b"]
+    assert indexes_to_ask(bound, ["c"]) == ["c"]  # not locked before the first message
+    locked = session(index_ids=["a", "b"], job_metadata={"turns": 1})
+    assert indexes_to_ask(locked, ["b", "a"]) == ["b", "a"]
+    assert indexes_to_ask(session(job_metadata={"turns": 1}), ["c"]) == ["c"]
+    with pytest.raises(InvalidArgumentError, match=r"ses-1 was locked.*\['a', 'b'\].*index_ids=\['c'\]") as caught:
+        indexes_to_ask(locked, ["c"])
+    assert caught.value.session_id == "ses-1"
+    with pytest.raises(InvalidArgumentError, match="ses-1 is not bound to any index") as caught:
+        indexes_to_ask(session(), None)
+    assert caught.value.session_id == "ses-1"
+
+
+def test_a_message_shows_a_bounded_number_of_indexes() -> None:
+    many = session(index_ids=[f"index-{n:03}" for n in range(300)], job_metadata={"turns": 1})
+    with pytest.raises(InvalidArgumentError) as caught:
+        indexes_to_ask(many, ["x"])
+    assert "index-019" in str(caught.value)
+    assert "index-020" not in str(caught.value)
+
+
+def test_a_history_with_malformed_events_keeps_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    loaded = session([asked("q"), {"type": "text"}, "nonsense", {"no": "type"}, {"type": "new", "x": 1}, STOP])
+    assert [item.type for item in loaded.events] == ["user_input", "new", "stop"]
+    assert count_turns(loaded.events) == 1
+    assert "3 of 6 events" in caplog.text
+
+
+def test_a_turn_between_others_is_its_own_events_only() -> None:
+    question = Question("ses-1", "ours", ["i"])
+    verdict = judge(events(turn("theirs"), turn("ours", "right"), turn("others")), question, Trace(0))
+    assert verdict.turn is not None
+    assert (verdict.turn.answer, verdict.size, verdict.turn.index_ids) == ("right", 6, ["i"])
+
+
+def test_an_anchor_ends_with_the_first_turn_even_if_that_was_cut_off() -> None:
+    cut = turn("a")[:2]
+    assert anchor(events(cut, turn("b")), 2) == anchor(events(cut, turn("c")), 2)
+    assert len(anchor([], 0)) == 24

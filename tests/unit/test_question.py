@@ -1,0 +1,247 @@
+"""A question, what is known of its turn, and when two texts are the same prompt."""
+
+from __future__ import annotations
+
+import html
+import json
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_llamachat.conversation.question import (
+    Question,
+    Trace,
+    fingerprint,
+    is_same_text,
+    may_be_same_text,
+)
+from airflow_provider_llamachat.models import Event, StopEvent, UserInputEvent
+from tests.unit.services import RECORDS, SURE
+
+FULL = Trace(3, intended_at=12.5, accepted=True, recorded="r" * 24, answered=True, anchor="a" * 24)
+
+
+def test_a_question_is_read_from_what_it_gave_among_other_values() -> None:
+    full = Question("ses-1", "q", ["i"], require_all_indexes=True, project_id="p", organization_id="o")
+    for question in (full, Question("ses-1", "q")):
+        assert Question.read({**json.loads(json.dumps(question.as_dict())), "state": "answered"}) == question
+    assert full.scope == {"project_id": "p", "organization_id": "o"}
+    assert Question("s", "q").scope == {"project_id": None, "organization_id": None}
+
+
+def test_what_a_question_does_not_say_has_its_usual_meaning() -> None:
+    told = {"session_id": "s", "prompt": "q", "index_ids": None, "require_all_indexes": None}
+    assert Question.read(told) == Question("s", "q", [], require_all_indexes=False)
+
+
+@pytest.mark.parametrize("values", [{}, {"session_id": "s"}, {"prompt": "q"}, {"session_id": 1, "prompt": "q"}])
+def test_what_holds_no_question_is_none(values: dict[str, Any]) -> None:
+    assert Question.read(values) is None
+    assert Question.read({"session_id": "s", "prompt": ["q"]}) is None
+
+
+_TRACES = st.builds(
+    Trace,
+    st.integers(0, 9),
+    intended_at=st.none() | st.floats(0, 1e10),
+    accepted=st.booleans(),
+    recorded=st.none() | st.text(max_size=24),
+    answered=st.booleans(),
+    anchor=st.none() | st.text(max_size=24),
+)
+
+
+@given(_TRACES)
+def test_a_trace_survives_its_store(trace: Trace) -> None:
+    assert Trace.read({**json.loads(json.dumps(trace.as_dict())), "session_id": "s", "prompt": "p"}) == trace
+
+
+def test_a_trace_keeps_the_names_that_it_has_in_stores_and_events() -> None:
+    assert FULL.as_dict() == {
+        "baseline": 3,
+        "intended_at": 12.5,
+        "accepted": True,
+        "recorded": "r" * 24,
+        "done": True,
+        "anchor": "a" * 24,
+    }
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        # Task state of 1.0.0: a post is in doubt, nobody knows since when.
+        (
+            {"session_id": "s", "baseline": 2, "prompt": "f", "accepted": False, "done": False},
+            Trace(2, intended_at=0.0),
+        ),
+        ({"session_id": "s", "baseline": 2, "prompt": "f", "accepted": True, "done": False}, Trace(2, 0.0, True)),
+        (
+            {"session_id": "s", "baseline": 2, "prompt": "f", "accepted": True, "done": True},
+            Trace(2, 0.0, accepted=True, answered=True),
+        ),
+        # Its trigger's arguments, and its events.
+        ({"session_id": "s", "prompt": "q", "index_ids": ["i"], "baseline": 1, "deadline": 9.0}, Trace(1, 0.0)),
+        ({"state": "failed", "session_id": "s", "baseline": 1, "error": "ServerError"}, Trace(1, 0.0)),
+        # The new form says that no post is in doubt.
+        ({"baseline": 1, "intended_at": None}, Trace(1)),
+        ({"baseline": 1, "intended_at": 7}, Trace(1, 7.0)),
+    ],
+)
+def test_what_earlier_attempts_and_releases_left_is_taken_up(left: dict[str, Any], expected: Trace) -> None:
+    assert Trace.read(left) == expected
+    assert isinstance(expected.intended_at, float | None)
+
+
+@pytest.mark.parametrize("left", [{}, {"baseline": None}, {"baseline": "1"}, {"baseline": 1.0}, {"accepted": True}])
+def test_what_holds_no_trace_is_none(left: dict[str, Any]) -> None:
+    assert Trace.read(left) is None
+
+
+def test_values_of_strange_types_tell_nothing() -> None:
+    left = {"baseline": 1, "intended_at": "soon", "accepted": "yes", "done": 1, "recorded": 5, "anchor": ["x"]}
+    assert Trace.read(left) == Trace(1)
+
+
+@pytest.mark.parametrize(
+    ("trace", "is_open"),
+    [
+        (Trace(0), False),
+        (Trace(0, recorded="r", anchor="a"), False),
+        (Trace(0, intended_at=0.0), True),
+        (Trace(0, accepted=True), True),
+        (Trace(0, answered=True), True),
+    ],
+)
+def test_a_trace_is_open_as_long_as_a_post_may_have_become_a_turn(trace: Trace, is_open: bool) -> None:
+    assert trace.is_open is is_open
+    assert not trace.withdrawn().is_open
+
+
+def test_a_trace_that_is_withdrawn_keeps_the_place_only() -> None:
+    assert FULL.withdrawn() == Trace(3, anchor="a" * 24)
+
+
+def test_the_first_event_of_our_stream_shows_acceptance_and_the_first_prompt_in_it_what_is_recorded() -> None:
+    began = Trace(1, intended_at=5.0, anchor="a")
+    taken = began.after(Event(type="session"))
+    assert taken == Trace(1, intended_at=5.0, accepted=True, anchor="a")
+    assert taken.after(StopEvent(type="stop")) is taken
+    learned = taken.after(UserInputEvent(type="user_input", content="Q"))
+    assert learned == Trace(1, intended_at=5.0, accepted=True, recorded=fingerprint("Q"), anchor="a")
+    assert learned.after(UserInputEvent(type="user_input", content="other")) is learned
+    assert began.after(UserInputEvent(type="user_input", content="Q")) == learned
+
+
+def test_a_fingerprint_tells_prompts_apart_and_not_their_white_space_or_composition() -> None:
+    assert fingerprint("caf\u00e9  au\nlait ") == fingerprint("cafe\u0301 au lait")
+    assert fingerprint("q") == "8e35c2cd3bf6641bdb0e2050", "tasks in flight carry it: it must not change"
+    assert fingerprint("q") != fingerprint("Q")
+    assert fingerprint("a b") != fingerprint("ab")
+    assert len(fingerprint("\ud800")) == 24, "a lone surrogate is no reason to fail"
+
+
+_READABLE = st.characters(codec="utf-8", categories=["L", "N", "P", "Sm", "Sc", "Zs", "Cc", "Cf"])
+_TROUBLE = "aB\u00df\u0130\u017f&lt;amp;<>\"'\u201c\u2019\u200b\u200d\t\n \u00a0\u00e9\ufb01\uff21\u2126"
+_PROMPT = st.text(_READABLE, min_size=1, max_size=40) | st.text(_TROUBLE, min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize("name", sorted(SURE))
+@settings(deadline=None)
+@given(prompt=_PROMPT)
+def test_a_prompt_is_recognized_in_each_form_that_keeps_its_words(name: str, prompt: str) -> None:
+    assert is_same_text(RECORDS[name](prompt), prompt)
+
+
+@pytest.mark.parametrize("name", sorted(RECORDS))
+@settings(deadline=None)
+@given(prompt=_PROMPT)
+def test_a_prompt_may_be_the_one_that_was_cut_or_added_to(name: str, prompt: str) -> None:
+    recorded = RECORDS[name](prompt)
+    assert is_same_text(recorded, prompt) or may_be_same_text(recorded, prompt)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "prompt"),
+    [
+        ("\u00abwhat\u00bb \u201eis\u201c `it`\u00b4", "'what' \"is\" it"),
+        ("&lt;b&gt; &amp;amp; &quot;x&quot;", '<b> &amp; "x"'),
+        ("&amp;lt;b&amp;gt;", "&lt;b&gt;"),
+        ("STRASSE", "stra\u00dfe"),
+        ("\ufb01ne \uff21", "fine A"),
+        ("a\u200bb\u00adc\ufeff", "abc"),
+        ("\u300cx\u300d\uff02\uff07", "x"),
+        ("\ue000x", "x"),
+    ],
+)
+def test_what_a_server_may_change_does_not_count(recorded: str, prompt: str) -> None:
+    assert is_same_text(recorded, prompt)
+    assert is_same_text(prompt, recorded)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "prompt"), [("what is it", "what was it"), ("1.5", "15"), ("a-b", "ab"), ("a", "b"), ("", "a")]
+)
+def test_other_words_figures_and_signs_are_another_prompt(recorded: str, prompt: str) -> None:
+    assert not is_same_text(recorded, prompt)
+
+
+TWELVE = "abcdefghijkl"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (TWELVE, True),
+        ("", True),
+        ("  \n", True),
+        ("a", True),
+        ("abc", True),
+        ("ABC...", True),
+        ("abc\u2026", True),
+        ("...", True),
+        (f"User: {TWELVE}", True),
+        (f"{TWELVE} Answer briefly.", True),
+        # What stands in the midst of our prompt has to be a quarter of it.
+        ("def", True),
+        ("de", False),
+        ("xyz", False),
+        ("abx", False),
+        # A cut leaves the beginning, and only dots behind it.
+        ("...abcX", False),
+        ("abX", False),
+    ],
+)
+def test_a_text_may_be_ours_if_one_holds_the_other(recorded: str, expected: bool) -> None:
+    assert may_be_same_text(recorded, TWELVE) is expected
+
+
+def test_less_than_a_quarter_of_a_prompt_is_a_word_that_happens_to_occur_there() -> None:
+    assert not may_be_same_text("cd", "abcdefghi")
+    assert may_be_same_text("cd", "abcdefgh")
+
+
+def test_a_cut_between_a_letter_and_its_accent_is_a_cut() -> None:
+    assert may_be_same_text("cafe", "cafe\u0301 au lait, and a lot of other things")
+    assert unicodedata.normalize("NFC", "e\u0301") == "\u00e9"
+
+
+def test_a_long_hostile_text_is_compared_in_no_time() -> None:
+    import time
+
+    began = time.perf_counter()
+    hostile = "&" + "amp;" * 200_000
+    assert not is_same_text(hostile, "q")
+    assert not may_be_same_text(hostile, "q")
+    assert time.perf_counter() - began < 5.0
+    assert html.unescape(hostile) != hostile
+
+
+def test_the_forms_that_servers_record_differ_from_one_another() -> None:
+    prompt = '  "R\u00e9sum\u00e9" <of> \uff21 it\u2019s \u200bfine\x07, e\u0301 & a very long tail of words  '
+    forms: dict[str, Callable[[str], str]] = RECORDS
+    assert len({form(prompt) for form in forms.values()}) == len(forms)
