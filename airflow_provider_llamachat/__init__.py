@@ -1,7 +1,7 @@
 """Apache Airflow provider for LlamaCloud chat sessions.
 
-Importing this package imports nothing else. Airflow's provider discovery reads only :mod:`.provider_info`, and a Dag file
-loads only the operators that it uses.
+Importing this package imports nothing else: Airflow's provider discovery reads :mod:`.provider_info` alone, and a Dag file
+pays only for the operators it names.
 """
 
 __version__ = "1.1.0"

@@ -1,4 +1,4 @@
-"""Checks arguments before any request is sent: plain values, rendered templates, XComs, and JSON in strings."""
+"""Arguments as Dags really give them: rendered templates, XComs, JSON in strings; checked before any request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
 MAX_ID = 512
-"""Maximum length of an id: longer than any real one, and short enough for a URL."""
+"""Characters of an id at most: far more than any has, and few enough for a URL."""
 
 _NOTHING = {"", "None", "null"}
 
@@ -23,13 +23,13 @@ def is_nothing(value: Any) -> bool:
 
 
 def scope(project_id: Any, organization_id: Any) -> dict[str, Any]:
-    """Return the project and organization arguments for a client. None means that the connection decides."""
+    """Project and organization as a client takes them; None leaves it to the connection."""
     values = {"project_id": project_id, "organization_id": organization_id}
     return {name: None if is_nothing(value) else value for name, value in values.items()}
 
 
 def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
-    """Return ``value`` as a list of ids, or None if it was not given.
+    """Return ``value`` as a list of ids, None for "not given".
 
     Accepts a list (or another iterable, such as the lazy sequence that an XComArg of mapped tasks becomes), a JSON or Python
     list in a string (what a template renders to without native types) and one plain id. Duplicates are dropped, order is kept.
@@ -45,20 +45,18 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
     elif isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | dict):
         items = list(value)
     else:
-        raise InvalidArgumentError(f"{name} must be a list of index ids, got {_given(value)}")
+        raise InvalidArgumentError(f"{name} has to be a list of index ids, got {_given(value)}")
     for position, item in enumerate(items):
         if not isinstance(item, str) or is_nothing(item):
             raise InvalidArgumentError(
-                f"{name}[{position}] must be an index id (a string that is not empty), got {_given(item)}"
+                f"{name}[{position}] has to be an index id (a string that is not empty), got {_given(item)}"
             )
         if len(item) > MAX_ID or not _is_text(item):
-            raise InvalidArgumentError(
-                f"{name}[{position}] is not an index id: {_shown(item)} ({len(item)} characters)."
-            )
+            raise InvalidArgumentError(f"{name}[{position}] is no index id: {_shown(item)} ({len(item)} characters).")
         if len(several := re.split(r"[\s,;]+", item.strip())) > 1:
             place = name if isinstance(value, str) else f"{name}[{position}]"
             raise InvalidArgumentError(
-                f"{place} contains several ids in one string. Pass a list: {excerpt(json.dumps(several), limit=200)}."
+                f"{place} holds several ids in one text. Write a list: {excerpt(json.dumps(several), limit=200)}."
             )
     return list(dict.fromkeys(item.strip() for item in items))
 
@@ -72,12 +70,12 @@ def parsed_list(text: str, name: str) -> list[Any]:
     if isinstance(parsed, list | tuple):
         return list(parsed)
     raise InvalidArgumentError(
-        f'{name} must be a JSON or Python list. Write it as ["one", "two"]. Got: {_shown(text)}.'
+        f'{name} has to be a list, and this is neither a JSON nor a Python list: {_shown(text)}. Write it like ["one", "two"].'
     )
 
 
 def _parsed(text: str) -> Any:
-    """Return the value of a rendered template that is JSON or a Python literal. Return None for any other text."""
+    """What a rendered template stands for, read as JSON or as Python; None when it is neither."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
@@ -92,15 +90,15 @@ def connection_id(value: Any) -> str:
     :raises InvalidArgumentError: it is not a string, or blank, or what None renders to.
     """
     if not isinstance(value, str) or is_nothing(value):
-        raise InvalidArgumentError(f"llamacloud_conn_id must be the id of an Airflow connection, got {_given(value)}")
+        raise InvalidArgumentError(f"llamacloud_conn_id has to be the id of an Airflow connection, got {_given(value)}")
     return value
 
 
 def session_id(value: Any) -> str:
-    """Return ``value`` as a session id. A whole session, as ``CreateChatSessionOperator`` returns it, is also accepted.
+    """Return ``value`` as a session id; a whole session, as ``CreateChatSessionOperator`` returns it, stands for its id.
 
-    Mapped tasks need the whole session, because Airflow maps only over return values and not over other XComs. The session may
-    also be text that a template rendered.
+    The latter is for mapped tasks: Airflow maps over return values only, not over XComs with another key. A session that a template
+    rendered to text is understood too.
 
     :raises InvalidArgumentError: it is not a string, or empty, or what an XCom that was never pushed renders to.
     """
@@ -111,7 +109,7 @@ def session_id(value: Any) -> str:
         found = found.get("session_id")
     if not isinstance(found, str) or is_nothing(found):
         raise InvalidArgumentError(
-            f"session_id must be the id of a chat session, got {_given(value)} "
+            f"session_id has to be the id of a chat session, got {_given(value)} "
             'Take it from the task that created the session: create.output["session_id"].'
         )
     return found.strip()
@@ -124,10 +122,10 @@ def prompt(value: Any) -> str:
         cannot be sent as UTF-8.
     """
     if not isinstance(value, str) or is_nothing(value):
-        raise InvalidArgumentError(f"prompt must be text that is not blank, got {_given(value)}")
+        raise InvalidArgumentError(f"prompt has to be text that is not blank, got {_given(value)}")
     if not _is_text(value):
         raise InvalidArgumentError(
-            "prompt contains half of a surrogate pair, so it cannot be sent. Check how the text was cut or decoded."
+            "prompt contains half of a surrogate pair: it was cut or decoded wrongly and cannot be sent."
         )
     return value
 
@@ -138,19 +136,19 @@ def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     :raises InvalidArgumentError: it is not.
     """
     if value not in choices:
-        raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_shown(value)}.")
+        raise InvalidArgumentError(f"{name} has to be one of {', '.join(map(repr, choices))}, got {_shown(value)}.")
     return str(value)
 
 
 def optional_choice(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
-    """Like :func:`choice`, but return None for None and for what None renders to."""
+    """Like :func:`choice`, with None (or what None renders to) meaning "not given"."""
     if is_nothing(value):
         return None
     return choice(value, name, choices)
 
 
 def flag(value: Any, name: str) -> bool:
-    """Return ``value`` as a bool. A rendered template gives it as text.
+    """Return ``value`` as a truth value; a rendered template gives it as text.
 
     :raises InvalidArgumentError: it is neither a bool nor one of true, false, 1, 0, yes, no.
     """
@@ -161,7 +159,7 @@ def flag(value: Any, name: str) -> bool:
         return True
     if text in {"false", "0", "no", "none", ""}:
         return False
-    raise InvalidArgumentError(f"{name} must be true or false, got {_shown(value)}.")
+    raise InvalidArgumentError(f"{name} has to be true or false, got {_shown(value)}.")
 
 
 def seconds(value: Any, name: str) -> float:
@@ -175,7 +173,7 @@ def seconds(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         result = float("nan")
     if not 0 < result < float("inf"):
-        raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {_shown(value)}.")
+        raise InvalidArgumentError(f"{name} has to be a number of seconds above 0, got {_shown(value)}.")
     return result
 
 
@@ -188,14 +186,14 @@ def _is_text(value: str) -> bool:
 
 
 def _given(value: Any) -> str:
-    """Complete a message about a value of the wrong type, and explain how a template can produce it."""
+    """The rest of a sentence about a value of the wrong kind, with how a template comes to give it."""
     shown = f"{type(value).__name__} {_shown(value)}."
     if value is None or (isinstance(value, str) and value.strip() and is_nothing(value)):
-        return f"{shown} Check the template: one that refers to a missing value renders to this."
+        return f"{shown} A template that finds nothing renders to this: check what it refers to."
     if isinstance(value, int | float | list | tuple | dict | set):
         return (
-            f"{shown} With render_template_as_native_obj=True, Airflow converts rendered text that looks like a Python value. "
-            "Add some words to the text, or set render_template_as_native_obj=False on the Dag."
+            f"{shown} With render_template_as_native_obj=True, Airflow turns rendered text that looks like a Python value into that "
+            "value: write some words around it, or set render_template_as_native_obj=False on the Dag."
         )
     return shown
 

@@ -1,6 +1,6 @@
-"""Each endpoint is described here once: method, path, response model, and whether a request may be sent again.
+"""Each endpoint described once: method, path, query, body, answer, and what may be replayed.
 
-Both clients read these descriptions, so the synchronous and the asynchronous client cannot drift apart.
+The clients are thin senders of what stands here, so the synchronous and the asynchronous one can not drift apart.
 API reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
 """
 
@@ -16,18 +16,18 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.models import Index, IndexPage, Project, Session, SessionPage, SessionSummary
 
 MAX_SESSION_INDEXES = 10
-"""Maximum number of indexes that a session can be bound to (API reference, create session)."""
+"""Index ids that a session can be bound to at the most (API reference, create session)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One operation of the API.
 
-    :param purpose: completes "Could not …" in error messages.
-    :param answer: model of the response, or of each item if ``many`` is set; None if the response has no body or is a stream.
-    :param replay: whether a request may be sent again after it may have been processed. This is safe for creating a session (at worst
-        an empty session is left over) and for syncing an index (a running sync is not started twice). It is not safe for a turn,
-        which would be paid for twice.
+    :param purpose: completes "could not …" in messages.
+    :param answer: model of the answer, ``list[...]`` of it when ``many``; None where the answer has no body or is a stream.
+    :param replay: whether a request that may have been processed can be sent again. Creating a session can: at worst an
+        empty session is left over. So can syncing an index: a sync that runs is not started twice (409). A turn can not: that would
+        be paid for twice.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Endpoint:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Call:
-        """Fill in the path (percent-encoded, so that an id cannot change the path) and drop values that are None."""
+        """Fill in the path's segments (percent-encoded, so that no id can leave its segment) and drop absent values."""
         segments = {name: path_segment(name, value) for name, value in (path or {}).items()}
         return Call(
             endpoint=self,
@@ -58,7 +58,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An endpoint with its arguments: everything that a request needs except the host and the key."""
+    """An endpoint with its arguments: everything a sender needs but the host and the key."""
 
     endpoint: Endpoint
     url: str
@@ -70,22 +70,22 @@ class Call:
 def path_segment(name: str, value: Any) -> str:
     """Percent-encode ``value`` as one path segment.
 
-    :raises InvalidArgumentError: the value is empty, too long, not valid Unicode, or is ``.`` or ``..``, which URL normalization would
-        remove.
+    :raises InvalidArgumentError: for an empty value, for ``.`` and ``..``, which no encoding protects from URL normalisation, and
+        for what is too long or can not be written as UTF-8.
     """
     if not isinstance(value, str) or not value.strip():
         raise InvalidArgumentError(f"{name} is empty. Give the id as LlamaCloud returned it.")
     if value in {".", ".."}:
-        raise InvalidArgumentError(f"{name} is {value!r}, which is not an id. Give the id as LlamaCloud returned it.")
+        raise InvalidArgumentError(f"{name} is {value!r}, which is no id. Give the id as LlamaCloud returned it.")
     if len(value) > MAX_ID:
         raise InvalidArgumentError(
-            f"{name} has {len(value)} characters, so it is not an id. Give the id as LlamaCloud returned it."
+            f"{name} has {len(value)} characters, so it is no id. Give the id as LlamaCloud returned it."
         )
     try:
         return quote(value, safe="")
     except UnicodeEncodeError:
         raise InvalidArgumentError(
-            f"{name} contains half of a surrogate pair, so it is not an id. Give the id as LlamaCloud returned it."
+            f"{name} contains half of a surrogate pair, so it is no id. Give the id as LlamaCloud returned it."
         ) from None
 
 

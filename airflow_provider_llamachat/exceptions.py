@@ -1,17 +1,17 @@
-"""All exceptions that this provider raises.
+"""Everything this provider raises, so that one ``except`` clause can be as wide or as narrow as a Dag needs.
 
 ::
 
     LlamaCloudError                          the root (an AirflowException)
     ├── LlamaCloudConfigError            [F] the connection or an argument is wrong; no request was sent
     │   ├── InvalidApiKeyError           [F] the key is missing, masked (``***``) or not printable ASCII
-    │   └── InvalidArgumentError         [F] a prompt, a session id, an index list, a UUID, a number … is invalid (a ValueError)
+    │   └── InvalidArgumentError         [F] a prompt, a session id, an index list, a UUID, a number … is not usable (a ValueError)
     ├── LlamaCloudTaskStateError             Airflow could not keep what a retry has to know; nothing was sent
     ├── LlamaCloudConnectionError            no complete answer: DNS, TLS, proxy, connect, reset, truncated body
     │   └── LlamaCloudTimeoutError           no answer in time
-    ├── LlamaCloudProtocolError              the response is not LlamaCloud's: a redirect, HTML, invalid JSON
+    ├── LlamaCloudProtocolError              an answer that is not LlamaCloud's: a redirect, HTML, broken JSON
     ├── LlamaCloudStatusError                the server answered with an error status
-    │   ├── RequestRefusedError          [F] the request was refused, and a retry would be refused too
+    │   ├── RequestRefusedError          [F] a refusal that no retry will change, by LlamaCloud or by what answers in its place
     │   │   ├── AuthenticationError      [F] 401
     │   │   ├── PaymentRequiredError     [F] 402
     │   │   ├── PermissionDeniedError    [F] 403
@@ -22,18 +22,18 @@
     │   └── ServerError                      5xx
     ├── ChatTurnError                        about one turn
     │   ├── ChatTurnFailedError              the server ended the turn with ``is_error``
-    │   └── ChatTurnInterruptedError         the end of the turn was not seen; asking again might pay for it twice
+    │   └── ChatTurnInterruptedError         the turn's end was not seen, and asking again might pay for it twice
     ├── IndexStateError                      about an index
     │   ├── IndexFailedError             [F] the index's own status is ``failed``
     │   └── IndexNotReadyError               the deadline passed before all indexes were ready
     └── ChatBatchError                       about a whole batch (some items failed, or nothing was started)
         └── ChatBatchRefusedError        [F] every prompt of a batch was refused, and would be refused again
 
-``[F]`` marks the classes that are also an ``AirflowFailException``. The task fails immediately and does not use up a retry,
-because the same request would be refused again. For all other classes, the task's ``retries`` apply.
+``[F]`` marks the classes that also are Airflow's ``AirflowFailException``: the task fails at once and uses up no retry, because
+the same request would be refused again. All others leave the decision to the task's ``retries``.
 
-Each exception has the attributes ``status`` (HTTP status or None), ``request_id`` (for a support ticket), ``session_id`` and
-``retryable`` (whether the same call may succeed later).
+Each carries ``status`` (HTTP status or None), ``request_id`` (the server's, for a support ticket), ``session_id`` and
+``retryable`` (would the same call have a chance later?).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from airflow_provider_llamachat.redaction import one_line, scrub
 class LlamaCloudError(AirflowException):
     """Root of all errors of this provider.
 
-    :param message: the cause, what to do about it, and details such as host and project. It is reduced to one line of at
-        most :data:`~.redaction.MAX_MESSAGE` characters, and anything that looks like an API key is removed.
-    :param status: HTTP status of the response, or None if there was no response.
-    :param request_id: the server's id of the request, or None.
-    :param session_id: the chat session concerned, or None.
+    :param message: what happened, where (host, project), and what to do about it. Kept as one line of at most
+        :data:`~.redaction.MAX_MESSAGE` characters, whatever it quotes, and without anything that looks like a key.
+    :param status: the HTTP status of the answer, None when there was none.
+    :param request_id: the server's id of the request, None when it gave none.
+    :param session_id: the chat session concerned, None when there is none.
     """
 
     retryable: ClassVar[bool] = False
@@ -76,7 +76,7 @@ class LlamaCloudError(AirflowException):
 
 
 class LlamaCloudConfigError(LlamaCloudError, AirflowFailException):
-    """The connection or an argument is invalid. No request was sent."""
+    """The connection or an argument cannot work as it is. No request was sent."""
 
 
 class InvalidApiKeyError(LlamaCloudConfigError):
@@ -84,20 +84,20 @@ class InvalidApiKeyError(LlamaCloudConfigError):
 
 
 class InvalidArgumentError(LlamaCloudConfigError, ValueError):
-    """An argument is invalid; the message names the argument and what it must be. No request was sent."""
+    """An argument is not usable; the message names the argument and what it has to be. No request was sent."""
 
 
 class LlamaCloudTaskStateError(LlamaCloudError):
-    """Airflow's task state store is unavailable, so a prompt was not sent."""
+    """Airflow's task state store could not keep that a prompt was about to be sent, so it was not sent."""
 
     retryable = True
 
 
 class LlamaCloudConnectionError(LlamaCloudError):
-    """No complete response was received.
+    """The network gave no complete answer.
 
-    :param accepted: False if the server cannot have received the request (no connection was made), True if it had begun to
-        respond, and None if this is not known.
+    :param accepted: False when the server provably never got the request (the connection was not even made), None when
+        nobody can tell from here.
     """
 
     retryable = True
@@ -108,13 +108,13 @@ class LlamaCloudConnectionError(LlamaCloudError):
 
 
 class LlamaCloudTimeoutError(LlamaCloudConnectionError):
-    """The connection, a read, or the whole call timed out."""
+    """Connecting, a silence, or the whole call took longer than allowed."""
 
 
 class LlamaCloudProtocolError(LlamaCloudError):
-    """The response is not one of LlamaCloud's API: a redirect, an HTML page, invalid JSON, or a response that is too large.
+    """What answered is not LlamaCloud's API: a redirect, an HTML page, broken JSON, an answer beyond all bounds.
 
-    :param accepted: True if the server is known to have accepted the prompt, because it had begun to answer.
+    :param accepted: True when a turn's stream had begun, so that the server is known to have taken the prompt.
     """
 
     retryable = True
@@ -131,13 +131,13 @@ class LlamaCloudStatusError(LlamaCloudError):
 class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):
     """The request was refused, and would be refused again.
 
-    This class is raised for a 4xx status without a class of its own, and for any 4xx status that does not come from LlamaCloud's
-    API (an HTML page, for example). Such a 404 does not prove that a session does not exist.
+    This class itself stands for a 4xx that has no class of its own, and for any 4xx that does not come from LlamaCloud's API (an HTML
+    page, a path that the API knows): such a 404 is no proof that a session does not exist.
     """
 
 
 class AuthenticationError(RequestRefusedError):
-    """401: the API key is not valid at this host. A key works only in its own region."""
+    """401: the API key is not valid at this host. Keys belong to one region."""
 
 
 class PaymentRequiredError(RequestRefusedError):
@@ -153,13 +153,13 @@ class NotFoundError(RequestRefusedError):
 
 
 class ConflictError(LlamaCloudStatusError):
-    """409: the session or index is busy. A later call may succeed."""
+    """409: the session or index is busy; later it may not be."""
 
     retryable = True
 
 
 class UnprocessableError(RequestRefusedError):
-    """422: the server does not accept some fields of the request. The message names them."""
+    """422: the server names the fields it does not accept."""
 
 
 class RateLimitError(LlamaCloudStatusError):
@@ -176,7 +176,7 @@ class RateLimitError(LlamaCloudStatusError):
 
 
 class ServerError(LlamaCloudStatusError):
-    """5xx: the server, or a proxy in front of it, failed.
+    """5xx: the server, or something in front of it, failed.
 
     :param retry_after: seconds the server asked to wait, None when it did not say.
     """
@@ -189,9 +189,9 @@ class ServerError(LlamaCloudStatusError):
 
 
 class ChatTurnError(LlamaCloudError):
-    """A chat turn ended without an answer.
+    """A chat turn did not give an answer.
 
-    :param usage: usage that the server reported for the turn (keys as in the ``usage`` XCom), or None.
+    :param usage: what the turn had cost when it ended, as far as the server said (keys as in the ``usage`` XCom), or None.
     """
 
     retryable = True
@@ -202,19 +202,19 @@ class ChatTurnError(LlamaCloudError):
 
 
 class ChatTurnFailedError(ChatTurnError):
-    """The server ended the turn with an error. A retry of the task asks again, because there is no answer to find."""
+    """The server ended the turn with ``is_error``. A task retry asks again: there is no answer that could be paid for twice."""
 
 
 class ChatTurnInterruptedError(ChatTurnError):
-    """The prompt was, or may have been, accepted, but the end of its turn was not seen. The prompt was not sent again.
+    """The turn was (or may have been) accepted, but its end was not seen. The prompt was not sent again.
 
-    A retry of the task is safe: it reads the session's history first and uses the answer if it is there.
+    A task retry is safe: it reads the session's history first and adopts the answer if it is there by then.
 
-    :param reason: ``stalled`` (the answer stopped partway), ``deadline`` (``turn_timeout`` passed), ``vanished`` (accepted, but not in
-        the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (another prompt is in its place),
-        ``unreadable`` (the history could not be read), ``unasked`` (``turn_timeout`` passed before the prompt was accepted),
-        ``killed`` (the task was stopped).
-    :param accepted: True if the server is known to have accepted the prompt.
+    :param reason: ``stalled`` (in the history, but no longer growing), ``deadline`` (``turn_timeout`` passed), ``vanished``
+        (accepted, yet not in the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (somebody
+        else's turn stands where ours should be), ``unreadable`` (the history could not be read), ``unasked`` (``turn_timeout`` passed
+        before the server took the prompt), ``killed`` (the task was stopped).
+    :param accepted: True when the server was seen to take the prompt, False when nobody can tell, or when it did not.
     """
 
     def __init__(self, message: str, *, reason: str = "stalled", accepted: bool = False, **kwargs: Any) -> None:
@@ -235,7 +235,7 @@ class IndexStateError(LlamaCloudError):
 
 
 class IndexFailedError(IndexStateError, AirflowFailException):
-    """The index's build failed. The message includes the index's own error message."""
+    """The index's build failed; the message carries the index's own error text."""
 
 
 class IndexNotReadyError(IndexStateError):
@@ -245,12 +245,12 @@ class IndexNotReadyError(IndexStateError):
 
 
 class ChatBatchError(LlamaCloudError):
-    """A batch ended with failed prompts, or its results or records could not be stored."""
+    """A batch ended with failed items, or its results or records could not be kept."""
 
     retryable = True
 
 
 class ChatBatchRefusedError(ChatBatchError, AirflowFailException):
-    """Every prompt of a batch was refused, and a retry would be refused too."""
+    """Every prompt of a batch was refused, and would be refused again."""
 
     retryable = False

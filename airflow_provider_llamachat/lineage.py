@@ -48,7 +48,7 @@ def create_asset(*, index_id: str, host: str = "api.cloud.llamaindex.ai", extra:
 
 
 def convert_to_openlineage(asset: Asset, lineage_context: Any) -> Dataset:  # noqa: ARG001  # Airflow passes it by name
-    """Turn an index's asset into an OpenLineage dataset; the OpenLineage provider calls this."""
+    """Turn an index' asset into an OpenLineage dataset; the OpenLineage provider calls this."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     parts = urlsplit(asset.uri)
@@ -65,7 +65,7 @@ def record(hook: Any, index_ids: list[str], base_url: str, output: str | None = 
             collector.add_input_asset(context=hook, uri=index_uri(index_id, base_url))
         if output is not None:
             collector.add_output_asset(context=hook, uri=output)
-    except Exception as problem:  # noqa: BLE001  # collectors are plugins, which raise exceptions of any class
+    except Exception as problem:  # noqa: BLE001  # collectors are plugins, which raise whatever they like
         log.warning("Lineage was not recorded (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))
 
 
@@ -78,5 +78,5 @@ def count_turn(outcome: str, usage: dict[str, Any] | None = None) -> None:
         for direction in ("input", "output"):
             if tokens := (usage or {}).get(f"total_{direction}_tokens"):
                 Stats.incr("llamachat.tokens", int(tokens), tags={"direction": direction})
-    except Exception as problem:  # noqa: BLE001  # metrics back ends raise exceptions of any class
+    except Exception as problem:  # noqa: BLE001  # metrics back ends raise whatever they like
         log.warning("A turn was not counted (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))

@@ -237,7 +237,7 @@ class SessionSummary(ApiModel):
 class Session(SessionSummary):
     """A chat session with its whole ordered history."""
 
-    # model_validate would rebuild each event from its base class's fields without this: the union is resolved by parse_event.
+    # model_validate would rebuild each event from its base class' fields without this: the union is resolved by parse_event.
     # No default: what lacks its history must not pass for a session that was never asked anything.
     events: Annotated[list[Any], BeforeValidator(_tolerant_events)]
 

@@ -1,4 +1,4 @@
-"""Decides whether indexes are ready, and whether one was synced again. Sensor, triggers and operators share it."""
+"""Are these indexes ready to be asked, and has one become newer? One answer for sensor, triggers and operators."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Checks the states of indexes repeatedly.
+    """Judges indexes, look after look.
 
-    The API documents only ``ready`` and ``failed``. Every other state means waiting, and is logged once for each index.
+    Only ``ready`` and ``failed`` are states the API promises; every other one means waiting, and is logged once for each index.
 
-    :param wait_for_sync: an index is also pending while a sync of it is running.
+    :param wait_for_sync: an index counts as pending while a sync of it runs, too.
     """
 
     def __init__(self, *, wait_for_sync: bool = False) -> None:
@@ -29,7 +29,7 @@ class Readiness:
     def pending(self, indexes: Iterable[Index]) -> dict[str, str]:
         """Return the state of each index that is not ready, by id; empty when all are.
 
-        :raises IndexFailedError: an index's build failed. The message includes the index's own error message.
+        :raises IndexFailedError: an index's build failed; with the index's own error message.
         """
         states = pending(indexes, wait_for_sync=self._wait_for_sync)
         for index_id, state in states.items():
@@ -56,7 +56,7 @@ def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[st
                 index_id=index.id,
             )
         if status != Index.READY:
-            states[index.id] = "no status" if status is None else f"status {excerpt(status, limit=60)}"
+            states[index.id] = "it has no status" if status is None else f"status {excerpt(status, limit=60)}"
         elif wait_for_sync and index.sync_in_progress:
             states[index.id] = "a sync is running"
     return states
@@ -64,7 +64,7 @@ def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[st
 
 FIRST_LOOK = 1.0
 LAST_LOOK = 15.0
-"""Seconds between the first two checks of :func:`wait_until_ready`, and the longest interval."""
+"""Seconds between the first two looks of :func:`wait_until_ready`, growing up to the second."""
 
 
 def wait_until_ready(
@@ -74,7 +74,7 @@ def wait_until_ready(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Block until all indexes are ready.
+    """Look until all indexes are ready, on this thread.
 
     :param look: reads the indexes.
     :param deadline: epoch seconds.
@@ -91,16 +91,16 @@ def wait_until_ready(
 
 
 def describe(states: dict[str, str]) -> str:
-    """Return the states as part of a sentence of bounded length."""
+    """The states as part of a sentence, bounded."""
     shown = [f"{index_id} ({state})" for index_id, state in list(states.items())[:10]]
     return ", ".join(shown) + (f" and {len(states) - 10} more" if len(states) > 10 else "")
 
 
 def is_newer(moment: str | None, than: str | None) -> bool:
-    """Whether one ``last_synced_at`` is later than another. A missing one is earlier than any.
+    """Whether one ``last_synced_at`` is later than another; a missing one is earlier than any.
 
-    ISO times are compared as times, because time zone and precision may be written in several ways. A value that is not an ISO
-    time counts as newer if it differs.
+    ISO times are compared as times, because zone and precision may be written in several ways; what is no ISO time counts as newer
+    when it differs.
     """
     if not moment or not than:
         return bool(moment)
@@ -118,4 +118,6 @@ def _time(text: str) -> datetime | None:
 
 def not_ready(states: dict[str, str]) -> str:
     """The message for indexes that were not ready in time."""
-    return f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'unknown'}."
+    return (
+        f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'nothing known'}."
+    )

@@ -1,4 +1,4 @@
-"""Makes text from elsewhere safe to show: bounded, on one line, without secrets."""
+"""What may be shown of text that somebody else wrote: bounded, one line, without secrets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import re
 from typing import Any
 
 MAX_EXCERPT = 500
-"""Maximum number of characters that an error message or a log line quotes."""
+"""Characters of foreign text that an error message or a log line quotes at most."""
 
 MAX_MESSAGE = 2400
-"""Maximum length of an exception's message."""
+"""Characters of an exception's message at most."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
 # token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
@@ -24,15 +24,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\
 
 
 _MAX_KNOWN = 32
-# Minimum length of a secret. A shorter one would also match parts of ordinary words.
+# Characters of a secret at the least: what is shorter would blot out words wherever it stands.
 _MIN_KNOWN = 8
 _known: tuple[str, ...] = ()
 
 
 def remember(secret: str) -> None:
-    """Make :func:`scrub` replace ``secret`` in every text of this process. The clients register their API keys.
+    """Have :func:`scrub` replace ``secret`` from now on in every text of this process; the clients do this with their keys.
 
-    The last 32 secrets are kept. A secret of less than 8 characters is ignored, because it could be part of any word.
+    The last 32 are known; what is shorter than 8 characters is not, because it could be part of any word.
     """
     global _known  # noqa: PLW0603  # one list for the process, replaced as a whole: no lock is needed
     if len(secret) >= _MIN_KNOWN and secret not in _known:
@@ -42,11 +42,11 @@ def remember(secret: str) -> None:
 def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MAX_EXCERPT) -> str:
     """Return the beginning of ``text`` in a form that is safe to log.
 
-    :param text: text from elsewhere. Bytes are decoded as UTF-8; invalid ones become replacement characters.
-    :param secrets: values that must not appear in any encoding (see :func:`scrub`).
-    :param limit: maximum number of characters. Text that is cut ends with its full length.
+    :param text: foreign text; bytes are read as UTF-8, what is not becomes a replacement character.
+    :param secrets: values that must not appear, however a program writes them (see :func:`scrub`).
+    :param limit: characters at most; a cut is marked with how much was left out.
     """
-    # Only the part that can be shown is processed, plus what redaction may remove. A huge body is never scanned as a whole.
+    # Only the part that can be shown is worked on, with room for what redaction removes: a hostile body is never scanned whole.
     margin = _LONGEST * max(map(len, (*secrets, *_known)), default=0)
     window = limit * 4 + margin
     total = len(text)
@@ -57,7 +57,7 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
     cut = total > window
     head = scrub(head, secrets)
     if cut:
-        # A secret that crosses the edge of the window is not recognized.
+        # A secret may straddle the window's edge: its beginning is not recognized.
         head = head[: max(0, len(head) - margin)]
     head = _UNPRINTABLE.sub(" ", head).strip()
     if len(head) > limit or cut:
@@ -66,17 +66,17 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
 
 
 def describe(value: Any) -> str:
-    """Describe ``value`` without quoting it, because a secret may have been pasted into the wrong field."""
+    """Return what ``value`` is without quoting it: for a field that may hold a secret because it was pasted into the wrong place."""
     if isinstance(value, str):
         return f"text of {len(value)} characters"
     return "nothing" if value is None else f"a value of type {type(value).__name__}"
 
 
 def scrub(text: str, secrets: tuple[str, ...]) -> str:
-    """Replace each of ``secrets``, and each secret given to :func:`remember`, with ``***``.
+    """Replace each of ``secrets``, and what :func:`remember` knows, in ``text`` by ``***`` without shortening it.
 
-    Secrets are also recognized when they are encoded for a URL, JSON, source code, HTML, Base64 (including ``Authorization: Basic``)
-    or as hexadecimal digits, in upper or lower case. Anything that looks like a LlamaCloud key or a bearer token is replaced too.
+    Also as a URL, JSON, source code, HTML, Base64 (of an ``Authorization: Basic`` header as well) and hexadecimal digits would hold
+    them, in upper or lower case; and whatever looks like one of LlamaCloud's keys or a bearer token.
     """
     for secret in {*secrets, *_known}:
         if secret:
@@ -85,7 +85,7 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
-    """Return ``text`` without control characters, cut to ``limit``. Calling it twice has no further effect."""
+    """Return ``text`` without control characters, cut to ``limit``; doing it twice changes nothing more."""
     text = _UNPRINTABLE.sub(" ", text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 

@@ -35,7 +35,7 @@ with DAG(
         "index_ids": Param(["idx-filings"], type="array", items={"type": "string"}, title="Index ids"),
         "questions": Param(QUESTIONS, type="array", title="Questions"),
         "output": Param(f"file://{tempfile.gettempdir()}/llamachat", type="string", title="Folder of the results"),
-        "answered_at_least": Param(0.9, type="number", minimum=0, maximum=1, title="Share that must be answered"),
+        "answered_at_least": Param(0.9, type="number", minimum=0, maximum=1, title="Share that has to be answered"),
     },
 ) as dag:
     ready = IndexReadySensor(

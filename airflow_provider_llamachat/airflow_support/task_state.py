@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def is_retry(context: Context) -> bool:
     """Whether this attempt is a retry of an earlier one, and not the first one or the first after the task was cleared.
 
-    Clearing a task raises ``max_tries`` by the tries used, so the first attempt of each round is ``max_tries - retries + 1``.
+    Clearing a task raises ``max_tries`` by the tries used, so the first try of each round is ``max_tries - retries + 1``.
     """
     ti: Any = context["ti"]
     retries = getattr(context["task"], "retries", 0) or 0
@@ -27,11 +27,11 @@ def is_retry(context: Context) -> bool:
 
 
 def is_stale(context: Context, try_number: Any) -> bool:
-    """Whether the event that a task resumes with is an earlier attempt's.
+    """Whether the event that a task resumes with is an earlier try's.
 
-    Airflow 3.0 and 3.1 forget to clear how an attempt that failed after its deferral was resumed, so its retry begins with the old event.
+    Airflow 3.0 and 3.1 forget to clear how a try that failed after its deferral was resumed, so its retry begins with the old event.
 
-    :param try_number: of the attempt that deferred; None (deferred by an older release): it is taken for this one.
+    :param try_number: of the try that deferred; None (deferred by an older release): it is taken for this one.
     """
     return try_number is not None and int(try_number) != int(context["ti"].try_number)
 
@@ -58,12 +58,12 @@ def is_deferral_timeout(next_method: str, next_kwargs: Mapping[str, Any] | None)
 
 
 class TaskMemory:
-    """A task's own memory across its attempts: Airflow 3.3's task state store; without one, nothing is remembered.
+    """A task's own memory across its tries: Airflow 3.3's task state store; without one, nothing is remembered.
 
     A store that fails is reported and then treated as absent: the memory makes retries more exact, but a task must not fail
     for it. The exception is what a later attempt has to know (:meth:`set_in_round` with ``required``).
 
-    A *round* is a first attempt with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is told apart from what
+    A *round* is a first try with its retries; clearing the task begins another. What :meth:`set_in_round` keeps is told apart from what
     a later round keeps, whose retries must not take an earlier round's turn for their own.
 
     :ivar has_failed: whether the store was unavailable at some time.
@@ -84,7 +84,7 @@ class TaskMemory:
         return self._store is not None
 
     def get(self, key: str, *, required: bool = False) -> Any:
-        """Return what an earlier attempt kept under ``key``, or None.
+        """Return what an earlier try kept under ``key``, or None.
 
         :param required: nothing may happen unless it is known.
         :raises LlamaCloudTaskStateError: it is required, and could not be read.
@@ -104,7 +104,7 @@ class TaskMemory:
             return None
         try:
             return access(self._store)
-        except Exception as problem:  # the store's backends raise exceptions of any class
+        except Exception as problem:  # the store's backends raise whatever they like
             self.has_failed = True
             if required:
                 raise LlamaCloudTaskStateError(

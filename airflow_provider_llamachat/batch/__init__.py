@@ -1,5 +1,5 @@
-"""The batch engine: it asks many prompts in one process and pays for each one once. It does not import Airflow.
+"""The batch engine: many prompts in one process, each paid for once, whatever kills the process. No Airflow import.
 
-Layers, top first: :mod:`.engine` (the order of prompts), :mod:`.journal` and :mod:`.committer` (what is durable before a
-prompt is sent), :mod:`.storage` (atomic files), :mod:`.items` and :mod:`.records` (pure).
+Layers, top first: :mod:`.engine` (what is asked when), :mod:`.journal` and :mod:`.committer` (what is durable before
+anything is asked), :mod:`.storage` (files that are whole or absent), :mod:`.items` and :mod:`.records` (pure).
 """

@@ -1,7 +1,7 @@
-"""Ensures that one batch at a time writes to an output path, with a claim file that is renewed. Blocking: do not use in an event loop.
+"""One writer for each output path: whoever writes there says so beside it, again and again. Blocking: not for an event loop.
 
-Object stores have no common lock. A batch therefore writes its own claim before it reads the others, so that of two batches that
-start together at least one sees the other. A claim that was not renewed for :data:`STALE` seconds is ignored.
+No store has a lock that all stores have, so this is an agreement: a claim is written first and the others' are read after it, so of two
+that begin together at least one sees the other. A claim that was not renewed for :data:`STALE` seconds belongs to a process that is gone.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumen
 log = logging.getLogger(__name__)
 
 NAME = ".writer"
-"""Name of the claim file in a batch's folder of parts. Older releases ignore names that begin with a dot."""
+"""The claim's file in a batch's folder of parts; releases that do not know it pass over names with a dot."""
 BEAT = 15.0
-"""Seconds between two renewals of a claim."""
+"""Seconds between two signs of life."""
 STALE = 90.0
-"""Seconds without a renewal after which a claim is ignored. The clocks of two workers may differ by a minute."""
+"""Seconds after which a claim without a sign of life counts for nothing; the clocks of two workers may differ by a minute."""
 PAUSE = 0.5
-"""Seconds between two reads of a claim that is about to be confirmed or released."""
+"""Seconds between two looks at a claim that is about to be given up or to be confirmed."""
 
-REMEDY = "Use {{ run_id }} and {{ ti.map_index }} in output_path, so that each run and mapped task has its own path. Nothing was asked."
+REMEDY = (
+    "Give each run and each mapped task a path of its own, with {{ run_id }} and {{ ti.map_index }}. Nothing was asked."
+)
 
 
 class Claim:
-    """The claim of a batch to its output path.
+    """A batch's claim to its output path.
 
-    :param above: the folder that contains the parts folders of all batches with this output path.
-    :param scope: the task instance of the batch.
+    :param above: the folder in which each batch with this output path has its folder of parts.
+    :param scope: the task instance that claims.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class Claim:
     def take(self) -> None:
         """Claim the path until :meth:`release`.
 
-        :raises InvalidArgumentError: another task of the same run is writing to the path.
-        :raises ChatBatchError: another run is writing to the path, or it is not writable.
+        :raises InvalidArgumentError: another task of the same run writes there.
+        :raises ChatBatchError: another run writes there, or nobody can.
         """
         self._say("waiting")
         self._is_taken = True
@@ -77,25 +79,25 @@ class Claim:
         self._beating.start()
 
     def release(self) -> None:
-        """Release the path, and keep what a retry needs. Calling it again has no effect."""
+        """Give the path up; what a retry needs stays. Once is enough, twice is no error."""
         if not self._is_taken or self._ended.is_set():
             return
         self._ended.set()
         if self._beating is not None:
             self._beating.join()
         with contextlib.suppress(ChatBatchError):
-            self._say("ended")  # for stores where nothing may be deleted
+            self._say("ended")  # where nothing may be removed, this has to do
         self._folder.discard(NAME)
         self._folder.remove_if_empty()
         self._above.remove_if_empty()
 
     def _has_to_wait(self) -> bool:
-        """Whether another batch that started at the same time has to give way and has not done so yet."""
+        """Whether another batch that began in the same moment, and has to give way, did not do so yet."""
         wait = False
         for digest in self._above.names():
             if digest == self._scope.digest or (claim := self._read(digest)) is None or claim["state"] == "ended":
                 continue
-            # Of two waiting batches, the one that does not see the other has read the claims before ours existed and will write.
+            # Two that wait know of each other, or one of them is about to write: it read the claims before ours was there.
             if claim["state"] == "writing" or digest < self._scope.digest:
                 raise self._refusal(claim)
             wait = True
@@ -107,14 +109,13 @@ class Claim:
             age = self._now() - float(claim["at"])
             return {**claim, "state": str(claim["state"]), "age": age} if age < STALE else None
         except (ValueError, KeyError, TypeError):
-            return None  # missing, damaged, or written by a later release
+            return None  # none, torn, or of a later release's form
 
     def _refusal(self, claim: dict[str, Any]) -> ChatBatchError | InvalidArgumentError:
-        text = "Another batch is writing to this output_path."
-        details = f"Writer: {written_by(claim)}, seen {max(0.0, claim['age']):.0f} s ago. Folder: {self._above.url}"
+        text = f"Another batch writes to this output_path now: {written_by(claim)}, seen {max(0.0, claim['age']):.0f} s ago. "
         if is_same_run(claim, self._scope):
-            return InvalidArgumentError(f"{text} {REMEDY} {details}")
-        return ChatBatchError(f"{text} A retry succeeds after it has ended. {REMEDY} {details}")
+            return InvalidArgumentError(f"{text}{REMEDY} Place: {self._above.url}")
+        return ChatBatchError(f"{text}A retry goes on when that one has ended. {REMEDY} Place: {self._above.url}")
 
     def _say(self, state: str) -> None:
         self._folder.write(NAME, json.dumps({"state": state, "at": self._now(), **asdict(self._scope)}).encode())
@@ -124,11 +125,11 @@ class Claim:
             try:
                 self._say("writing")
             except ChatBatchError as problem:
-                log.warning("The claim to the output path could not be renewed. Retrying. %s", problem)
+                log.warning("The claim to the output path could not be renewed; trying again. %s", problem)
 
 
 def written_by(origin: dict[str, Any]) -> str:
-    """Describe the task instance of a claim or of a line of results."""
+    """Names the task instance of a claim or of a line of results."""
     index = origin.get("map_index", -1)
     mapped = "" if index == -1 else f", map index {index}"
     return f"Dag {origin.get('dag_id')}, task {origin.get('task_id')}{mapped}, run {origin.get('run_id')}"

@@ -1,4 +1,4 @@
-"""Group commit: writes the records of many concurrent turns together, outside the event loop."""
+"""Group commit: records of many concurrent turns become durable together, off the event loop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 INTERVAL = 0.2
-"""Seconds that the first record of a group waits for others. Sessions are opened ahead of time, which hides this delay."""
+"""Seconds that the first record of a group waits for others. Sessions are opened ahead of the asking, which hides it."""
 
 
 class Committer:
-    """Writes records in groups. Use it as an asynchronous context manager, which writes the remaining records on exit.
+    """Writes records in groups; an asynchronous context manager that writes the rest on its way out.
 
-    :param write: makes a group durable. It may block; it is called in a thread, for one group at a time.
+    :param write: makes a group durable; blocking, called in a thread, one group at a time.
     """
 
     def __init__(self, write: Callable[[list[dict[str, Any]]], None], interval: float = INTERVAL) -> None:
@@ -37,13 +37,13 @@ class Committer:
         assert self._task is not None  # noqa: S101  # __aenter__ made it
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        # Turns that ended while the batch was stopping have been paid for, so they are always written.
+        # What ended while the batch was being stopped has been paid for: it is written whatever the reason was.
         await asyncio.shield(self._flush())
         if problem is None and self._failure is not None:
             raise self._failure
 
     def note(self, *records: dict[str, Any]) -> None:
-        """Add records without waiting for them.
+        """Hand over records that nothing waits for.
 
         :raises ChatBatchError: an earlier group could not be written.
         """
@@ -53,15 +53,15 @@ class Committer:
         self._wake.set()
 
     async def commit(self, *records: dict[str, Any]) -> None:
-        """Add records, and wait until they and all earlier ones are durable."""
+        """Hand over records and wait until they, and all before them, are durable."""
         self.note(*records)
-        # Groups are written in order, so this also waits for a group that is being written.
+        # In the group that is collected now, or, for no records, in the one that is being written: both end in order.
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         await waiter
 
     async def durable(self) -> None:
-        """Wait until all records that were added so far are durable."""
+        """Wait until everything handed over so far is durable; returns at once when it is."""
         if self._records or self._writing.locked():
             await self.commit()
 
@@ -69,7 +69,7 @@ class Committer:
         while True:
             await self._wake.wait()
             await asyncio.sleep(self._interval)
-            # A write that has started is completed even if the batch is cancelled.
+            # A group whose writing has begun is written to its end, also when the batch is cancelled meanwhile.
             await asyncio.shield(asyncio.ensure_future(self._flush()))
 
     async def _flush(self) -> None:
@@ -80,7 +80,7 @@ class Committer:
             if group and self._failure is None:
                 try:
                     await asyncio.to_thread(self._write, group)
-                except Exception as problem:  # noqa: BLE001  # passed on to all waiters and to the batch
+                except Exception as problem:  # noqa: BLE001  # handed to everyone who waits, and to the batch
                     self._failure = problem
             for waiter in waiters:
                 if waiter.done():

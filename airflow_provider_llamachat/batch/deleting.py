@@ -1,4 +1,4 @@
-"""Deletes the sessions that a batch opened, and logs those that remain."""
+"""Deletes the sessions that a batch opened, and names those that it cannot or may not delete."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
 NAMED = 20
-"""Maximum number of ids in one log line."""
+"""Ids that one log line names at most."""
 ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, UnprocessableError)}
-"""Errors that are certain to end a turn. Others may mean that a turn of an earlier attempt could not be read."""
+"""Errors that leave no doubt. Others may come of reading the history of a turn that an earlier try asked."""
 
 
 class Tidier:
-    """Finds in the journal which sessions the batch opened, in earlier attempts too, and which of them are still needed."""
+    """Knows from the journal which sessions the batch opened, in earlier tries too, and which of them are still needed."""
 
     def __init__(self, client: AsyncLlamaCloudClient, journal: Journal, options: Options, logger: Any) -> None:
         self._client = client
@@ -34,15 +34,15 @@ class Tidier:
         self._log = logger
 
     async def after_success(self) -> int:
-        """Delete all sessions except those of interrupted turns, whose answer may still arrive. Return the number of deleted sessions."""
+        """Delete, if asked, all sessions but those whose turn was interrupted: its answer may still come. Return how many."""
         if not self._options.delete_sessions:
             return 0
         return await self._delete(await asyncio.to_thread(self._interrupted))
 
     async def after_failure(self, positions: dict[str, int], *, final: bool = False) -> None:
-        """Delete the sessions that no retry needs. Errors are logged, so that they do not hide why the batch failed.
+        """Delete, if asked, the sessions that no retry will look into. Never hides why the batch failed.
 
-        :param final: no retry follows, so only sessions in which an answer may still arrive are kept.
+        :param final: no retry will follow, so only the sessions stay in which an answer may still come.
         """
         if not self._options.delete_sessions:
             return
@@ -56,10 +56,10 @@ class Tidier:
                     wanted.add(past.shared_session)
             await self._delete(wanted)
         except LlamaCloudError as problem:
-            self._log.warning("Sessions were not deleted. %s", problem)
+            self._log.warning("Sessions were left over: %s", problem)
 
     def _over(self, positions: dict[str, int]) -> set[int]:
-        """Items whose session will never contain an answer: their last turn ended without one or was never started."""
+        """Items whose session holds no answer and will hold none: their last turn is known to have ended, or never to have begun."""
         over: set[int] = set()
         for record in self._journal.records():
             if record is None or (position := positions.get(record.get("key", ""))) is None:
@@ -92,17 +92,17 @@ class Tidier:
                 try:
                     await self._client.delete_session(session_id, **self._options.scope)
                 except NotFoundError:
-                    continue  # an earlier attempt, or somebody else, deleted it
+                    continue  # an earlier try, or somebody else, deleted it
                 except LlamaCloudError as problem:
                     left.append(session_id)
                     if not told:
                         told = True
-                        self._log.warning("A session could not be deleted. %s", problem)
+                        self._log.warning("A session could not be deleted: %s", problem)
                 else:
                     deleted += 1
 
         await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
         if left:
             more = " …" if len(left) > NAMED else ""
-            self._log.warning("%d sessions were not deleted: %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more)
+            self._log.warning("%d session(s) were not deleted: %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more)
         return deleted

@@ -1,4 +1,4 @@
-"""Runs a batch in one event loop with bounded concurrency. An intent is durable before its prompt is posted."""
+"""What a batch asks when: one event loop, bounded concurrency, and an intent that is durable before each prompt is posted."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 Ready = asyncio.Queue["tuple[Prepared, deque[Item]] | None"]
 
 FATAL = (AuthenticationError, PaymentRequiredError)
-"""Refusals that every other prompt would receive too."""
+"""Refusals that every other item would meet as well."""
 PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, RateLimitError, ServerError)
-"""Transient errors. These prompts are retried at the end of the batch, which is safe because the session's history is read first."""
+"""Trouble that may be over at the end of the batch. Asking once more is no risk then: the session's history is read first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a batch.
+    """What came of a batch.
 
-    :ivar kept: items that an earlier attempt had answered.
-    :ivar settled: items that an earlier attempt asked and whose answer was found in the history.
+    :ivar kept: items that an earlier try had answered.
+    :ivar settled: items whose answer, asked by an earlier try, was found in the history.
     :ivar refused: requests that the server answered with 429.
-    :ivar index_ids: indexes that this attempt asked.
+    :ivar index_ids: indexes that this try asked.
     """
 
     results: Results
@@ -65,14 +65,14 @@ class Report:
 
 
 class Batch:
-    """One attempt of a batch. Make one per event loop, and :meth:`run` it once.
+    """One try of a batch. Make one per event loop, and :meth:`run` it once.
 
-    :param items: the prompts; each position is the index in this list.
+    :param items: what is asked; their positions are their places in the list.
     :param scope: the task instance; part of each item's identity.
-    :param journal: where earlier attempts left their records, and this one leaves its own.
-    :param on_result: called once with the outcome and the usage of each item; for a retried item, after the retry.
+    :param journal: where earlier tries left their records, and this one leaves its own.
+    :param on_result: is told the outcome and the usage of each item, once: what is looked after again is told at its end.
     :param commit_interval: seconds within which intents become durable together.
-    :ivar in_flight: number of turns in flight.
+    :ivar in_flight: turns that are asked, or waited for, at this moment.
     """
 
     def __init__(
@@ -110,24 +110,24 @@ class Batch:
         self._tidier = Tidier(client, journal, options, logger)
 
     def kill(self) -> None:
-        """Stop immediately. Turns in flight may continue at the server. Call this on the event loop."""
+        """Stop at once: nothing more is asked, and turns in flight are left to the server. To be called on the loop."""
         self._killed = True
-        self._stop(ChatBatchError(f"The task was stopped. {self._later()}"))
+        self._stop(ChatBatchError(f"The batch was stopped from outside. {self._later()}"))
         if self._working is not None:
             self._working.cancel()
 
     async def run(self) -> Report:
-        """Ask the prompts that no earlier attempt has answered, hand over the results, and clean up.
+        """Ask what no earlier try has answered, hand over the results, and tidy up.
 
-        :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the journal could not be written.
-        :raises LlamaCloudError: a refusal that concerns all prompts, such as an invalid API key.
+        :raises ChatBatchError: an item failed with ``fail_fast``, or none was answered, or the journal can not be kept.
+        :raises LlamaCloudError: a refusal that concerns all items, an API key that is not valid for instance.
         """
         positions = {item.key(self._scope): item.position for item in self._items}
         past = await asyncio.to_thread(self._journal.load, positions)
         kept = len(past.answered)
         if kept or past.intents:
             self._log.info(
-                "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
+                "Going on where an earlier try stopped: %d of %d prompts are answered, %d were in flight.",
                 kept,
                 len(self._items),
                 len(past.intents),
@@ -147,9 +147,7 @@ class Batch:
             self._release()
         if self._items and not self._answered:
             kind = ChatBatchRefusedError if self._refused_only else ChatBatchError
-            self._stop(
-                kind(f"None of the {len(self._items)} prompts was answered. {self._first_failure}{self._later()}")
-            )
+            self._stop(kind(f"None of {len(self._items)} prompts was answered. {self._first_failure}{self._later()}"))
         self._meter.finish()
         if self._problem is not None:
             if not self._killed:
@@ -158,8 +156,8 @@ class Batch:
         results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
         if (handed := results.counts[records.ANSWERED]) < self._answered:
             raise ChatBatchError(
-                f"{self._answered} prompts were answered, but only {handed} of their answers could be read back. Nothing was removed. "
-                f"{self._later()}"
+                f"{self._answered} prompts were answered, but only {handed} answers could be read back from where they were kept. "
+                f"Nothing was removed. {self._later()}"
             )
         deleted = await self._tidier.after_success()
         await asyncio.to_thread(self._journal.forget)
@@ -178,7 +176,7 @@ class Batch:
     # Work -------------------------------------------------------------------------------------------------------------
 
     def _lanes(self, items: Iterable[Item]) -> Iterator[deque[Item]]:
-        """Yield lanes, which may run concurrently. Items of one lane run in order, because a session answers one turn at a time."""
+        """What may be asked at the same time; within a lane one follows the other, because a session is serial."""
         shared = self._options.session_mode == "shared"
         lanes: dict[str | None, deque[Item]] = {}
         missing = [item for item in items if item.position not in self._done]
@@ -192,7 +190,7 @@ class Batch:
                 yield lane
 
     async def _work_twice(self) -> None:
-        """Ask all prompts, and at the end retry those that failed with transient errors."""
+        """Ask everything, and at the end once more what met only passing trouble: an outage is over by then, or it is not."""
         try:
             await self._work(self._items)
             await self._look_again()
@@ -203,7 +201,7 @@ class Batch:
     async def _look_again(self) -> None:
         again, self._again = sorted(self._again, key=lambda item: item.position), []
         if again and self._problem is None and not self._options.fail_fast:
-            self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
+            self._log.info("Looking once more after %d prompt(s) that met passing trouble.", len(again))
             self._meter.reopen(len(again), [usage for _, usage in self._held.values()])
             self._is_last_look = True
             await self._work(again)
@@ -219,7 +217,7 @@ class Batch:
                 await asyncio.wait([group.create_task(self._ask_all(ready, ahead)) for _ in range(count)])
                 ticker.cancel()
         except BaseExceptionGroup as several:
-            # The other exceptions follow from the first one.
+            # Nothing is lost: what the others met was met because of the first.
             raise _first(several) from None
 
     async def _prepare_all(
@@ -243,7 +241,7 @@ class Batch:
             ready.put_nowait(None)
 
     async def _prepare_next(self, lane: deque[Item]) -> Prepared | None:
-        """Prepare the first item of the lane that can be asked, and make its intent durable."""
+        """Prepare the first item of the lane for which that works; its intent is durable then."""
         while lane and self._problem is None:
             item = lane.popleft()
             try:
@@ -272,16 +270,16 @@ class Batch:
                 following = await self._ask_in_lane(following, lane)
 
     async def _ask_in_lane(self, prepared: Prepared, lane: deque[Item]) -> Prepared | None:
-        """Ask, and return the next prepared item of the same session."""
+        """Ask, and return what comes next in the same session."""
         if self._problem is not None:
             self._unposted.append(prepared)
             return None
         expected: Prepared | None = None
         if lane and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
-            # Its intent becomes durable while this turn runs, and is valid only if this turn ends at the expected position.
+            # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should.
             asked = prepared.question
             question = self._preparer.question(lane[0], asked.session_id, lane[0].index_ids or asked.index_ids)
-            # The anchor is known only after the session's first turn has ended.
+            # How the history begins is known only when the session's first turn has ended.
             trace = Trace(
                 prepared.trace.baseline + 1, anchor=prepared.trace.anchor if prepared.trace.baseline else None
             )
@@ -294,13 +292,13 @@ class Batch:
             expected = None
         if not lane or self._problem is not None:
             return None
-        # An interrupted turn may still run, and a session answers one turn at a time. After other transient errors the order matters,
-        # because later prompts may refer to the missing answer. During the final retry they are asked anyway.
+        # An interrupted turn may still run, and a session answers one at a time. After other passing trouble the order counts: what
+        # follows may refer to what was not answered. At the last look it does no more, because the alternative is no answer at all.
         if isinstance(result, ChatTurnInterruptedError) or (isinstance(result, PASSING) and not self._is_last_look):
             self._log.warning(
-                "A prompt has no answer yet, so the next %d prompts of its session wait. Session: %s.",
-                len(lane),
+                "There was no answer in session %s, whose prompts are asked in order: %d more of them wait.",
                 prepared.question.session_id,
+                len(lane),
             )
             for item in lane:
                 self._again.append(item)
@@ -334,7 +332,7 @@ class Batch:
             turn = await self._client.answer(
                 prepared.question,
                 prepared.trace,
-                # Waiting for the rate limit does not count as part of the turn.
+                # Waiting for the rate limit is no part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
                 ask_again=prepared.trace.is_open and prepared.earlier and self._options.ask_again,
                 keep=keep,
@@ -384,8 +382,8 @@ class Batch:
         self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
     ) -> None:
         reason = f"{item}: {entry['error']['message']} "
-        self._first_failure = self._first_failure or f"First error: {reason}"
-        self._log.warning("No answer for %s", reason)
+        self._first_failure = self._first_failure or f"The first problem was with {reason}"
+        self._log.warning("No answer to %s", reason)
         self._refused_only &= not problem.retryable
         if isinstance(problem, PASSING):
             self._again.append(item)
@@ -393,20 +391,20 @@ class Batch:
                 asked = Intent(prepared.question.session_id, prepared.trace, prepared.opened)
                 self._preparer.expect(item, asked)
         if self._options.fail_fast:
-            text = f"Stopped at the first error, because on_item_error is 'fail_fast'. {reason}{self._later()}"
+            text = f"Stopped, as on_item_error='fail_fast' asks for, at {reason}{self._later()}"
             self._stop(ChatBatchError(text, session_id=entry["session_id"]))
 
     def _missing(self, position: int) -> dict[str, Any]:
-        reason = "Not asked, because an earlier prompt of the same session has no answer."
+        reason = "Not asked: an earlier prompt of its session got no answer, and the prompts of a session are asked in order."
         return line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
 
     def _later(self) -> str:
         if self._journal.remembers:
-            return "Answers are kept, and a retry asks only the missing prompts."
-        return "No answers are kept, so a retry asks all prompts again. Set output_path to keep them."
+            return "What was answered is kept; a retry asks only what is missing."
+        return "Nothing of it is kept: a retry asks everything again. Give the batch an output_path to change that."
 
     def _stop(self, problem: LlamaCloudError) -> None:
-        # Later problems follow from the first one.
+        # The first reason counts; the others follow from it.
         self._problem = self._problem or problem
 
     async def _tick(self) -> None:
@@ -416,7 +414,7 @@ class Batch:
                 self._meter.say()
 
     def _release(self) -> None:
-        """Release the intents of sessions that will be deleted before their prompt was posted."""
+        """Give up the intents of sessions that are about to be deleted without having been asked in."""
         if self._options.delete_sessions and not self._killed:
             for prepared in self._unposted:
                 if prepared.opened and not prepared.trace.is_open:

@@ -1,4 +1,4 @@
-"""Turns the prompts of a batch into validated items with a stable identity. No I/O."""
+"""What a batch asks: prompts as Dags give them become checked items with an identity of their own. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELDS = ("id", "prompt", "index_ids", "session_id")
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The task instance that a batch belongs to. The same prompt in another run is another item."""
+    """The task instance that a batch belongs to; the same prompt of another run is another item."""
 
     dag_id: str
     task_id: str
@@ -28,7 +28,7 @@ class Scope:
 
     @property
     def digest(self) -> str:
-        """Identifies the batch in its files and records."""
+        """Names the batch wherever it leaves something."""
         return _digest(self.dag_id, self.task_id, self.run_id, str(self.map_index))
 
 
@@ -37,10 +37,10 @@ class Item:
     """One question of a batch.
 
     :ivar position: its place in ``prompts``, from 0.
-    :ivar id: the id given in the Dag, or None.
-    :ivar index_ids: its own indexes; None means those of the batch or of its session.
-    :ivar session_id: an existing session; None means one that the batch creates.
-    :ivar asked_of: its own indexes or those of the batch, sorted; empty if the session decides.
+    :ivar id: the id the Dag gave it, None when it gave none.
+    :ivar index_ids: indexes of its own; None means the batch's, or those its session is bound to.
+    :ivar session_id: an existing session to ask in; None means one that the batch opens.
+    :ivar asked_of: all indexes that the Dag wants it asked of, the batch's included, sorted; empty where its session decides.
     """
 
     position: int
@@ -51,7 +51,7 @@ class Item:
     asked_of: tuple[str, ...] = ()
 
     def key(self, scope: Scope) -> str:
-        """Identify the item across attempts: by batch, id (or position), prompt, session and indexes."""
+        """The item's identity across tries: batch, id (or position), what is asked, and of what."""
         name = f"position {self.position}" if self.id is None else f"id {self.id}"
         return _digest(scope.digest, name, fingerprint(self.prompt), self.session_id or "", *self.asked_of)
 
@@ -64,20 +64,20 @@ def _digest(*parts: str) -> str:
 
 
 def parse(prompts: Any, *, index_ids: list[str] | None = None, session_mode: str = "per_prompt") -> list[Item]:
-    """Validate the prompts of a batch, and return them as items.
+    """Check everything about a batch's prompts, and return them as items.
 
     :param prompts: a list (or other iterable, or JSON list in a string) of prompts, or of objects with ``prompt`` and, each
         optional, ``id``, ``index_ids``, ``session_id``.
-    :param index_ids: the indexes of the batch.
-    :raises InvalidArgumentError: an item is invalid; the message names its position.
+    :param index_ids: the batch's own indexes.
+    :raises InvalidArgumentError: naming the position of the first item that can not be asked.
     """
     items = [_item(position, value) for position, value in enumerate(_sequence(prompts))]
     seen: dict[str, int] = {}
     for item in items:
         if item.id is not None and seen.setdefault(item.id, item.position) != item.position:
             raise InvalidArgumentError(
-                f"{item} has the same id as prompts[{seen[item.id]}]. A retry identifies prompts by id, so make the ids unique or "
-                "omit them."
+                f"{item} has the same id as prompts[{seen[item.id]}]. Ids tell items apart on a retry: make them unique, or "
+                "leave them out."
             )
         _check_indexes(item, index_ids, session_mode)
     return [replace(item, asked_of=tuple(sorted(item.index_ids or index_ids or ()))) for item in items]
@@ -89,7 +89,7 @@ def _sequence(prompts: Any) -> Sequence[Any]:
         value = arguments.parsed_list(value, "prompts")
     if isinstance(value, Mapping | bytes | bytearray) or not isinstance(value, Iterable):
         raise InvalidArgumentError(
-            f"prompts must be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
+            f"prompts has to be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
         )
     return value if isinstance(value, list | tuple) else list(value)
 
@@ -100,13 +100,13 @@ def _item(position: int, value: Any) -> Item:
         unknown = [name for name in value if name not in _FIELDS]
         if unknown:
             raise InvalidArgumentError(
-                f"{where} has the unknown field {_shown(unknown[0])}. Valid fields: {', '.join(_FIELDS)}."
+                f"{where} has the field {_shown(unknown[0])}, which is not one of {', '.join(_FIELDS)}."
             )
         if "prompt" not in value:
-            raise InvalidArgumentError(f"{where} has no prompt. Add the field 'prompt'.")
+            raise InvalidArgumentError(f"{where} has no prompt. An object needs the field 'prompt'.")
     elif not isinstance(value, str):
         raise InvalidArgumentError(
-            f"{where} must be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
+            f"{where} has to be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
         )
     fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
     try:
@@ -114,7 +114,7 @@ def _item(position: int, value: Any) -> Item:
         if given is not None and (
             isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()
         ):
-            raise InvalidArgumentError(f"id must be text or a whole number, got {_shown(given)}.")
+            raise InvalidArgumentError(f"id has to be text or a whole number, got {_shown(given)}.")
         own_session = fields.get("session_id")
         return Item(
             position=position,
@@ -129,20 +129,20 @@ def _item(position: int, value: Any) -> Item:
 
 def _check_indexes(item: Item, index_ids: list[str] | None, session_mode: str) -> None:
     if item.session_id is not None:
-        return  # its session may be bound, which is known only when it is read
+        return  # its session may be bound; the server's answer says so when it is asked
     ids = item.index_ids or index_ids
     if not ids:
         raise InvalidArgumentError(
-            f"{item} has no indexes. Set index_ids for the batch or the prompt, or a session_id that is bound to indexes."
+            f"{item} has no indexes to ask: give index_ids to the batch, to the item, or a session_id that is bound to some."
         )
     if session_mode == "shared" and item.index_ids and set(item.index_ids) != set(index_ids or []):
         raise InvalidArgumentError(
-            f"{item} has its own index_ids, but with session_mode='shared' all prompts use one session, which is locked to the "
-            "batch's index_ids. Use session_mode='per_prompt', or omit them."
+            f"{item} names indexes of its own, but with session_mode='shared' all prompts share one session, which its first "
+            "message locks to the batch's index_ids. Use session_mode='per_prompt', or leave them out."
         )
     if len(ids) > MAX_SESSION_INDEXES:
         raise InvalidArgumentError(
-            f"{item} has {len(ids)} indexes, but a session can be bound to at most {MAX_SESSION_INDEXES}."
+            f"{item} would be asked of {len(ids)} indexes; a session can be bound to {MAX_SESSION_INDEXES} at the most."
         )
 
 

@@ -1,6 +1,6 @@
-"""The durable state of a batch: part files next to the output, or the task state store. Blocking: do not use in an event loop.
+"""The batch's durable memory: part files beside the output, or the task's own state store. Blocking: not for an event loop.
 
-Part files are immutable and numbered. A later record of an item overrides an earlier one, and an answer overrides everything.
+Part files are immutable and numbered; a later record of an item wins over an earlier one, and an answer wins over everything.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumen
 log = logging.getLogger(__name__)
 
 COMPACT_PARTS = 50
-"""Number of small part files that are merged into one, because reading opens each file."""
+"""Small part files that may lie there before they are written as one: a merge has to open each of them."""
 COMPACT_BYTES = 1024 * 1024
-"""Maximum size of the records that are kept in memory for the next compaction."""
+"""Bytes of records since the last compaction that are kept in memory for the next one."""
 
 COMPLETE = "complete.json"
-"""Marks that the results are in place while the parts are removed, so that a retry after a kill does not ask again."""
+"""Says that the results are in place and the parts on their way out: a kill in between must not make a retry ask again."""
 
 REMEMBERED = "batch.complete"
-"""The same mark in the task's memory, for an attempt that is killed after the parts were removed and before it succeeded."""
+"""The same in the task's memory, for a try that is lost after the parts are gone and before Airflow knows of its success."""
 
 Line = dict[str, Any]
 
 
 @dataclass(slots=True)
 class Results:
-    """Counts of the results that were handed over.
+    """The results as they were handed over.
 
     :ivar counts: items by outcome.
-    :ivar errors: items without an answer, by error class.
-    :ivar lines: the results, if they were not written to a file.
+    :ivar errors: items without an answer, by the kind of their error.
+    :ivar lines: the results themselves, when they were not written to a file.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(records.OUTCOMES, 0))
@@ -65,39 +65,39 @@ class Results:
 
 
 class Journal(abc.ABC):
-    """Stores records for later attempts."""
+    """Where records go, and where a later try finds them."""
 
     @property
     def remembers(self) -> bool:
-        """Whether a retry can read what this attempt writes."""
+        """Whether a retry finds what this try writes."""
         return True
 
     def claimed(self) -> contextlib.AbstractContextManager[object]:
-        """Prevent other batches from writing to the same path during the block.
+        """While the block runs, no other batch writes where this one does.
 
-        :raises InvalidArgumentError: the path is a folder, or belongs to another task of this run.
-        :raises ChatBatchError: another batch is writing to the path, or it is not writable.
+        :raises InvalidArgumentError: the place is a folder, or belongs to another task of this run.
+        :raises ChatBatchError: another batch writes there now, or nobody can.
         """
         return contextlib.nullcontext()
 
     @abc.abstractmethod
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the records of earlier attempts. Called once, before anything else."""
+        """Read what earlier tries left. Called once, first."""
 
     @abc.abstractmethod
     def write(self, batch: list[dict[str, Any]]) -> None:
-        """Make records durable. If the process dies, some of them may be lost."""
+        """Make records durable, all of them or (when the process dies) some of them."""
 
     @abc.abstractmethod
     def records(self) -> Iterator[dict[str, Any] | None]:
-        """Yield all records, oldest first, and None for a damaged one."""
+        """All records, oldest first; None stands for a damaged one."""
 
     def past(self, positions: dict[str, int]) -> Past:
-        """Return the current state of all items."""
+        """What the records say at present."""
         return Past.of(self.records(), positions)
 
     def opened_sessions(self) -> Iterator[str]:
-        """Yield the ids of all sessions that this batch opened, in earlier attempts too. An id may occur more than once."""
+        """Ids of the sessions that this batch opened, in earlier tries too; an id may come more than once."""
         for record in self.records():
             if record is not None and (
                 record["kind"] == "session" or (record["kind"] == "intent" and record.get("opened"))
@@ -106,23 +106,23 @@ class Journal(abc.ABC):
 
     @abc.abstractmethod
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
-        """Write or return the results in the order of the prompts.
+        """Put the results where they belong, in the order of the prompts.
 
         :param missing: makes the line of an item that has no result.
         """
 
     @abc.abstractmethod
     def forget(self) -> None:
-        """Remove all records, because the batch is complete. Clearing its task asks again."""
+        """Remove everything: the batch is complete, and clearing its task asks anew."""
 
 
 class PartsJournal(Journal):
     """Part files in ``<output_path>.parts/<batch>/``; at the end they become ``output_path``.
 
     :param output_path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of the results.
-    :param scope: the task instance. Another run with the same ``output_path`` has its own parts.
-    :param memory: ``get_in_round(key)`` and ``set_in_round(key, value)`` of :class:`~..operators.base.TaskMemory`, or None. It tells a
-        retry that the batch is complete when the parts are already removed.
+    :param scope: the task instance; another run with the same ``output_path`` keeps its parts apart.
+    :param memory: ``get_in_round(key)`` and ``set_in_round(key, value)`` of :class:`~..operators.base.TaskMemory`, or None. Between the
+        removal of the parts and the task's success only it tells a retry that the batch is complete.
     """
 
     def __init__(self, output_path: Any, scope: Scope, memory: Any = None) -> None:
@@ -144,15 +144,15 @@ class PartsJournal(Journal):
 
     @property
     def url(self) -> str:
-        """The folder of the parts, for messages."""
+        """Where the parts are, for messages."""
         return self._folder.url
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """See :meth:`Journal.claimed`. This also checks, before anything is asked, that the results can be written."""
+        """See :meth:`Journal.claimed`. It also shows, before anything is asked, that the results can be written."""
         if self._beside.is_folder(self._name):
             raise InvalidArgumentError(
-                f"output_path must be the path of a file, but it is a folder. Nothing was asked. Path: {self._beside.url}/{self._name}"
+                f"output_path has to be the path of a file, and this is a folder: {self._beside.url}/{self._name}. Nothing was asked."
             )
         self._claim.take()
         try:
@@ -165,19 +165,19 @@ class PartsJournal(Journal):
         try:
             origin = json.loads(self._beside.first_line(self._name) or b"null")["batch"]
         except (ValueError, KeyError, TypeError):
-            return  # no results, or their origin is unknown
+            return  # no results, or nobody knows whose
         if isinstance(origin, dict) and claiming.is_same_run(origin, self._scope) and origin != asdict(self._scope):
             raise InvalidArgumentError(
-                f"output_path already contains the results of another task of this run. {claiming.REMEDY} "
-                f"Written by: {claiming.written_by(origin)}. File: {self._beside.url}/{self._name}"
+                f"output_path holds the results of another batch of this run: {claiming.written_by(origin)}. Writing there would lose "
+                f"them. {claiming.REMEDY} File: {self._beside.url}/{self._name}"
             )
 
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the existing parts. Damaged records are logged and skipped."""
+        """Read the parts that are there; what is damaged is reported and passed over."""
         if others := [name for name in self._above.names() if name != self._digest]:
             log.warning(
-                "%d other batches with the same output_path are unfinished. The batch that ends last replaces the results of the "
-                "others. Give each run its own path. Folder: %s",
+                "%d other batch(es) are unfinished at the same output path (%s). What they were answered stays there for their retries, "
+                "and the results of the one that ends last replace the others'. Give each run a path of its own.",
                 len(others),
                 self._above.url,
             )
@@ -187,13 +187,13 @@ class PartsJournal(Journal):
         past = self.past(positions)
         if past.damaged:
             log.warning(
-                "Skipped %d damaged records. Their prompts may be asked again. Folder: %s",
-                past.damaged,
+                "%s: passed over %d damaged line(s); the items concerned are asked as if the line was not there.",
                 self.url,
+                past.damaged,
             )
         if past.foreign:
             log.warning(
-                "Skipped %d records of prompts that are no longer in this batch. Folder: %s", past.foreign, self.url
+                "%s: passed over %d record(s) of prompts that this batch does not have.", self.url, past.foreign
             )
         return past
 
@@ -203,7 +203,7 @@ class PartsJournal(Journal):
         else:
             mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
         if mark == _mark(positions) and self._beside.has(self._name):
-            log.info("A previous attempt completed this batch. Its results are in place.")
+            log.info("An earlier try completed this batch: its results are in place.")
             self._complete = True
             return True
         if marked:
@@ -217,7 +217,7 @@ class PartsJournal(Journal):
             if name.endswith(".jsonl") and len(pieces) == 3 and pieces[0] == "part" and pieces[1].isdecimal():
                 ours.append(name)
             elif not name.startswith(".") and name != COMPLETE:
-                log.warning("Skipped a file that is not a part of this batch: %s/%s", self.url, name)
+                log.warning("%s: passed over the file %s, which is not a part of this batch.", self.url, name)
         return ours
 
     def records(self) -> Iterator[dict[str, Any] | None]:
@@ -228,7 +228,7 @@ class PartsJournal(Journal):
                     yield records.decode(line)
 
     def write(self, batch: list[dict[str, Any]]) -> None:
-        """Write the records as another part."""
+        """Write the records as one more part."""
         content = b"".join(records.encode(record) for record in batch)
         self._number += 1
         name = f"part-{self._number:08d}-{self._nonce}.jsonl"
@@ -241,7 +241,7 @@ class PartsJournal(Journal):
 
     def _compact(self) -> None:
         if len(self._small) > 1:
-            # Its name sorts after the parts that it replaces. After a kill in between, records exist twice, and the later ones win.
+            # Sorts after the parts that it replaces; a kill in between leaves records twice, and the later one wins.
             name = f"part-{self._number:08d}-{self._nonce}z.jsonl"
             self._folder.write(name, b"".join(self._recent))
             self._folder.remove(self._small)
@@ -250,7 +250,7 @@ class PartsJournal(Journal):
         self._recent_size = 0
 
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
-        """Write the results to the output path atomically, one line per item. Memory use does not depend on the answers."""
+        """Write the results to the output path at once, one line per item. Memory does not grow with the answers."""
         results = Results()
         if self._complete:
             try:
@@ -258,8 +258,8 @@ class PartsJournal(Journal):
                     results.add(json.loads(line))
             except (ValueError, KeyError, TypeError) as problem:
                 raise ChatBatchError(
-                    "The results of this complete batch were changed and cannot be read. Remove the file to ask all prompts again. "
-                    f"File: {self._beside.url}/{self._name}"
+                    "An earlier try completed this batch, but its results were changed since and cannot be read. Remove them to have "
+                    f"everything asked again: {self._beside.url}/{self._name}"
                 ) from problem
             return results
         self._mark = _mark(positions)
@@ -294,12 +294,12 @@ class PartsJournal(Journal):
         return results
 
     def forget(self) -> None:
-        """Remove the parts of this batch, but not those of other runs."""
+        """Remove this batch's parts; those of other runs are left alone."""
         if not self._complete:
             self._folder.write(COMPLETE, self._mark)
             if self._memory is not None:
                 self._memory.set_in_round(REMEMBERED, self._mark.decode())
-        # Otherwise it would be written again to the removed folder.
+        # It would be written again into a folder that is gone.
         self._claim.release()
         self._folder.remove([name for name in self._folder.names() if name != COMPLETE])
         self._folder.remove_self()
@@ -307,16 +307,16 @@ class PartsJournal(Journal):
 
 
 def _mark(positions: dict[str, int]) -> bytes:
-    """Identify the items of a complete batch. A Dag that asks other prompts has another batch."""
+    """Which items a complete batch had: a Dag that asks others now has another batch."""
     return hashlib.sha256("\n".join(positions).encode()).hexdigest().encode()
 
 
 class MemoryJournal(Journal):
-    """Keeps records in memory for a batch that returns its results, and in the task state store if there is one.
+    """Records in memory, for a batch that returns its results; with a store, a retry finds them there.
 
-    Clearing a complete batch asks again. A retry does not, if the attempt that completed the batch was killed before it succeeded.
+    Clearing a complete batch asks anew; a retry of the try that completed it, lost before Airflow knew of its success, does not.
 
-    :param store: :class:`~..operators.base.TaskMemory` with Airflow 3.3's task state store, or None.
+    :param store: :class:`~..operators.base.TaskMemory` over Airflow 3.3's task state store, or None.
     """
 
     def __init__(self, store: Any = None) -> None:
@@ -331,7 +331,7 @@ class MemoryJournal(Journal):
         return self._store is not None and bool(self._store.exists)
 
     def load(self, positions: dict[str, int]) -> Past:
-        """Read the store if it contains a batch that is not known to be complete."""
+        """Read the store, if an earlier try left a batch there that was not complete, or not known to be."""
         self._mark = _mark(positions)
         head = self._store.get("batch", required=True) if self.remembers else None
         if isinstance(head, dict) and isinstance(head.get("parts"), int) and (head.get("open") or self._is_complete()):
@@ -346,7 +346,7 @@ class MemoryJournal(Journal):
         return bool(self._store.recall_unfinished(REMEMBERED) == self._mark.decode())
 
     def write(self, batch: list[dict[str, Any]]) -> None:
-        """Store the records. A part is valid once the head counts it."""
+        """Keep the records; a part counts from the moment the head says so."""
         self._records.extend(batch)
         if self.remembers:
             self._store.set(f"batch.{self._written}", batch, required=True)

@@ -1,4 +1,4 @@
-"""The output line of an item. No I/O."""
+"""An item's line of the output. No I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def line(
     item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
 ) -> dict[str, Any]:
-    """Return the result of an item as JSON values. ``outcome`` overrides the outcome of the result."""
+    """What came of an item, as JSON values; ``outcome`` overrides what the result says."""
     line: dict[str, Any] = {
         "position": item.position,
         "id": item.id,

@@ -1,4 +1,4 @@
-"""Logs the progress of a batch: prompts done, rate, tokens, failures and time left."""
+"""A batch's progress as log lines: done/total, rate, tokens, failures, time left; at a cadence that a log can bear."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 EVERY = 15.0
-"""Maximum number of seconds between two lines."""
+"""Seconds between two lines at most."""
 AT_LEAST = 2.0
-"""Minimum number of seconds between two lines, however fast the batch is."""
+"""Seconds between two lines at the least, however fast tenths of the batch go by."""
 
 
 class Meter:
-    """Counts results, and logs progress every 15 seconds and after each tenth of the batch.
+    """Counts what is done and says so every quarter of a minute, and at each tenth of the batch.
 
     :param logger: where to log.
     :param total: items of the batch.
-    :param kept: items that an earlier attempt had finished.
+    :param kept: items that an earlier try had finished.
     """
 
     def __init__(self, logger: Any, total: int, kept: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,11 +35,11 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the batch started."""
+        """Seconds since the beginning."""
         return self._clock() - self._began
 
     def add(self, *, answered: bool, usage: dict[str, Any] | None) -> None:
-        """Count an item."""
+        """Count one more item."""
         self.done += 1
         self.failed += not answered
         self.input_tokens += (usage or {}).get("total_input_tokens") or 0
@@ -48,7 +48,7 @@ class Meter:
             self.say()
 
     def reopen(self, count: int, usages: Iterable[dict[str, Any] | None] = ()) -> None:
-        """Uncount failures and their usage, because they are retried."""
+        """Take back that many failures, and what they are known to have cost: they are looked after once more."""
         self.done -= count
         self.failed -= count
         for usage in usages:
@@ -56,16 +56,16 @@ class Meter:
             self.output_tokens -= (usage or {}).get("total_output_tokens") or 0
 
     def due_in(self) -> float:
-        """Seconds until the next line is due."""
+        """Seconds until a line is due although no tenth was completed."""
         return max(0.0, self._said_at + EVERY - self._clock())
 
     def finish(self) -> None:
-        """Log the final state, unless the last line has logged it."""
+        """Log where the batch ended, unless the last line says it."""
         if self._said != (self.done, self.failed):
             self.say()
 
     def say(self) -> None:
-        """Log the current state."""
+        """Log where the batch is."""
         self._said = self.done, self.failed
         self._said_at = self._clock()
         self._said_tenth = self._tenth()

@@ -1,4 +1,4 @@
-"""Finds or opens the session of an item: one of an earlier attempt, an existing one, a shared one, or a new one."""
+"""Where an item is asked: in a session of an earlier try, one that exists, one that all share, or one of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of a batch. See :class:`~..operators.batch.ChatBatchOperator` for their meaning."""
+    """How a batch asks; see :class:`~..operators.batch.ChatBatchOperator` for what each one means."""
 
     index_ids: list[str] | None = None
     max_concurrency: int = 8
@@ -46,11 +46,11 @@ class Options:
 class Prepared:
     """An item that can be asked.
 
-    :ivar question: the question and its session.
-    :ivar trace: what is known about its turn.
-    :ivar earlier: an earlier attempt asked it.
-    :ivar opened: the batch opened the session for this item only.
-    :ivar recorded: its intent is already durable.
+    :ivar question: what is asked, and where.
+    :ivar trace: what is known of its turn.
+    :ivar earlier: it was an earlier try that asked it.
+    :ivar opened: the batch opened the session, for this item alone.
+    :ivar recorded: its intent is durable already.
     """
 
     item: Item
@@ -62,7 +62,7 @@ class Prepared:
 
 
 class NothingToAskInError(Exception):
-    """The shared session, or any new session, is unavailable, so that no prompt can be asked."""
+    """The session that all prompts share, or any session of the batch's own, is not to be had: no prompt can be asked."""
 
     def __init__(self, problem: LlamaCloudError) -> None:
         super().__init__(str(problem))
@@ -72,8 +72,8 @@ class NothingToAskInError(Exception):
 class Preparer:
     """Finds or opens the session of each item.
 
-    :ivar opened: sessions opened so far in this attempt.
-    :ivar shared_session: the shared session, once it is known.
+    :ivar opened: sessions opened so far in this try.
+    :ivar shared_session: the session that all prompts share, once it is known.
     """
 
     def __init__(self, client: AsyncLlamaCloudClient, options: Options, past: Past) -> None:
@@ -81,30 +81,30 @@ class Preparer:
         self._options = options
         self._intents = past.intents
         self._own: set[int] = set()
-        # An earlier attempt may have posted until it was killed.
+        # An earlier try may have posted until it was killed, which was before now.
         self._began = time.time()
         self.opened = 0
         self.shared_session = past.shared_session
 
     def was_intended(self, item: Item) -> bool:
-        """Whether an earlier attempt was about to ask the item."""
+        """Whether an earlier try was about to ask the item."""
         return item.position in self._intents
 
     def expect(self, item: Item, intent: Intent) -> None:
-        """Resume the item in the session where it was asked when it is prepared again."""
+        """Let the item, when it is prepared again, be taken up where it was asked."""
         self._intents[item.position] = intent
         self._own.add(item.position)
 
     async def prepare(self, item: Item) -> Prepared:
-        """Return the item with its session and what is known about its turn.
+        """Return where and after how many turns the item is asked.
 
-        :raises NothingToAskInError: the shared session is unavailable, or the API refuses to create sessions.
-        :raises LlamaCloudError: the item's own session is unavailable.
+        :raises NothingToAskInError: the session that all prompts share is not to be had, or the API refuses to open any.
+        :raises LlamaCloudError: the item's own session is not to be had.
         """
         intent = self._intents.get(item.position)
         if intent is not None:
             prepared = await self._take_up(item, intent)
-            # Only now: if the session cannot be read, the retry must know where the item was asked.
+            # Not before: when the session can not be read, the second look has to know where the item was asked.
             del self._intents[item.position]
             if prepared is not None:
                 return prepared
@@ -120,13 +120,13 @@ class Preparer:
             created = await self._client.create_session(index_ids, **self._options.scope)
         except RequestRefusedError as problem:
             if item.index_ids is None:
-                raise NothingToAskInError(problem) from problem  # every other item needs the same kind of session
+                raise NothingToAskInError(problem) from problem  # every other item asks for the same session
             raise
         self.opened += 1
         return self._new(item, created, index_ids, opened=True)
 
     def question(self, item: Item, session_id: str, index_ids: list[str]) -> Question:
-        """Return the item as a question."""
+        """The item as a question."""
         return Question(session_id, item.prompt, index_ids, self._options.require_all_indexes, **self._options.scope)
 
     def _new(self, item: Item, created: SessionSummary, index_ids: list[str], *, opened: bool = False) -> Prepared:
@@ -144,7 +144,7 @@ class Preparer:
             if item.session_id is not None:
                 raise
             log.warning(
-                "%s: the session of an earlier attempt no longer exists, so its answer is lost. Asking again. Session: %s.",
+                "%s: the session in which an earlier attempt asked no longer exists, nor does its answer. Asking again. Session: %s.",
                 item,
                 intent.session_id,
             )
@@ -168,7 +168,7 @@ class Preparer:
                 return await self._existing(item, self.shared_session)
             except NotFoundError:
                 log.warning(
-                    "The shared session no longer exists. Continuing in a new session, which does not contain the earlier turns. "
+                    "The shared session no longer exists; continuing in a new one, which knows nothing of the earlier turns. "
                     "Session: %s.",
                     self.shared_session,
                 )

@@ -1,7 +1,7 @@
-"""The records of the journal, and the state of each item that they describe. No I/O.
+"""The journal's records, and what an earlier try's records say about each item. No I/O.
 
-An *intent* is durable before its prompt is posted, and a *result* after the turn ended. Whenever the process is killed, an item
-has no intent (it was not posted), an intent (the session's history shows its outcome), or a result.
+An *intent* is durable before its prompt is posted, a *result* after the turn ended; so whatever kills the process, an item
+has no intent (it was never posted), an intent (its session's history tells what became of it), or its result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ANSWERED = "answered"
 FAILED = "failed"
 """The turn ended with an error, or was refused, or could not be sent."""
 INTERRUPTED = "interrupted"
-"""The prompt may have been accepted, but the end of its turn was not seen. It was not sent again."""
+"""The prompt may have been accepted, but the turn's end was not seen; it was not sent again."""
 UNASKED = "unasked"
 """The prompt was not sent, because the batch stopped or an earlier turn of its session was interrupted."""
 OUTCOMES = (ANSWERED, FAILED, INTERRUPTED, UNASKED)
@@ -31,18 +31,18 @@ def intent(key: str, session_id: str, trace: Trace, *, opened: bool, ahead: bool
     """``key`` is about to be asked in a session that had ``trace.baseline`` turns.
 
     :param opened: the batch opened that session.
-    :param ahead: written while the previous turn was still running. The prompt is posted only after that turn was answered.
+    :param ahead: written while the turn before it still ran; it is asked only when that one was answered.
     """
     return _record("intent", key=key, session_id=session_id, opened=opened, ahead=ahead, **trace.as_dict())
 
 
 def acceptance(key: str, trace: Trace) -> dict[str, Any]:
-    """The server accepted the prompt of ``key``. It is not asked again just because the history does not show it."""
+    """The server was seen to take the prompt of ``key``: its absence from the history is no reason any more to ask again."""
     return _record("accepted", key=key, recorded=trace.recorded)
 
 
 def result(key: str, line: dict[str, Any], *, trace: Trace | None) -> dict[str, Any]:
-    """The result of ``key``. ``line`` is its line of the output."""
+    """What came of ``key``: ``line`` is its line of the output."""
     return _record("result", key=key, line=line, **(trace.as_dict() if trace else {"baseline": None}))
 
 
@@ -52,7 +52,7 @@ def session(session_id: str) -> dict[str, Any]:
 
 
 def release(key: str) -> dict[str, Any]:
-    """The intent of ``key`` was released before its prompt was posted."""
+    """The intent of ``key`` was given up before its prompt was posted."""
     return _record("release", key=key)
 
 
@@ -61,7 +61,7 @@ def _record(kind: str, **values: Any) -> dict[str, Any]:
 
 
 def encode(value: Any) -> bytes:
-    """Return a line of JSON. Halves of surrogate pairs, which a model may produce, are escaped because UTF-8 cannot encode them."""
+    """One line of JSON. Half surrogates, which a model may well produce, are escaped: they do not exist in UTF-8."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     except UnicodeEncodeError:
@@ -78,7 +78,7 @@ _NEEDS: dict[str, tuple[tuple[str, type], ...]] = {
 
 
 def decode(line: bytes) -> dict[str, Any] | None:
-    """Read a line. Return None if it is damaged, unknown, or written by a later release."""
+    """Read a line; None for what is torn, foreign, or of a later release's form."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
 
 
 def checked(record: Any) -> dict[str, Any] | None:
-    """Return ``record`` if it is valid, else None."""
+    """Return ``record`` if it is one of ours and whole, else None."""
     if not isinstance(record, dict) or record.get("v") != VERSION:
         return None
     needs = _NEEDS.get(str(record.get("kind")))
@@ -100,7 +100,7 @@ def checked(record: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """Where an item was, or was about to be, asked, and what is known about its turn."""
+    """Where an item was asked, or was about to be, and what is known of its turn."""
 
     session_id: str
     trace: Trace
@@ -110,13 +110,13 @@ class Intent:
 
 @dataclass(slots=True)
 class Past:
-    """The state that earlier attempts left, by position of the item.
+    """What earlier tries left, by position of the item.
 
-    :ivar answered: items that have an answer.
-    :ivar intents: items whose session's history must be read first.
+    :ivar answered: items that need nothing any more.
+    :ivar intents: items whose session's history has to be asked before anything else.
     :ivar shared_session: the session that all prompts share, if it was opened.
-    :ivar foreign: number of records of items that are not in the batch.
-    :ivar damaged: number of damaged records.
+    :ivar foreign: records of items that are not (or no longer) in the batch.
+    :ivar damaged: lines that could not be read.
     """
 
     answered: set[int] = field(default_factory=set)
@@ -127,7 +127,7 @@ class Past:
 
     @classmethod
     def of(cls, records: Iterable[dict[str, Any] | None], positions: dict[str, int]) -> Past:
-        """Read records, oldest first. None is a damaged record.
+        """Go through records, oldest first; None stands for a damaged one.
 
         :param positions: the position of each item, by its key.
         """
@@ -147,7 +147,7 @@ class Past:
                 past.foreign += 1
             elif position not in past.answered:
                 past._take(position, record)
-        # An answer is durable before the next prompt of its session is posted. These prompts were therefore never posted.
+        # An answer is durable before what follows it in its session is asked. So this was never asked:
         for position, asked in list(past.intents.items()):
             if asked.ahead and (asked.session_id, asked.trace.baseline - 1) not in answered_at:
                 del past.intents[position]
@@ -169,7 +169,7 @@ class Past:
                 self.answered.add(position)
                 self.intents.pop(position, None)
             case "result" if asked is not None and "intended_at" in record:
-                # A failed or interrupted turn keeps its intent, because the history may contain its answer by now.
+                # A turn that failed or was interrupted keeps its intent: the history says whether it has an answer by now.
                 self.intents[position] = replace(asked, trace=Trace.read(record) or asked.trace)
             case _:
                 pass

@@ -1,8 +1,8 @@
-"""Writes files atomically, to a local disk or any file system of fsspec. Blocking: do not use in an event loop.
+"""Files that are either whole or absent, on a local disk or in any object store that fsspec reaches. Blocking: not for an event loop.
 
-A local file is written next to its target, synced and renamed. Object stores show an object only after its upload is complete,
-so a single upload is enough. On other remote file systems, such as SFTP, a kill during a write can leave a damaged file.
-Readers must expect that.
+Locally a file is written beside its place, synced and renamed. Object stores show an object only when its upload is complete,
+so there a single upload does the same. On other remote file systems (SFTP, say) a kill in mid-write can leave a torn
+file: readers count on that.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from airflow_provider_llamachat.redaction import excerpt
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""Maximum number of attempts of a read or write."""
+"""How often a write or read is tried before the batch gives up."""
 PAUSE = 0.3
-"""Seconds between the first two attempts. Each further pause is four times as long."""
+"""Seconds between the first two of these attempts; four times that before each further one."""
 
 T = TypeVar("T")
 
 
 class Folder:
-    """A folder whose files are written atomically.
+    """A folder of whole files.
 
     :param fs: an fsspec file system.
     :param root: the folder's path in it.
-    :param url: the URL of the folder, for messages.
+    :param url: the folder, as messages name it.
     """
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
@@ -48,27 +48,27 @@ class Folder:
 
     @classmethod
     def around(cls, path: Any) -> Folder:
-        """Return the folder that contains a file.
+        """The folder that a file lies in.
 
         :param path: an ``ObjectStoragePath``, another universal path, a ``pathlib.Path``, or local path text.
         """
         # Strings only: joining ObjectStoragePaths differs between releases of universal_pathlib, and warns in some.
         if (fs := getattr(path, "fs", None)) is not None:
             return cls(fs, str(path.path).rpartition("/")[0], str(path).rpartition("/")[0])
-        import fsspec  # type: ignore[import-untyped]  # it has no type hints
+        import fsspec  # type: ignore[import-untyped]  # it ships no types
 
         folder = str(Path(path).absolute().parent)
         return cls(fsspec.filesystem("file"), folder, folder)
 
     def below(self, *names: str) -> Folder:
-        """Return a subfolder."""
+        """A folder in this one."""
         return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     def names(self) -> list[str]:
-        """Return the sorted names of the entries, or an empty list if the folder does not exist."""
+        """Names of the files there, sorted; none when the folder does not exist."""
         return sorted(self._trying("list", self._names))
 
     def _names(self) -> list[str]:
@@ -96,7 +96,7 @@ class Folder:
         _rename(beside, root / name)
 
     def _place(self, action: Callable[[], object]) -> None:
-        """Write, and create missing folders only if necessary. Object stores have none, and a role may not list them."""
+        """Write; where folders have to be made before, make them. Object stores have none, and a role may not ask for any."""
         try:
             action()
         except OSError as problem:
@@ -108,9 +108,9 @@ class Folder:
     def _make(self) -> None:
         top, *below = [piece for piece in self._root.split("/") if piece]
         path = f"/{top}" if self._root.startswith("/") else top
-        # It may be a bucket. Creating one because of a typo would cost money.
+        # It may be a bucket: one that is created by a slip of the pen costs money, and is not where anybody looks.
         if not self._fs.isdir(path):
-            raise FileNotFoundError(f"{path} does not exist, and is not created because it may be a bucket.")
+            raise FileNotFoundError(f"{path} does not exist. It may be a bucket, so it is not created.")
         for piece in below:
             path = f"{path}/{piece}"
             if not self._fs.isdir(path):
@@ -119,10 +119,10 @@ class Folder:
 
     @contextlib.contextmanager
     def replacing(self, name: str, owner: str) -> Iterator[IO[bytes]]:
-        """Open a temporary file, and move it to its place when the block succeeds. On an error nothing changes.
+        """Give a file to write to, and put it in place when the block has ended well; on an error nothing changes.
 
-        :param owner: names the temporary file, so that the next attempt overwrites what a kill left behind.
-        :raises ChatBatchError: the operating system reported an error.
+        :param owner: who writes: what a kill leaves behind is overwritten by the same owner's next attempt.
+        :raises ChatBatchError: the block, or the putting in place, met an error of the operating system.
         """
         with self._telling("write to", OSError), self._replacing(name, owner) as file:
             yield file
@@ -151,7 +151,7 @@ class Folder:
         self._place(lambda: self._fs.put_file(local, self._at(name)))
 
     def lines(self, name: str) -> Iterator[bytes]:
-        """Yield the lines of a file without line breaks."""
+        """The lines of a file, one at a time, without their ends."""
         with (
             self._telling("read", Exception),
             self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file,
@@ -160,7 +160,7 @@ class Folder:
                 yield line.rstrip(b"\n")
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small file, or None if it does not exist."""
+        """A small file as a whole; None when it is not there."""
 
         def content() -> bytes | None:
             try:
@@ -171,41 +171,41 @@ class Folder:
         return self._trying("read", content)
 
     def first_line(self, name: str) -> bytes | None:
-        """Return the first line of a file, or None if it does not exist or cannot be read. Stores do not always tell the difference."""
+        """The first line of a file; None when it is not there, or not to be read: a store may tell the one from the other to few."""
         try:
             with self._fs.open(self._at(name), "rb") as file:
                 return bytes(file.readline())
-        except Exception:  # noqa: BLE001  # file systems raise exceptions of any class
+        except Exception:  # noqa: BLE001  # file systems raise whatever their libraries do
             return None
 
     def is_folder(self, name: str) -> bool:
-        """Whether a folder has that name. If this is not known, return False."""
+        """Whether a folder stands at that name. Where that is not told, it counts for none."""
         try:
             return bool(self._fs.isdir(self._at(name)))
-        except Exception:  # noqa: BLE001  # file systems raise exceptions of any class
+        except Exception:  # noqa: BLE001  # file systems raise whatever their libraries do
             return False
 
     def remove(self, names: list[str]) -> None:
-        """Remove files that are no longer needed. An error is logged and does not make the batch fail."""
+        """Remove files, as far as that is possible: what is no longer needed must not make a batch fail."""
         for name in names:
             if not self._removed(partial(self._fs.rm_file, self._at(name))):
                 return
 
     def discard(self, name: str) -> None:
-        """Remove a file, and ignore errors."""
-        with contextlib.suppress(Exception):  # file systems raise exceptions of any class
+        """Remove a file that does no harm where it is."""
+        with contextlib.suppress(Exception):  # file systems raise whatever their libraries do
             self._fs.rm_file(self._at(name))
 
     def has(self, name: str) -> bool:
-        """Whether a file exists."""
+        """Whether a file is there."""
         return self._trying("look into", lambda: bool(self._fs.exists(self._at(name))))
 
     def remove_self(self) -> None:
-        """Remove the folder and its content. Errors are logged."""
+        """Remove the folder and everything in it, as far as that is possible."""
         if self._is_local:
             self._removed(lambda: self._fs.rm(self._root, recursive=True))
         else:
-            # One by one, because s3fs does not report errors of a bulk deletion.
+            # One by one: what a store refuses of many that are deleted together, s3fs does not tell.
             self.remove(self.names())
             self.remove_if_empty()
 
@@ -214,10 +214,10 @@ class Folder:
             action()
         except FileNotFoundError:
             pass
-        except Exception as problem:  # noqa: BLE001  # file systems raise exceptions of any class
+        except Exception as problem:  # noqa: BLE001  # file systems raise whatever their libraries do
             log.warning(
-                "The part files of the batch could not be removed. The results are complete, but clearing the task asks nothing again "
-                "until the folder is removed. Folder: %s. Cause: %s: %s",
+                "%s could not be removed (%s: %s). The results are not affected. Until it is removed, a batch that was complete counts as "
+                "complete, also when its task is cleared.",
                 self.url,
                 type(problem).__name__,
                 excerpt(str(problem), limit=200),
@@ -226,8 +226,8 @@ class Folder:
         return True
 
     def remove_if_empty(self) -> None:
-        """Remove the folder if it is empty. Object stores have no empty folders."""
-        with contextlib.suppress(Exception):  # file systems raise exceptions of any class
+        """Remove the folder if nothing is in it; object stores have no empty folders anyway."""
+        with contextlib.suppress(Exception):  # file systems raise whatever their libraries do
             if not self._names():
                 self._fs.rmdir(self._root)
 
@@ -235,7 +235,7 @@ class Folder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except Exception as problem:  # file systems raise exceptions of any class
+            except Exception as problem:  # file systems raise whatever their libraries do
                 if attempt == ATTEMPTS:
                     raise self._failure(what, problem) from problem
                 time.sleep(PAUSE * 4 ** (attempt - 1))
@@ -257,7 +257,7 @@ class Folder:
 
 def _rename(source: Path, target: Path) -> None:
     source.replace(target)
-    # The rename is durable only after the directory is synced.
+    # The rename itself is durable only when the directory is.
     directory = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -266,5 +266,5 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def spool() -> IO[bytes]:
-    """Open a temporary local file that is deleted when it is closed."""
+    """A temporary local file, gone when it is closed."""
     return tempfile.TemporaryFile(prefix="llamachat-batch-")

@@ -1,8 +1,8 @@
-"""Clients of LlamaCloud's chat API, synchronous and asynchronous, based on httpx. Of Airflow they
-use only the exception classes.
+"""The only I/O of this provider: LlamaCloud's chat API over httpx, synchronous and asynchronous. Of Airflow it
+needs the exception classes only.
 
-Layers, top first: :mod:`.sync` and :mod:`.aio` (the clients), :mod:`.calls` (what both share), :mod:`.streaming`
-(bytes to events), :mod:`.replies` (responses and errors), :mod:`.replaying` (retries), :mod:`.config`.
+Layers, top first: :mod:`.sync` and :mod:`.aio` (thin senders), :mod:`.calls` (what both say alike), :mod:`.streaming`
+(bytes to events), :mod:`.replies` (answers and errors), :mod:`.replaying` (what is sent again, and when), :mod:`.config`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from airflow_provider_llamachat.conversation.question import Question, Scope, Tr
 # sync| from airflow_provider_llamachat.client.deadlines import obey
 
 Observer = Callable[[models.Event], None]
-"""Is called with each event of a turn as it arrives."""
+"""Is shown each event of a turn as it arrives."""
 
 
 class AsyncLlamaCloudClient:
@@ -46,7 +46,7 @@ class AsyncLlamaCloudClient:
         self.throttle = throttle
         self._gate = Gate()
         self._calls = calls.Calls(config)
-        # Callers limit their own concurrency. A turn that waits for the pool would look like a server that does not respond.
+        # The callers bound their own concurrency; a pool that makes a turn wait would look like a silent server.
         self._http = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=100))
         self._fresh: httpx.AsyncClient | None = None
 
@@ -56,9 +56,9 @@ class AsyncLlamaCloudClient:
 
     @classmethod
     async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
-        """Create a client without blocking the event loop. The constructor may block, because it creates the TLS context of the process.
+        """Make a client without blocking the event loop, as the constructor may: it builds the process' TLS context.
 
-        :param throttle: limits the rate of all requests of this client; None means no limit.
+        :param throttle: a gate that every request of this client passes; None lets them pass freely.
         """
         if not ssl_context_is_ready():
             await asyncio.to_thread(ssl_context)
@@ -80,7 +80,7 @@ class AsyncLlamaCloudClient:
     # sync|     return made
     # sync|
     # sync| def __del__(self) -> None:
-    # sync|     # Nothing else closes a hook that is used for one call (`LlamaCloudHook().create_session()`).
+    # sync|     # A hook made for one call (`LlamaCloudHook().create_session()`) has nobody who closes it.
     # sync|     if hasattr(self, "_fresh"):
     # sync|         self.close()
 
@@ -103,7 +103,7 @@ class AsyncLlamaCloudClient:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the client is closed."""
+        """Whether the connections were closed."""
         return self._http.is_closed
 
     @property
@@ -112,15 +112,15 @@ class AsyncLlamaCloudClient:
         return self._gate.is_closed
 
     def stop(self) -> None:
-        """Send nothing more, and stop waiting. May be called from a signal handler."""
+        """Let nothing be sent any more, and give up what is being waited for; may be called from a signal handler."""
         self._gate.is_closed = True
 
     async def create_session(
         self, index_ids: list[str] | None = None, *, shared_access: str | None = None, **scope: Unpack[Scope]
     ) -> models.SessionSummary:
-        """Create a chat session that is bound to at most ten indexes or to none (POST /api/v1/chat).
+        """Create a chat session, bound to at most ten indexes or to none (POST /api/v1/chat).
 
-        :param shared_access: what the session's share link grants, ``query`` or ``read_only``; None means the server's default.
+        :param shared_access: what the session's share link grants, ``query`` or ``read_only``; None leaves it to the server.
         """
         call = self._calls.create(index_ids, shared_access, scope)
         return cast("models.SessionSummary", await self._send(call))
@@ -138,9 +138,9 @@ class AsyncLlamaCloudClient:
     async def list_sessions(
         self, *, page_size: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.SessionSummary]:
-        """Iterate over the project's sessions, and fetch pages as needed (GET /api/v1/chat).
+        """Iterate over the project's sessions; a page is fetched when the iteration comes to it (GET /api/v1/chat).
 
-        :param page_size: number of sessions per page; None means the server's default.
+        :param page_size: sessions of one page; None leaves it to the server.
         """
         async for item in self._pages(endpoints.LIST_SESSIONS, page_size, scope):
             yield item
@@ -148,7 +148,7 @@ class AsyncLlamaCloudClient:
     async def delete_session(self, session_id: str, **scope: Unpack[Scope]) -> None:
         """Delete a session (DELETE /api/v1/chat/{session_id}).
 
-        :raises NotFoundError: the session does not exist. Not raised if an earlier attempt of the same call deleted it.
+        :raises NotFoundError: there was no such session; not raised when an earlier attempt of this very call deleted it.
         """
         await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
@@ -165,22 +165,22 @@ class AsyncLlamaCloudClient:
     async def list_indexes(
         self, *, page_size: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.Index]:
-        """Iterate over the project's indexes, and fetch pages as needed (GET /api/v1/indexes).
+        """Iterate over the project's indexes, page by page (GET /api/v1/indexes).
 
-        :param page_size: number of indexes per page; None means the server's default.
+        :param page_size: indexes of one page; None leaves it to the server.
         """
         async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
             yield item
 
     async def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
-        """Read an index (GET /api/v1/indexes/{index_id}); ``expand_sync`` also requests ``sync_in_progress``."""
+        """Read an index (GET /api/v1/indexes/{index_id}); ``expand_sync`` asks for ``sync_in_progress`` as well."""
         call = self._calls.index(endpoints.GET_INDEX, index_id, scope, expand=expand_sync)
         return cast("models.Index", await self._send(call))
 
     async def sync_index(self, index_id: str, **scope: Unpack[Scope]) -> bool:
         """Start a sync of an index (POST /api/v1/indexes/{index_id}/sync).
 
-        :returns: True if this call started the sync, False if one was already running (409).
+        :returns: True when this call started it, False when one was running already (409).
         """
         try:
             await self._send(self._calls.index(endpoints.SYNC_INDEX, index_id, scope))
@@ -200,12 +200,12 @@ class AsyncLlamaCloudClient:
     ) -> AsyncIterator[models.Event]:
         """Post a prompt once and iterate over the events of its turn as they arrive, deltas included.
 
-        This sends one POST and does not recover from errors; :meth:`send_message` does. The last event is a ``StopEvent``, whose
-        ``is_error`` tells whether the turn failed.
+        This is one POST without any safety net: what to do about a failure is the caller's business. :meth:`send_message` is the
+        safe form. The last event is a ``StopEvent``; its ``is_error`` is the turn's verdict.
 
         :param index_ids: indexes the turn may use; None means those the session is bound to.
-        :param turn_timeout: maximum duration of the stream, in seconds or as a timedelta.
-        :raises InvalidArgumentError: an argument is invalid; nothing was sent.
+        :param turn_timeout: seconds (or a timedelta) that the whole stream may take.
+        :raises InvalidArgumentError: an argument is not usable; nothing was sent.
         :raises ChatTurnInterruptedError: the stream ended without a ``StopEvent``.
         """
         question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
@@ -238,16 +238,16 @@ class AsyncLlamaCloudClient:
         on_event: Observer | None = None,
         **scope: Unpack[Scope],
     ) -> models.ChatTurn:
-        """Ask and return the finished turn. It is paid for once: after an error the session's history shows what happened.
+        """Ask and return the finished turn, paid for once: whatever leaves doubt is settled by the session's history.
 
         :param index_ids: indexes the turn may use; None means those the session is bound to.
-        :param baseline: number of turns in the session before the question was first asked; None means the current number.
-        :param resume: the question may already have been asked, so its turn is looked for before posting.
-        :param accepted: with ``resume``, the server is known to have accepted the question. It is then not posted again just because
-            the history does not show it.
-        :param ask_again: with ``resume``, post once more if the earlier turn stopped partway.
-        :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta; ``deadline`` (epoch seconds) overrides it.
-        :param on_event: called with each event as it arrives. Not called if the answer is read from the history.
+        :param baseline: how many turns the session had before this question was first asked; None reads it now.
+        :param resume: the question may have been asked since ``baseline``: look for its turn before posting.
+        :param accepted: with ``resume``: the server was seen to take the question. It is then not posted again just because the history
+            does not show it.
+        :param ask_again: with ``resume``, post once more when the turn is there, unfinished and no longer growing.
+        :param turn_timeout: seconds (or a timedelta) for the whole turn; ``deadline`` (epoch seconds) wins over it.
+        :param on_event: is shown each event as it arrives; nothing when the answer is read from the history.
         """
         question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
         end = calls.end_of(turn_timeout, deadline)
@@ -270,10 +270,10 @@ class AsyncLlamaCloudClient:
         keep: AsyncKeep | None = None,
         on_event: Observer | None = None,
     ) -> models.ChatTurn:
-        """Answer a question that may already have been asked; see :func:`~..conversation.ask.ask`.
+        """Answer a question of which something may be known; see :func:`~..conversation.ask.ask`.
 
-        :param deadline: epoch seconds at which waiting for the turn ends.
-        :param keep: stores what is known about the turn for later attempts.
+        :param deadline: epoch seconds at which the turn's time ends.
+        :param keep: keeps what is known of the turn for later attempts.
         """
         steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
         with replies.redacting(self.config):
@@ -285,15 +285,15 @@ class AsyncLlamaCloudClient:
         return cast("models.Session", await self._send(call, calls.history_patience(deadline)))
 
     async def pause(self, seconds: float) -> None:
-        """Wait, but not longer than until :meth:`stop` is called."""
+        """Wait, at most until :meth:`stop`."""
         await asleep(seconds, self._gate)
 
     async def stream(
         self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
     ) -> AsyncGenerator[models.Event, None]:
-        """Post a prompt once, on a new connection, and yield the events of its turn.
+        """Post a prompt once, on a connection of its own, and yield the events of its turn.
 
-        :param on_lost: called for each malformed event, which is skipped.
+        :param on_lost: is called for each event that is malformed, and passed over.
         """
         call = self._calls.stream(question)
         accepted: bool | None = None
@@ -345,7 +345,7 @@ class AsyncLlamaCloudClient:
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
     async def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
-        # Waiting for the rate limit does not count as waiting for the server.
+        # The gate comes before the clock: waiting for it is not the server's silence.
         async with apassing(self.throttle) as passage:
             try:
                 with budget.spend() as deadline:
@@ -353,7 +353,7 @@ class AsyncLlamaCloudClient:
                     try:
                         reply = await self._exchange(self._http, call, deadline, connecting)
                     except replies.DISCONNECTS:
-                        # The server had closed an idle connection. This does not count as a failed attempt.
+                        # The server had closed the connection before: that says nothing about this request, nor about the server.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
                         reply = await self._exchange(self._for_one_request(), call, deadline)
@@ -363,7 +363,7 @@ class AsyncLlamaCloudClient:
             return reply
 
     def _for_one_request(self) -> httpx.AsyncClient:
-        """Return a client that opens a connection for each request. A prompt must not be sent on one that the server has closed."""
+        """A client that makes a connection for each request: a prompt must not go out on one that was closed meanwhile."""
         if self._fresh is None:
             self._fresh = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=0))
         return self._fresh
@@ -400,7 +400,7 @@ class AsyncLlamaCloudClient:
         unpacker = Unpacker(response.headers.get("content-encoding"))
         raw = aiter(response.aiter_raw())
         while True:
-            # A chunk can arrive byte by byte, so the deadline applies to each chunk as a whole.
+            # One chunk may hide any number of waits: the head of a chunk can be dripped byte by byte.
             async with auntil(deadline):
                 chunk = await anext(raw, None)
             if chunk is None:

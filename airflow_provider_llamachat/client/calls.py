@@ -1,4 +1,4 @@
-"""Code that both clients share: it turns arguments into calls and questions, and a configuration into the limits of a turn."""
+"""What both clients say alike: arguments become calls and questions, and a configuration becomes the limits of a turn."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from airflow_provider_llamachat.models import Session
 SHARED_ACCESS = ("query", "read_only")
 
 DEFAULT_TURN_TIMEOUT = 600.0
-"""Default for the maximum duration of a turn, in seconds."""
+"""Seconds that one turn may take in all when the caller does not say."""
 
 LAST_LOOK = 30.0
-"""Minimum number of seconds for reading a session's history, even if the deadline of the turn has passed."""
+"""Seconds that reading a session's history may take at least, when the turn's own time is over."""
 
 MAX_PAGES = 10_000
-"""Maximum number of pages of a listing, for a server that always returns another page."""
+"""Pages of one listing at most: a server that always has another one must not be followed for ever."""
 
 MAX_TOKEN = 8192
-"""Maximum length of a page token; it has to fit into a URL."""
+"""Characters of a page token at most; it has to fit into a URL."""
 
 
 class Calls:
-    """Builds the :class:`~..endpoints.Call` for each operation; every call includes project and organization."""
+    """Builds the :class:`~..endpoints.Call` for each operation; project and organization travel on every one of them."""
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
@@ -53,7 +53,7 @@ class Calls:
         ids = id_list(index_ids)
         if ids is not None and len(ids) > endpoints.MAX_SESSION_INDEXES:
             raise InvalidArgumentError(
-                f"index_ids has {len(ids)} ids, but a session can be bound to at most {endpoints.MAX_SESSION_INDEXES}."
+                f"index_ids has {len(ids)} ids; a session can be bound to at most {endpoints.MAX_SESSION_INDEXES}."
             )
         body = {"index_ids": ids, "shared_access": optional_choice(shared_access, "shared_access", SHARED_ACCESS)}
         return endpoints.CREATE_SESSION.call(query=self._query(scope), body=body)
@@ -80,7 +80,7 @@ class Calls:
         )
 
     def projects(self, project_name: str | None, organization_id: str | None) -> Call:
-        """List projects. The call does not include a project."""
+        """List projects; the listing is not about one project."""
         query = self._query({"organization_id": organization_id})
         return endpoints.LIST_PROJECTS.call(
             query={"organization_id": query["organization_id"], "project_name": project_name}
@@ -105,7 +105,7 @@ class Calls:
 def question(
     session_id: str, prompt: str, index_ids: list[str] | None, *, require_all_indexes: bool = False, scope: Scope
 ) -> Question:
-    """Validate the arguments of a turn before anything is sent. :func:`completed` fills in missing ``index_ids``."""
+    """Check the arguments of a turn, before anything is sent; ``index_ids`` may be left for :func:`completed`."""
     endpoints.path_segment("session_id", session_id)
     return Question(
         session_id,
@@ -118,8 +118,8 @@ def question(
 
 
 def completed(question: Question, trace: Trace | None, session: Session) -> tuple[Question, Trace]:
-    """Fill in what the caller omitted: the indexes (the API requires at least one id, even for a bound session) and the number of
-    earlier turns.
+    """Take from the session what the caller left open: the indexes (the API wants at least one id, for a bound session too), and
+    how many turns there were before.
     """
     known = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
     if trace is None:
@@ -129,10 +129,10 @@ def completed(question: Question, trace: Trace | None, session: Session) -> tupl
 
 
 def limits(config: ClientConfig, deadline: float) -> Limits:
-    """Return the limits of a turn that ends at ``deadline`` (epoch seconds)."""
+    """The limits of one turn that ends at ``deadline`` (epoch seconds)."""
     return Limits(
         deadline=deadline,
-        # The history grows by whole events, which is slower than the stream, so it gets twice the timeout.
+        # The history grows by whole events, more seldom than the stream's bytes: it gets twice the silence of a stream.
         stall_after=2 * config.timeout,
         max_posts=config.max_retries + 1,
         lag=config.history_lag,
@@ -143,17 +143,17 @@ def limits(config: ClientConfig, deadline: float) -> Limits:
 
 
 def end_of(turn_timeout: float | timedelta, deadline: float | None = None) -> float:
-    """Return the epoch seconds at which a turn ends. ``deadline`` overrides a duration."""
+    """Epoch seconds at which a turn ends: ``deadline`` wins over a duration."""
     return time.time() + seconds(turn_timeout, "turn_timeout") if deadline is None else deadline
 
 
 def history_patience(deadline: float) -> float:
-    """Return the number of seconds for reading the history of a turn that ends at ``deadline``."""
+    """Seconds for reading the history of a turn that ends at ``deadline``."""
     return max(LAST_LOOK, deadline - time.time())
 
 
 class Pages:
-    """Follows the page tokens of a listing.
+    """Follows a listing's page tokens, as long as they lead anywhere.
 
     :ivar token: the token of the next page; None for the first.
     :ivar more: whether there is a next page.
@@ -166,26 +166,26 @@ class Pages:
         self.more = True
 
     def turn(self, token: str | None) -> None:
-        """Continue with the page that ``token`` names.
+        """Go on to the page that a page named, if it did.
 
-        :raises LlamaCloudProtocolError: the listing repeats a page, or does not end.
+        :raises LlamaCloudProtocolError: the listing goes round in circles, or does not end.
         """
         self.token, self.more = token, bool(token)
         if not token:
             return
         if token in self._seen or len(self._seen) >= MAX_PAGES or len(token) > MAX_TOKEN:
             raise LlamaCloudProtocolError(
-                f"Could not {self._purpose} to the end: after {len(self._seen) + 1} pages the server returned "
-                f"{'a page token again' if token in self._seen else 'another page token'}. "
+                f"Could not {self._purpose} to the end: after {len(self._seen) + 1} pages the server names "
+                f"{'a page that was there before' if token in self._seen else 'yet another page'}. "
                 "Check that the connection's Base URL is LlamaCloud's."
             )
         self._seen.add(token)
 
 
 def ended_early(session_id: str) -> ChatTurnInterruptedError:
-    """Return the error for a stream that ended without ``stop``."""
+    """The error for a stream that ends without ``stop``."""
     return ChatTurnInterruptedError(
-        "The answer stopped partway: its stream ended without a stop event. The session's history shows whether the turn finished. "
+        "The answer's stream was cut: it ended without its stop event. The session's history tells whether the turn went on. "
         f"Session: {session_id}.",
         session_id=session_id,
     )

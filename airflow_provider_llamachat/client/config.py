@@ -1,4 +1,4 @@
-"""The configuration of a client, validated before any request, and the TLS context of the process."""
+"""What a client needs to know, checked before any request: base URL, key, project, limits; and the process' one TLS context."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from airflow_provider_llamachat.provider_info import CONNECTION_TYPE
 from airflow_provider_llamachat.redaction import describe, excerpt, remember
 
 REGIONS = {"us": "https://api.cloud.llamaindex.ai", "eu": "https://api.cloud.eu.llamaindex.ai"}
-"""Base URL of each region. An API key works in only one of them."""
+"""Base URL of each region. An API key belongs to one of them."""
 
 DEFAULT_REGION = "us"
 DEFAULT_TIMEOUT = 60.0
@@ -36,15 +36,15 @@ DEFAULT_HISTORY_LAG = 10.0
 class ClientConfig:
     """How to reach LlamaCloud.
 
-    :param api_key: the API key. It is not part of the ``repr``.
+    :param api_key: the API key; not part of the representation.
     :param base_url: scheme and host, without ``/api/v1``.
-    :param project_id: project of calls that do not specify one; None means the default project of the key.
-    :param organization_id: organization of calls that do not specify one; None means the organization of the key.
-    :param timeout: seconds without any data after which a read fails.
-    :param connect_timeout: seconds for opening a connection (TCP and TLS).
-    :param max_retries: maximum number of retries of a call that is safe to repeat; 0 means none.
-    :param total_timeout: maximum duration of a call in seconds, including its retries. Streams have their own deadline.
-    :param history_lag: seconds until an accepted prompt appears in the session's history; 0 means immediately.
+    :param project_id: project of every call that does not name one; None leaves it to the key's default project.
+    :param organization_id: likewise for the organization.
+    :param timeout: seconds without a byte before a read fails.
+    :param connect_timeout: seconds to make a connection (TCP, TLS).
+    :param max_retries: how often a call that may be replayed is sent again; 0 means never.
+    :param total_timeout: seconds that one call may take in all, its replays included (streams have their own deadline).
+    :param history_lag: seconds that a session's history may lag behind what the server has accepted; 0 means not at all.
     """
 
     api_key: str = field(repr=False)
@@ -75,10 +75,10 @@ class ClientConfig:
         max_retries: Any = None,
         history_lag: Any = None,
     ) -> ClientConfig:
-        """Validate the values of a connection and return a configuration. Values may be strings, blank or missing.
+        """Check values as people enter them (strings, blanks, missing ones) and make a configuration of them.
 
-        :raises InvalidApiKeyError: the key is invalid.
-        :raises LlamaCloudConfigError: another value is invalid; the message names it.
+        :raises InvalidApiKeyError: the key cannot be one.
+        :raises LlamaCloudConfigError: another value is not usable; the message names it.
         """
         return cls(
             api_key=checked_api_key(api_key),
@@ -92,12 +92,12 @@ class ClientConfig:
 
     @property
     def region(self) -> str | None:
-        """The region of the base URL, or None for another host."""
+        """The region whose base URL this is, None for any other host."""
         return next((name for name, url in REGIONS.items() if url == self.base_url), None)
 
     @property
     def is_plain_http(self) -> bool:
-        """Whether the key would be sent unencrypted over a network (plain http, except to loopback)."""
+        """Whether the key would travel unencrypted over a network: plain http to anything but loopback."""
         parts = urlsplit(self.base_url)
         return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
@@ -105,43 +105,43 @@ class ClientConfig:
 def checked_api_key(api_key: str | None) -> str:
     """Return the key without surrounding white space.
 
-    :raises InvalidApiKeyError: the key is missing, masked, or cannot be sent in a header. The message does not contain it.
+    :raises InvalidApiKeyError: value-free, for a key that is missing, masked or could not be sent in a header.
     """
-    where = "Enter the key in the field API Key (the password) of the connection."
+    where = "Enter the key in the connection's field API Key (its password)."
     if not isinstance(api_key, str) or not (key := api_key.strip()):
         raise InvalidApiKeyError(f"The LlamaCloud connection has no API key. {where}")
     if not key.strip("*"):
         raise InvalidApiKeyError(
-            "The LlamaCloud connection's API key consists of asterisks: an export or an API client saved the masked value "
-            f"instead of the key. {where}"
+            "The LlamaCloud connection's API key is a row of asterisks: a masked value was saved in place of the key, "
+            f"by an export or an API client. {where}"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidApiKeyError(
-            "The LlamaCloud connection's API key contains spaces, line breaks or characters that are not printable ASCII. "
-            f"Check that only the key was pasted. {where}"
+            "The LlamaCloud connection's API key contains blanks, line breaks or characters that are not printable ASCII, "
+            f"so it is not a key. It was probably pasted with something else. {where}"
         )
     return key
 
 
 def base_url(host: str | None, *, port: int | None = None, scheme: str | None = None, region: Any = None) -> str:
-    """Return the base URL of a connection. ``host`` overrides ``region``.
+    """Return the base URL for what a connection says. ``host`` wins over ``region``.
 
-    A host may omit the scheme (the default is https), end with slashes, or include ``/api/v1`` from a pasted example.
+    A host may lack its scheme (https is meant), end in slashes, or carry ``/api/v1`` from a pasted example.
 
-    :raises LlamaCloudConfigError: the values are invalid. The message does not contain credentials of a URL.
+    :raises LlamaCloudConfigError: neither makes a base URL. The message does not repeat credentials in a URL.
     """
     text = (host or "").strip()
     if not text:
         name = ("" if region is None else str(region)).strip().lower() or DEFAULT_REGION
         if name not in REGIONS:
             raise LlamaCloudConfigError(
-                f"{_field('region')} must be one of {', '.join(REGIONS)}, got {describe(region)}. "
-                "Choose the region in which the API key was created, or enter a Base URL."
+                f"{_field('region')} is not one of {', '.join(REGIONS)}; it holds {describe(region)}. "
+                "Choose the region that the API key was made in, or enter a Base URL."
             )
         return REGIONS[name]
     if re.match(r"(?i)(https?://)?(llx-|[a-z0-9_]{32,}/*$)", text):
         raise LlamaCloudConfigError(
-            "The connection's Base URL looks like an API key. Enter it in the field API Key, leave Base URL empty, and choose a Region."
+            "The connection's Base URL looks like an API key. Enter the key in the field API Key; leave Base URL empty and choose a Region."
         )
     if "://" not in text:
         chosen = (scheme or "").strip().lower()
@@ -154,19 +154,19 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
         raise LlamaCloudConfigError(f"The connection's Base URL is not a URL. {advice}") from None
     if parts.username is not None or parts.password is not None:
         raise LlamaCloudConfigError(
-            f"The connection's Base URL contains user information (…@host). {advice} Enter the key in the field API Key."
+            f"The connection's Base URL contains user information (…@host). {advice} The key goes into the field API Key."
         )
     if parts.scheme.lower() not in {"http", "https"}:
         raise LlamaCloudConfigError(
-            f"The connection's Base URL has an unsupported scheme; only https and http are supported. {advice}"
+            f"The connection's Base URL has a scheme that does not work: only https (or http) does. {advice}"
         )
     if not parts.hostname or parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-_:%\[\]]+", parts.netloc):
         raise LlamaCloudConfigError(f"The connection's Base URL is not a plain base URL. {advice}")
     if own_port == 0 or parts.hostname in {"http", "https"}:
         raise LlamaCloudConfigError(f"The connection's Base URL is not a plain base URL. {advice}")
-    # A URL copied from an API example may include the path of a call.
+    # What was copied from an example of the API may name a call as well.
     path = re.sub(r"(?i)/api(/v1(/.*)?)?$", "", parts.path.rstrip("/"))
-    # An explicit default port is dropped, so that the base URL of a region is still recognized.
+    # A default port that is written out is dropped, so that a region's base URL is still known as the region's.
     number = own_port or port
     if number == {"https": 443, "http": 80}[parts.scheme.lower()]:
         number = None
@@ -175,9 +175,9 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
 
 
 def checked_uuid(name: str, value: Any) -> str | None:
-    """Return ``value`` as a canonical UUID string, or None if it is None or blank.
+    """Return ``value`` as a canonical UUID string, None for None and blanks.
 
-    :raises InvalidArgumentError: it is anything else.
+    :raises InvalidArgumentError: for anything else.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -185,7 +185,7 @@ def checked_uuid(name: str, value: Any) -> str | None:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value).strip()))
     except ValueError:
         raise InvalidArgumentError(
-            f"{name} must be a UUID (as shown in the URL of the LlamaCloud project), got {describe(value)}."
+            f"{name} has to be a UUID (as in the address bar of the LlamaCloud project), got {describe(value)}."
         ) from None
 
 
@@ -194,7 +194,7 @@ def _field(name: str) -> str:
 
 
 def _number(name: str, value: Any, default: float) -> float:
-    """Return a number within the limits of the connection form."""
+    """Read a number within the limits that the form states."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return default
     schema = CONNECTION_TYPE["conn-fields"][name]["schema"]
@@ -208,7 +208,7 @@ def _number(name: str, value: Any, default: float) -> float:
     if not least <= number < float("inf") or number == above or (whole and number != int(number)):
         limit = f"of at least {least}" if above is None else f"above {above}"
         raise LlamaCloudConfigError(
-            f"{_field(name)} must be a {'whole ' if whole else ''}number {limit}, "
+            f"{_field(name)} has to be a {'whole ' if whole else ''}number {limit}, "
             f"got {describe(value) if math.isnan(number) else f'{number:g}'}. Correct it in the connection."
         )
     return number
@@ -224,13 +224,13 @@ def _is_loopback(hostname: str) -> bool:
 
 
 OUT_OF_FILES = (
-    "this process has too many open files. Run fewer tasks or triggers in it, or raise the limit (ulimit -n) in the environment of this "
-    "Airflow component."
+    "this process has too many open files. Run fewer tasks or triggers in it, or raise its limit (ulimit -n) where this Airflow "
+    "component is started."
 )
 
 
 def is_out_of_files(problem: BaseException) -> bool:
-    """Whether the process has too many open files or sockets."""
+    """Whether the operating system refused this process another file or socket."""
     return isinstance(problem, OSError) and problem.errno in {errno.EMFILE, errno.ENFILE}
 
 
@@ -239,11 +239,11 @@ _contexts_lock = threading.Lock()
 
 
 def ssl_context() -> ssl.SSLContext:
-    """Return the TLS context of the process. Creating it takes tens of milliseconds: do not do that in an event loop.
+    """Return the process' one TLS context. Building it takes tens of milliseconds: never do that on an event loop.
 
-    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` are used as in httpx. If they change, a new context is created.
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` are honoured as by httpx; a change of theirs gives a new context.
 
-    :raises LlamaCloudConfigError: the files that they name cannot be read.
+    :raises LlamaCloudConfigError: they name nothing that can be read.
     :raises LlamaCloudConnectionError: this process has too many open files.
     """
     import httpx
@@ -253,21 +253,21 @@ def ssl_context() -> ssl.SSLContext:
         if key not in _contexts:
             try:
                 _contexts[key] = httpx.create_ssl_context()
-            except OSError as problem:  # the file is missing, or (SSLError) contains no certificates
+            except OSError as problem:  # a file that is not there, or (SSLError) holds no certificates
                 if is_out_of_files(problem):
                     raise LlamaCloudConnectionError(
-                        f"Could not create an HTTP client: {OUT_OF_FILES}", accepted=False
+                        f"No HTTP client can be made: {OUT_OF_FILES}", accepted=False
                     ) from None
                 named = ", ".join(
                     f"{name}={os.environ[name]}" for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)
                 )
                 raise LlamaCloudConfigError(
-                    f"The TLS certificates cannot be read: {excerpt(str(problem), limit=200)}. Correct the variable in the environment "
-                    f"of this Airflow component: {excerpt(named, limit=300)}."
+                    f"The certificates that this process' environment names cannot be read ({excerpt(named, limit=300)}): "
+                    f"{excerpt(str(problem), limit=200)}. Correct them where this Airflow component is started."
                 ) from None
         return _contexts[key]
 
 
 def ssl_context_is_ready() -> bool:
-    """Whether :func:`ssl_context` would return immediately."""
+    """Whether :func:`ssl_context` would return at once."""
     return (os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")) in _contexts

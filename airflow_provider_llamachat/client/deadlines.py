@@ -1,8 +1,8 @@
-"""Deadlines for network operations, and a gate that a stopped task closes.
+"""An end for waiting, whatever a server drips, and a gate that a stopped task closes.
 
-httpx limits only each single read. A server that slowly sends the bytes of a header, or endless ``100 Continue`` responses,
-can block a client forever. asyncio can cancel such a read, but threads cannot. Therefore the network streams of the synchronous
-client check the deadline and the gate.
+httpx limits each single wait for bytes. A server that sends one byte of a header now and then, or endless ``100 Continue``,
+keeps such a client for ever without its caller ever seeing a chunk; asyncio has its own means against that, threads have not.
+So the network streams below a synchronous httpx client look at the deadline of whoever reads, and at the gate.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _deadline: ContextVar[float] = ContextVar("llamacloud_deadline", default=float("
 
 
 TICK = 0.25
-"""Seconds between two checks of the gate during a synchronous wait."""
+"""Seconds after which a synchronous wait looks whether it was stopped."""
 
 
 class Gate:
-    """A flag that a stopped task sets, so that nothing more is sent. A signal handler may set it.
+    """What a stopped task closes, so that nothing is sent any more. A signal handler may do so.
 
-    :ivar is_closed: whether it is set.
+    :ivar is_closed: whether it is.
     """
 
     is_closed = False
@@ -48,7 +48,7 @@ def auntil(deadline: float) -> asyncio.Timeout:
 
 
 async def asleep(seconds: float, gate: Gate) -> None:  # noqa: ARG001  # as in :func:`sleep`
-    """Asynchronous form of :func:`sleep`. The gate is not checked, because a stopped asyncio task is cancelled."""
+    """Asynchronous form of :func:`sleep`; a task that is stopped is cancelled."""
     await asyncio.sleep(seconds)
 
 
@@ -61,7 +61,7 @@ def sleep(seconds: float, gate: Gate) -> None:
 
 @contextlib.contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Make network operations in the block time out at ``deadline`` (epoch seconds)."""
+    """Let no network operation in this block last beyond ``deadline`` (epoch seconds); it then fails as a time-out."""
     token = _deadline.set(deadline)
     try:
         yield
@@ -70,9 +70,9 @@ def until(deadline: float) -> Iterator[None]:
 
 
 def bounded(timeout: float | None, kind: type[Exception]) -> float | None:
-    """Return ``timeout``, limited to the time until the deadline.
+    """``timeout``, shortened to what is left.
 
-    :raises kind: the deadline has passed.
+    :raises kind: nothing is left.
     """
     deadline = _deadline.get()
     if deadline == float("inf"):
@@ -137,11 +137,11 @@ class _Backend(httpcore.SyncBackend):
 def obey(client: httpx.Client, gate: Gate) -> None:
     """Make ``client``'s connections, those through proxies included, obey :func:`until` and ``gate``.
 
-    :raises AttributeError: this release of httpx is not supported, because its internal structure differs.
+    :raises AttributeError: this release of httpx keeps its connections elsewhere; waiting would have no end there.
     """
-    # httpx has no public way to set the network backend of its connection pools.
+    # httpx has no public way to choose the network backend that its transports' pools take.
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001  # see above
-        if transport is not None:  # None for the hosts of NO_PROXY
+        if transport is not None:  # what NO_PROXY exempts
             pool: Any = transport._pool  # type: ignore[attr-defined]  # noqa: SLF001  # see above
-            pool._network_backend.connect_tcp  # noqa: B018, SLF001  # raises AttributeError if it does not exist
+            pool._network_backend.connect_tcp  # noqa: B018, SLF001  # fails where it is gone: see above
             pool._network_backend = _Backend(gate)  # noqa: SLF001  # see above

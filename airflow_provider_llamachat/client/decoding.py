@@ -1,7 +1,7 @@
-"""Decompresses and parses responses in bounded memory.
+"""Bytes that somebody else wrote become data, in bounded memory: decompression and JSON.
 
-httpx decompresses each chunk as a whole and supports nested encodings, so that 64 kB can become gigabytes. The clients
-therefore accept only gzip, read raw bytes, and decompress them here piece by piece.
+httpx decompresses whatever a server claims to have compressed, as often as it claims, a whole chunk at once: 64 kB may
+become gigabytes. So the clients read raw bytes, say that they take gzip, and unpack that here, piece by piece.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ ACCEPTED = "gzip"
 """``Accept-Encoding`` of every request."""
 
 PIECE = 1024 * 1024
-"""Maximum size of a decompressed piece. Readers check their limits after each piece."""
+"""Bytes that are unpacked at once; between two pieces the readers compare what they have with their bounds."""
 
 MAX_ELEMENTS = 2_000_000
-"""Maximum number of values in a JSON document. A value of three bytes can use 200 bytes of memory."""
+"""Values in one JSON document at most: three bytes of it can cost two hundred of memory."""
 
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"|[,\[{]')
 _ESCAPES = re.compile(
@@ -30,9 +30,9 @@ _ESCAPES = re.compile(
 
 
 class Unpacker:
-    """Decodes the ``Content-Encoding`` of a body.
+    """Undoes a body's ``Content-Encoding``, if it has one.
 
-    :raises httpx.DecodingError: the encoding was not requested.
+    :raises httpx.DecodingError: the encoding is not one that was asked for.
     """
 
     def __init__(self, encoding: str | None) -> None:
@@ -41,12 +41,12 @@ class Unpacker:
         if name in {"gzip", "x-gzip"}:
             self._zlib = zlib.decompressobj(wbits=31)
         elif name not in {"", "identity"}:
-            raise httpx.DecodingError("its content encoding was not requested")
+            raise httpx.DecodingError("its content encoding was not asked for")
 
     def feed(self, raw: bytes) -> Iterator[bytes]:
-        """Decode the next raw bytes, and yield pieces of at most :data:`PIECE` bytes.
+        """Yield what the next raw bytes stand for, in pieces of at most :data:`PIECE` bytes.
 
-        :raises httpx.DecodingError: the data are invalid.
+        :raises httpx.DecodingError: they are not what the encoding promises.
         """
         if self._zlib is None:
             if raw:
@@ -58,23 +58,23 @@ class Unpacker:
                     yield piece
                 raw = self._zlib.unconsumed_tail
         except zlib.error:
-            raise httpx.DecodingError("its gzip data are invalid") from None
+            raise httpx.DecodingError("its gzip data are broken") from None
 
     def end(self) -> None:
-        """Finish decoding.
+        """Tell that there are no more bytes.
 
-        :raises httpx.DecodingError: the data are incomplete.
+        :raises httpx.DecodingError: there should have been.
         """
         if self._zlib is not None and not self._zlib.eof:
-            raise httpx.DecodingError("its gzip data are incomplete")
+            raise httpx.DecodingError("its gzip data are cut off")
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse JSON with at most 200 levels and :data:`MAX_ELEMENTS` values.
+    """Read JSON: at most 200 levels deep, with at most :data:`MAX_ELEMENTS` values.
 
-    Invalid UTF-8 and halves of surrogate pairs, which cannot be stored, become replacement characters.
+    Invalid UTF-8 and halves of surrogate pairs, which nothing after us could store or send, become replacement characters.
 
-    :raises ValueError: the data are not JSON, or exceed these limits.
+    :raises ValueError: it is not JSON, or beyond these bounds.
     """
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if _is_intricate(raw):
@@ -86,7 +86,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def _is_intricate(raw: bytes) -> bool:
-    # Every value except the first follows one of these characters. Strings are excluded only if the count is too high.
+    # Every value but the first follows one of three characters. Those in texts are told apart only when there are many in all.
     if len(raw) <= MAX_ELEMENTS or sum(raw.count(mark) for mark in (b",", b"[", b"{")) <= MAX_ELEMENTS:
         return False
     values = 0

@@ -1,4 +1,4 @@
-"""Settings and request arguments that both clients pass to httpx."""
+"""How both clients use httpx: settings, the arguments of one request, and what is kept from httpx."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
 from airflow_provider_llamachat.redaction import excerpt
 
 LOCATION = "x-refused-location"
-"""Header that stores the target of a redirect; see :func:`hide_location`."""
+"""Header under which a redirect's target is kept; see :func:`hide_location`."""
 
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 
 
 class _NoCookies(CookieJar):
-    # The API does not need cookies, and a proxy must not add them to all later requests.
+    # The API knows its callers by their key. A server, or a proxy before it, must not make all later requests heavier.
     def extract_cookies(self, response: Any, request: Any) -> None:
         pass
 
@@ -35,9 +35,9 @@ class _NoCookies(CookieJar):
 
 
 def http_client(kind: type[Http], config: ClientConfig, **options: Any) -> Http:
-    """Create an httpx client. The callers enforce the total time of a call.
+    """Make an httpx client. The total time of a call is watched by the senders.
 
-    :raises LlamaCloudConfigError: the certificates or proxies of the environment are invalid.
+    :raises LlamaCloudConfigError: the environment's certificates or proxies do not allow it.
     """
     headers = {
         "Authorization": f"Bearer {config.api_key}",
@@ -52,22 +52,22 @@ def http_client(kind: type[Http], config: ClientConfig, **options: Any) -> Http:
             headers=headers,
             verify=ssl_context(),
             follow_redirects=False,
-            # httpx cannot parse address ranges in NO_PROXY.
+            # httpx' own reading of the environment fails over a range of addresses in NO_PROXY.
             trust_env=False,
             proxy=named[1] if named else None,
             cookies=_NoCookies(),
             **options,
         )
     except (OSError, ValueError, ImportError, httpx.InvalidURL) as problem:
-        reason = re.sub(r"//[^/@\s]*@", "//…@", str(problem))  # the URL of a proxy may contain a password
+        reason = re.sub(r"//[^/@\s]*@", "//…@", str(problem))  # a proxy's URL may hold a password
         raise LlamaCloudConfigError(
-            f"Could not create an HTTP client: the proxy in {named[0] if named else 'the environment'} is invalid. "
-            f"Correct it in the environment of this Airflow component. Cause: {excerpt(reason, limit=200)}"
+            f"No HTTP client can be made with the proxy that {named[0] if named else 'the environment'} names: "
+            f"{excerpt(reason, limit=200)} Correct that variable where this Airflow component is started."
         ) from None
 
 
 def hide_location(response: httpx.Response) -> None:
-    """Hide the target of a redirect from httpx, which parses it and fails for some targets even if redirects are not followed."""
+    """Keep a redirect's target from httpx, which parses it, and fails over some, although it is not to be followed."""
     if "location" in response.headers:
         response.headers[LOCATION] = response.headers.pop("location")
 
@@ -78,16 +78,16 @@ async def ahide_location(response: httpx.Response) -> None:
 
 
 class Connecting:
-    """Records whether a request opened a new connection, with httpcore's ``trace`` extension.
+    """Notes whether a request made a connection of its own. An extension of httpcore's: ``trace``.
 
-    :ivar is_new: whether the connection is new. The server may have closed a reused one.
+    :ivar is_new: whether it did; a connection that was used before may have been closed by the server meanwhile.
     """
 
     def __init__(self) -> None:
         self.is_new = False
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Called by httpcore for each step of a request."""
+        """Is called by httpcore for each step of a request."""
         self.is_new |= event == "connection.connect_tcp.started"
 
     async def atrace(self, event: str, info: Mapping[str, Any]) -> None:
@@ -96,14 +96,14 @@ class Connecting:
 
 
 def request(call: Call, config: ClientConfig, deadline: float) -> dict[str, Any]:
-    """Return the arguments of httpx's ``build_request`` for a call.
+    """A call as arguments of httpx' ``build_request``.
 
     :raises NotSentError: the deadline has passed.
     """
     if deadline <= time.time():
         raise NotSentError
-    # A connection that is cancelled during its TLS handshake would stay open until it is garbage collected. The connect timeout
-    # therefore ends before the deadline.
+    # A connection that is given up in the middle of its TLS handshake would stay open until it is collected: that wait, and the one
+    # for TCP before it, end by themselves before the deadline does.
     connect = min(config.connect_timeout, max(0.001, deadline - time.time()) / 2)
     return {
         "timeout": httpx.Timeout(config.timeout, connect=connect, pool=connect),
@@ -116,9 +116,9 @@ def request(call: Call, config: ClientConfig, deadline: float) -> dict[str, Any]
 
 
 def is_event_stream(response: httpx.Response) -> bool:
-    """Whether the response is the stream of a turn. An error response is JSON, whatever was requested.
+    """Whether the answer is a turn's stream. The status comes first: an error body is JSON, whatever was asked for.
 
-    A response without a content type is read as a stream, because it may answer a prompt that was paid for.
+    One without any content type is read as a stream: it answers a prompt that was paid for.
     """
     kind = response.headers.get("content-type", "").lower()
     return response.status_code == 200 and (not kind or "text/event-stream" in kind)

@@ -1,7 +1,7 @@
-"""Finds the proxy for a host in the environment.
+"""Which proxy the environment names for one host.
 
-httpx reads the same variables, but cannot parse IPv6 ranges in ``NO_PROXY`` (``fd00::/8``) and reads ``10.0.0.0/8`` as a host name.
-Each client connects to only one host, so it needs only one proxy.
+httpx reads the same variables, but fails over a range of addresses in ``NO_PROXY`` (``fd00::/8``), and takes ``10.0.0.0/8`` for a name.
+Each client talks to one host only, so that the question has one answer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from urllib.request import getproxies
 
 
 def proxy_for(base_url: str) -> tuple[str, str] | None:
-    """Return the name of the variable and the URL of the proxy for a base URL, or None if no proxy is used.
+    """Return the variable that names the proxy for a base URL, and the proxy's URL; None when there is none to use.
 
-    The variables ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY`` may be in upper or lower case. ``NO_PROXY`` is a
-    comma-separated list of host names (including their subdomains; with a leading dot, only subdomains), addresses and address
-    ranges, each with an optional port, or ``*``.
+    ``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, in upper or lower case. ``NO_PROXY`` holds, separated by commas:
+    names (with all below them; with a leading dot, only those below), addresses, ranges of addresses, each with a port or
+    without, or ``*``.
     """
     proxies = getproxies()
     parts = urlsplit(base_url)
@@ -42,7 +42,7 @@ def _matches(entry: str, base_url: str) -> bool:
     try:
         return ipaddress.ip_address(host) in ipaddress.ip_network(name.strip("[]"), strict=False)
     except ValueError:
-        pass  # one of them is a host name, or has a port
+        pass  # one of both is a name, or has a port
     name, _, port = name.rpartition(":") if name.rpartition(":")[2].isdecimal() else (name, "", "")
     if port and int(port) != (parts.port or {"https": 443, "http": 80}[parts.scheme]):
         return False

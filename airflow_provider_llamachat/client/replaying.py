@@ -1,4 +1,4 @@
-"""The retry policy of both clients."""
+"""What is sent again, how often, and after how long; one policy for both clients."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from airflow_provider_llamachat.exceptions import (
 log = logging.getLogger(__name__)
 
 REPLAYED_STATUSES = frozenset({425, 429, 502, 503, 504})
-"""Statuses after which a call that is safe to repeat is retried. 408 is handled as a timeout, and 500 is not retried."""
+"""Statuses after which a replayable call is sent again; 408 counts as a time-out. 500 is not one: it is the server's own bug."""
 
 FIRST_WAIT = 0.5
 MAX_WAIT = 20.0
 MAX_RETRY_AFTER = 60.0
-"""Seconds: the first pause (doubled each time, with jitter), the longest pause, and the longest accepted ``Retry-After``."""
+"""Seconds: the first pause (doubled each time, jittered), the longest one, and the most that ``Retry-After`` is obeyed."""
 
 _pauses: contextvars.ContextVar[bool] = contextvars.ContextVar("llamacloud_pauses", default=True)
 
 
 @contextlib.contextmanager
 def no_backoff() -> Iterator[None]:
-    """Disable pauses between attempts within the block, for tests."""
+    """Within this block nothing pauses between attempts: for tests, so that they exercise every attempt without waiting."""
     token = _pauses.set(False)
     try:
         yield
@@ -48,18 +48,18 @@ def no_backoff() -> Iterator[None]:
 
 
 def pause(attempt: int, retry_after: float | None = None) -> float:
-    """Return the seconds to wait after a failed attempt (1 is the first), with jitter over the upper half."""
+    """Seconds to wait after the given failed attempt (1 = the first), with full jitter over the upper half."""
     if not _pauses.get():
         return 0.0
     longest = min(MAX_WAIT, FIRST_WAIT * 2.0 ** min(attempt - 1, 16))
-    seconds = random.uniform(longest / 2, longest)  # noqa: S311  # not used for security
+    seconds = random.uniform(longest / 2, longest)  # noqa: S311  # spreads load, protects nothing
     if retry_after is not None:
         seconds = max(seconds, min(retry_after, MAX_RETRY_AFTER))
     return seconds
 
 
 def may_replay(call: Call, problem: BaseException) -> bool:
-    """Whether the call may be sent again after this failure."""
+    """Whether this failure of this call may be answered by sending it again, without asking anybody."""
     if isinstance(problem, LlamaCloudConnectionError):
         return call.endpoint.replay or problem.accepted is False
     if isinstance(problem, LlamaCloudStatusError) and problem.status in REPLAYED_STATUSES:
@@ -68,16 +68,16 @@ def may_replay(call: Call, problem: BaseException) -> bool:
 
 
 def shows_success(call: Call, problem: LlamaCloudStatusError) -> bool:
-    """Whether this error shows that an earlier attempt of the same call succeeded and its response was lost."""
+    """Whether this refusal tells that an earlier attempt of the same call had worked, and its answer was lost."""
     if call.endpoint is endpoints.DELETE_SESSION:
         return isinstance(problem, NotFoundError)
     return call.endpoint is endpoints.SYNC_INDEX and isinstance(problem, ConflictError)
 
 
 class Budget:
-    """The remaining time of a call, including its retries and pauses. Waiting for a throttle is not counted.
+    """The time that a call may take in all its attempts and pauses; waiting at the gate of a throttle is not counted.
 
-    :param patience: seconds, if less than the ``total_timeout`` of the configuration.
+    :param patience: seconds, when they are to be fewer than the configuration's ``total_timeout``.
     """
 
     def __init__(self, config: ClientConfig, patience: float | None = None) -> None:
@@ -86,7 +86,7 @@ class Budget:
 
     @contextlib.contextmanager
     def spend(self) -> Iterator[float]:
-        """Count the time of an attempt. Yields the epoch seconds at which the attempt has to end."""
+        """Count an attempt's time; gives the epoch seconds at which the attempt has to end."""
         begin = time.time()
         try:
             yield begin + self.left
@@ -104,7 +104,7 @@ class _Over(stop_base):
 
 
 def policy(call: Call, config: ClientConfig, budget: Budget, gate: Gate) -> dict[str, Any]:
-    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and total time are limited, the last error is raised."""
+    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and a total budget bound it, the last error is raised."""
 
     def wait(state: RetryCallState) -> float:
         problem = state.outcome.exception() if state.outcome else None
@@ -114,11 +114,11 @@ def policy(call: Call, config: ClientConfig, budget: Budget, gate: Gate) -> dict
         budget.left -= state.upcoming_sleep
         problem = state.outcome.exception() if state.outcome else None
         log.warning(
-            "%s Retrying in %.1f s (attempt %d of %d failed).",
-            problem,
-            state.upcoming_sleep,
+            "Attempt %d of %d failed; trying again in %.1f s. %s",
             state.attempt_number,
             config.max_retries + 1,
+            state.upcoming_sleep,
+            problem,
         )
 
     return {

@@ -1,4 +1,4 @@
-"""Turns an HTTP response or a transport failure into a model or a typed error that states the cause and the remedy."""
+"""Answers and failures: an HTTP answer becomes a model or a typed error that says what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
 MAX_BODY = 64 * 1024 * 1024
-"""Maximum size of a response in bytes: larger than any session history, and small compared with a worker's memory."""
+"""Bytes of one answer that are read at most: far above any session history, far below a worker's memory."""
 
 TRANSPORT_PROBLEMS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError)
-"""Exceptions of httpx and the layers below it. UnicodeError is raised for invalid host names."""
+"""What httpx and the layers below it raise; UnicodeError comes from host names that no name server could be asked for."""
 
 DISCONNECTS = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
-"""Exceptions that a connection raises if the server had already closed it."""
+"""How a connection shows that the server had closed it before a request was sent on it."""
 
 LARGE = 512 * 1024
-"""Size in bytes from which a response is decoded in a thread, so that it does not block the event loop."""
+"""Bytes of an answer from which on it is decoded in a thread: a history of some megabytes would stop the event loop."""
 
 _REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
     401: errors.AuthenticationError,
@@ -48,15 +48,15 @@ _REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
     422: errors.UnprocessableError,
 }
 
-NOT_THE_API = "the response does not come from LlamaCloud's API"
-"""The cause in a message about a response that LlamaCloud's API did not send."""
+NOT_THE_API = "what answered is not LlamaCloud's API"
+"""How the message about an answer of something else begins to name its cause."""
 
-_CHECK_BASE_URL = "Check the connection's Base URL, and that no proxy responds instead of LlamaCloud."
+_CHECK_BASE_URL = "Check the connection's Base URL, and that no proxy answers in LlamaCloud's place."
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete response, independent of its connection."""
+    """A complete answer: what is left when the connection is no longer needed."""
 
     status: int
     headers: Mapping[str, str]
@@ -71,11 +71,11 @@ async def adecode(call: Call, reply: Reply, config: ClientConfig) -> Any:
 
 
 def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
-    """Return the endpoint's model of the response, or raise the typed error."""
+    """Return the model the endpoint promises, or raise what the answer means."""
     raise_for_status(call, reply, config)
     endpoint = call.endpoint
     if endpoint.answer is None:
-        # No body is expected here, so only an HTML page (of a proxy or a login form) is an error.
+        # Nothing is expected here, so only what is certainly not the API's is refused: the page of a proxy or a log-in.
         if _is_page(reply):
             raise _not_the_apis(call, reply, config, "it is an HTML page")
         return None
@@ -86,7 +86,7 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
                 call,
                 reply,
                 config,
-                f"it is JSON, but {_kind(data)} instead of {'a list' if endpoint.many else 'an object'}",
+                f"it is JSON, but {_kind(data)} in place of {'a list' if endpoint.many else 'an object'}",
             )
         if endpoint.many:
             return [endpoint.answer.model_validate(item) for item in data]
@@ -99,20 +99,21 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     else:
         if not _is_of_another_session(answer, call):
             return answer
-        what = "it belongs to another session"
+        what = "it is another session's"
     raise _not_the_apis(call, reply, config, what)
 
 
 def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return a LlamaCloud API response ({_safe(what, config, 300)}). "
-        f"{_CHECK_BASE_URL} Status {reply.status}; the response begins with {_quoted(reply.body, config)}.",
+        f"Could not {purpose(call)}: {where(call, config)} answered {reply.status}, but not with what the API promises "
+        f"({_safe(what, config, 300)}). "
+        f"{_CHECK_BASE_URL} The answer begins: {_quoted(reply.body, config)}",
         **_known(call, reply, config),
     )
 
 
 def _is_of_another_session(answer: Any, call: Call) -> bool:
-    # A proxy may mix up responses. The history of another session could contain a turn with the same prompt.
+    # Whatever mixed the answers up: another session's history would tell of other turns, of the same prompt perhaps.
     if call.session_id is None or not isinstance(answer, SessionSummary):
         return False
     return answer.session_id.strip().casefold() != call.session_id.strip().casefold()
@@ -134,32 +135,30 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     if status < 400:
         location = excerpt(reply.headers.get(LOCATION, ""), secrets=(config.api_key,), limit=200)
         raise errors.LlamaCloudProtocolError(
-            f"{begin} the response is a redirect to {location!r}. It was not followed, to protect the API key. "
+            f"{begin} what answered is a redirect to {location!r}. It was not followed, because the API key would travel along. "
             f"{_CHECK_BASE_URL} {end}",
             **known,
         )
     if status == 429:
         raise errors.RateLimitError(
-            f"{begin} too many requests (free plans allow 20 per minute). Send fewer requests, or run fewer tasks at once "
-            f"(use an Airflow pool). {end}",
+            f"{begin} too many requests (free plans allow 20 a minute). Ask less often, or let fewer tasks run at once "
+            f"(an Airflow pool does that). {end}",
             retry_after=wait,
             **known,
         )
     if status == 408:
         raise errors.LlamaCloudTimeoutError(
-            f"{begin} the server, or a proxy in front of it, timed out. A retry may succeed. {end}", **known
+            f"{begin} the server, or a proxy before it, gave up waiting. A retry may work. {end}", **known
         )
     if status >= 500 or status == 425:
         raise errors.ServerError(
-            f"{begin} the server, or a proxy in front of it, failed. A retry may succeed. {end}",
-            retry_after=wait,
-            **known,
+            f"{begin} the server, or a proxy before it, failed. A retry may work. {end}", retry_after=wait, **known
         )
     if status == 407:
         raise errors.RequestRefusedError(f"{begin} {unreached.proxy_wants_a_password(config.base_url)} {end}", **known)
     thing = _thing(call)
-    # The API supports each path and method used here, and explains a refusal in JSON. Any other response proves nothing, for
-    # example that a session does not exist or that a sync is running.
+    # The API knows each path and method that is asked for here, and says in JSON why it refuses. What comes from elsewhere proves
+    # nothing: not that a session does not exist, nor that a sync is running.
     is_elsewhere = status == 405 or (status == 404 and thing is None)
     if is_elsewhere or _is_page(reply) or (status in {403, 404} and not _has_detail(reply)):
         page = ", but an HTML page" if _is_page(reply) else ""
@@ -169,7 +168,7 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
 
 
 def _thing(call: Call) -> str | None:
-    """The object that a 404 may refer to: the one in the path, or else one in the body or query."""
+    """What a 404 may be about: the id in the path, or else one in what was sent along."""
     things = {"{session_id}": "chat session", "{project_id}": "project", "{index_id}": "index"}
     named = [thing for name, thing in things.items() if name in call.endpoint.path]
     if call.body and call.body.get("index_ids"):
@@ -179,25 +178,25 @@ def _thing(call: Call) -> str | None:
 
 
 def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
-    """Return the likely cause of a refusal by the API, and what to do about it."""
+    """The likely cause of a refusal by the API, and what to do about it, as sentences."""
     match status:
         case 401:
             return _key_advice(config)
         case 402:
-            return "the organization has no credits left. Add credits, or use another organization."
+            return "the organization has no credits left. Top them up, or use another organization."
         case 403:
             return (
-                "the API key is not allowed to do this. Check the key's role, and the project and organization "
+                "the API key may not do this. Check the key's role, and the project and organization "
                 "(the connection's Project ID and Organization ID, or the task's project_id and organization_id)."
             )
         case 404 if thing in {"project", "organization"}:
             return f"there is no such {thing}. Check project_id and organization_id."
         case 404:
-            return f"there is no such {thing} in this project. Check the id, and that project_id is its project."
+            return f"there is no such {thing} in this project. Check the id, and that project_id is the project it belongs to."
         case 409:
-            return "the session or index is busy. A retry may succeed. Run tasks that share it one after another."
+            return "the session or index is busy. A retry may work; run tasks that share a session one after another."
         case 422:
-            return "the server does not accept some fields. Correct the fields that it names."
+            return "the server does not accept some fields. Correct the fields it names."
         case _:
             return "the server does not accept this request."
 
@@ -214,7 +213,7 @@ def _has_detail(reply: Reply) -> bool:
 
 
 def error_detail(reply: Reply, config: ClientConfig) -> str:
-    """Return FastAPI's ``detail`` as a bounded, redacted line, or the beginning of any other body."""
+    """Return FastAPI's ``detail`` as one bounded, redacted line; for other bodies their beginning."""
     try:
         detail = parse_json(reply.body)["detail"]
     except (ValueError, TypeError, KeyError):
@@ -236,16 +235,14 @@ def error_detail(reply: Reply, config: ClientConfig) -> str:
 def connection_error(
     call: Call, problem: Exception, config: ClientConfig, *, accepted: bool | None = None
 ) -> errors.LlamaCloudConnectionError:
-    """Turn an exception of httpx into a typed error.
+    """Translate what httpx raised.
 
-    :param accepted: True if the response had begun, so that the server is known to have accepted the request.
+    :param accepted: True when the answer had begun, so that the server is known to have taken the request.
     """
     begin = f"Could not {purpose(call)}: {where(call, config)}"
     known: dict[str, Any] = {"session_id": call.session_id}
     if isinstance(problem, StoppedError):
-        return errors.LlamaCloudConnectionError(
-            "The task was stopped, so nothing more is sent.", accepted=False, **known
-        )
+        return errors.LlamaCloudConnectionError("The task was stopped; nothing more is sent.", accepted=False, **known)
     if isinstance(problem, NotSentError):
         return errors.LlamaCloudTimeoutError(
             f"Could not {purpose(call)}: the deadline passed before the request was sent. Tried: {where(call, config)}.",
@@ -254,7 +251,7 @@ def connection_error(
         )
     if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout) and not accepted:
         return errors.LlamaCloudTimeoutError(
-            f"{begin} could not be reached within {config.connect_timeout:g} s. "
+            f"{begin} could not be reached in time (at most {config.connect_timeout:g} s). "
             f"Check the {'proxy (' + named[0] + ')' if (named := proxy_for(config.base_url)) else 'network and the firewall'}, "
             "and the connection's Base URL.",
             accepted=False,
@@ -270,43 +267,43 @@ def connection_error(
         return errors.LlamaCloudConnectionError(message, accepted=accepted, **known)
     if isinstance(problem, httpx.TimeoutException | TimeoutError):
         return errors.LlamaCloudTimeoutError(
-            f"{begin} sent nothing for {config.timeout:g} s, or exceeded the total time limit. "
-            "If this happens often, increase the connection's Timeout (s).",
+            f"{begin} sent nothing for {config.timeout:g} s, or took longer than allowed in all. "
+            "The connection's Timeout (s) says how long a silence may last.",
             accepted=accepted,
             **known,
         )
     if isinstance(problem, httpx.DecodingError):
         return errors.LlamaCloudConnectionError(
-            f"{begin} sent a response that cannot be decompressed: {problem}.", accepted=accepted, **known
+            f"{begin} sent an answer that cannot be unpacked: {problem}.", accepted=accepted, **known
         )
     reason = _safe(str(problem), config, 200) or type(problem).__name__
-    return errors.LlamaCloudConnectionError(f"{begin} closed the connection ({reason}).", accepted=accepted, **known)
+    return errors.LlamaCloudConnectionError(f"{begin} broke the connection ({reason}).", accepted=accepted, **known)
 
 
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
-    """Return the error for a successful response to a prompt that is not an event stream."""
+    """The error for a successful answer to a prompt that is no event stream."""
     kind = _safe(reply.headers.get("content-type", "none"), config, 60)
-    # An HTML page comes from a proxy. Any other successful response may mean that the prompt was accepted.
+    # A page in HTML comes from something before LlamaCloud; whatever else answers a prompt with a success may have taken it.
     is_page = "html" in kind.lower()
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return an event stream, but content type {kind!r}. "
-        f"{_CHECK_BASE_URL} Status {reply.status}; the response begins with {_quoted(reply.body, config)}.",
+        f"Could not {purpose(call)}: {where(call, config)} answered {reply.status} with content type {kind!r} in place of an event stream. "
+        f"{_CHECK_BASE_URL} The answer begins: {_quoted(reply.body, config)}",
         accepted=None if is_page else True,
         **_known(call, reply, config),
     )
 
 
 def too_large(call: Call, config: ClientConfig) -> errors.LlamaCloudProtocolError:
-    """Return the error for a response larger than :data:`MAX_BODY`."""
+    """The error for an answer beyond :data:`MAX_BODY`."""
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} sent more than {MAX_BODY // 2**20} MiB, "
-        f"which is larger than any response of the API. {_CHECK_BASE_URL}",
+        f"Could not {purpose(call)}: {where(call, config)} answered with more than {MAX_BODY // 2**20} MiB, "
+        f"which no answer of the API needs. {_CHECK_BASE_URL}",
         session_id=call.session_id,
     )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of ``Retry-After``, in both of its forms (RFC 9110), or None if it is missing or invalid."""
+    """Seconds that ``Retry-After`` asks for, in both of its forms (RFC 9110); None when absent or unreadable."""
     value = headers.get("retry-after", "").strip()
     if not value:
         return None
@@ -315,7 +312,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             when = email.utils.parsedate_to_datetime(value)
-            # The oldest date format of RFC 9110 has no time zone; it is UTC.
+            # The oldest of the three forms that RFC 9110 knows names no zone; all are in UTC.
             seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - time.time()
         except (TypeError, ValueError, OverflowError, OSError, IndexError):
             return None
@@ -324,7 +321,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextlib.contextmanager
 def redacting(config: ClientConfig) -> Iterator[None]:
-    """Remove the key from errors that leave the block. The reason of a failed turn is text of the server."""
+    """Take the key out of an error that leaves this block: the reason of a failed turn is the server's own text."""
     try:
         yield
     except errors.LlamaCloudError as problem:
@@ -333,7 +330,7 @@ def redacting(config: ClientConfig) -> Iterator[None]:
 
 
 def purpose(call: Call) -> str:
-    """Return the purpose of the call, including its ids."""
+    """What the call is for, with the ids it concerns."""
     ids = {"session_id": call.session_id or "", "project_id": "", "index_id": ""}
     if "{" in call.endpoint.purpose and call.session_id is None:
         value = call.url.removesuffix("/sync").rpartition("/")[2]
@@ -342,7 +339,7 @@ def purpose(call: Call) -> str:
 
 
 def where(call: Call, config: ClientConfig) -> str:
-    """Return the base URL, and the project and organization of the call."""
+    """The base URL, and the project and organization that the call was for."""
     project, organization = call.query.get("project_id"), call.query.get("organization_id")
     if call.endpoint is GET_PROJECT:
         project = call.url.rpartition("/")[2]
@@ -357,8 +354,9 @@ def where(call: Call, config: ClientConfig) -> str:
 def _key_advice(config: ClientConfig) -> str:
     others = " and ".join(f"{name} is {url}" for name, url in REGIONS.items() if name != config.region)
     return (
-        "the API key is not valid at this host. Check the connection's API Key and Region (or Base URL). A key works in only one "
-        f"region. Used: {f'region {config.region}' if config.region else 'the Base URL of the connection'}; {others}."
+        "the API key is not valid at this host. A key belongs to one region: this one was tried at "
+        f"{f'region {config.region}' if config.region else 'the Base URL of the connection'}; {others}. "
+        "Check the connection's API Key and Region (or Base URL)."
     )
 
 

@@ -1,7 +1,7 @@
-"""Decodes the stream of a turn into events, with httpx-sse and additional limits.
+"""A turn's stream: bytes to events, with httpx-sse as decoder and our own bounds around it.
 
-httpx-sse does not check the status, rejects the content type of an error response, and does not report a stream that ends
-early. The clients check the status before, and the end of the stream after decoding.
+httpx-sse does not check the status, complains about the content type of an error body, and is silent about a stream that
+ends early. So the status is looked at before (by the senders), and the end is judged after (by :mod:`..turns`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from airflow_provider_llamachat.redaction import excerpt
 log = logging.getLogger(__name__)
 
 MAX_EVENT = 32 * 1024 * 1024
-"""Maximum size of an event in bytes: enough for any tool result, and small compared with a worker's memory."""
+"""Bytes that may arrive without completing an event: enough for any tool result, small against a worker's memory."""
 
 MAX_TURN = 64 * 1024 * 1024
-"""Maximum size of a turn's complete events in bytes, and of its deltas in characters. A larger history could not be read."""
+"""Bytes of a turn's whole events, and characters of its deltas, at the most: no larger history could be read back."""
 
 
 class EventReader:
-    """Turns server-sent events into :mod:`..models` events. Malformed events are logged and skipped."""
+    """Turns server-sent events into :mod:`..models` events; what is malformed is logged and passed over."""
 
     def __init__(
         self, session_id: str, secrets: tuple[str, ...] = (), on_lost: Callable[[], None] | None = None
@@ -52,9 +52,9 @@ class EventReader:
         self._deltas = 0
 
     def read(self, sse: ServerSentEvent) -> Event | None:
-        """Return the event, or None for a keep-alive, an empty data field, or a malformed event.
+        """Return the event, or None for a keep-alive, an empty data field, or something malformed.
 
-        :raises LlamaCloudProtocolError: the turn is too large.
+        :raises LlamaCloudProtocolError: the turn is larger than any can be.
         """
         if not sse.data.strip():
             return None
@@ -66,10 +66,10 @@ class EventReader:
             self._malformed += 1
             if self._on_lost is not None:
                 self._on_lost()
-            # Only the first few are logged, so that a malformed stream does not fill the log.
+            # The first few are shown: an answer that was paid for goes on, and a hostile stream does not fill the log.
             if self._malformed <= 3:
                 shown = excerpt(sse.data, secrets=self._secrets, limit=200)
-                log.warning("Skipped a malformed event of the answer. Session: %s. Event: %s", self._session_id, shown)
+                log.warning("Session %s: passed over a malformed event: %s", self._session_id, shown)
             return None
         if event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
             self._unknown.add(event.type)
@@ -98,10 +98,10 @@ class EventReader:
 
 
 class _Text:
-    """The part of a response that :class:`httpx_sse.EventSource` needs, with a size limit. Any bytes are decoded as UTF-8, and
-    a byte order mark at the beginning is dropped."""
+    """What :class:`httpx_sse.EventSource` needs of a response, bounded: text pieces, read as UTF-8 (one byte order mark
+    before them is dropped) whatever bytes arrive."""
 
-    # The clients have already checked the status and the content type.
+    # The senders have checked the status and what the body is; the decoder's own check is of the same header.
     headers = httpx.Headers({"content-type": "text/event-stream"})
 
     def __init__(self, chunks: Any) -> None:
@@ -115,13 +115,14 @@ class _Text:
         if self.pending > MAX_EVENT:
             raise LlamaCloudProtocolError(
                 f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
-                "Check the connection's Base URL.",
+                "Check that the connection's Base URL leads to LlamaCloud.",
                 accepted=True,
             )
         return self._with_plain_ends(self._decode(chunk))
 
     def _with_plain_ends(self, text: str) -> str:
-        # The decoder waits for the character after a CR. In a stream with only CRs, the last event would never be complete.
+        # The decoder holds a last CR back until it sees what follows. On a stream of CRs alone that would be the event after the
+        # last one: never.
         if not text:
             return text
         begin = 1 if self._after_return and text[0] == "\n" else 0
@@ -145,11 +146,11 @@ def read_events(
     secrets: tuple[str, ...] = (),
     on_lost: Callable[[], None] | None = None,
 ) -> Generator[Event, None, None]:
-    """Yield the events of a stream of bytes.
+    """Yield the events in a stream of bytes, however the bytes are cut.
 
-    :param secrets: values to remove from malformed events that are logged.
-    :param on_lost: called for each malformed event.
-    :raises LlamaCloudProtocolError: an event exceeds :data:`MAX_EVENT`, or the turn exceeds :data:`MAX_TURN`.
+    :param secrets: what must not appear in the log when a malformed event is quoted.
+    :param on_lost: is called for each malformed event.
+    :raises LlamaCloudProtocolError: an event beyond :data:`MAX_EVENT`, or a turn beyond :data:`MAX_TURN`.
     """
     text = _Text(chunks)
     reader = EventReader(session_id, secrets, on_lost)

@@ -1,6 +1,7 @@
-"""Limits the request rate of a client, and slows a whole batch down when the server responds with 429.
+"""A gate before every HTTP request of a client: paces a whole batch, and slows all of it down when the server says 429.
 
-Without it, each of many concurrent turns would hit the rate limit separately. With it, the first 429 slows down all of them.
+Without it a rate limit is found out by each of many concurrent turns alone, again and again; with it the first refusal
+holds back all of them.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from airflow_provider_llamachat.client.deadlines import NotSentError
 log = logging.getLogger(__name__)
 
 MAX_PAUSE = 300.0
-"""Maximum ``Retry-After`` in seconds."""
+"""Seconds that one ``Retry-After`` is obeyed at most."""
 MAX_SPACING = 30.0
-"""Maximum number of seconds between two requests."""
-# Seconds after which a request is assumed to have reached the server.
+"""Seconds between two requests at most, however often the server refuses."""
+# Seconds after its start by which a request has surely reached the server, although the answer's first byte is not there yet.
 _TRAVEL = 2.0
-# Number of accepted requests that are used to estimate the server's limit.
+# Accepted requests that are looked back at when the server's limit has to be guessed.
 _REMEMBERED = 4096
-# Factor that is applied to the spacing after each accepted request. The spacing halves in about 35 requests.
+# Factor on the spacing with each accepted request: half of it is won back in about 35 requests.
 _RECOVERY = 0.98
-# Seconds between two requests after a 429 without earlier accepted requests. Other clients may have used up the limit.
+# Seconds between two requests after a refusal that nothing is known about: others may have used the limit up.
 _FIRST_SPACING = 0.25
 
 
 class Passage:
-    """The permission to send one request."""
+    """One request's way through the gate (or, without a throttle, past it)."""
 
     __slots__ = ("_leave", "arrived_by", "started")
 
@@ -41,10 +42,10 @@ class Passage:
         self.arrived_by: float | None = None
 
     def answered(self, status: int | None, retry_after: float | None = None) -> None:
-        """Report the response to the request. Only the first call counts.
+        """Tell what came of the request; only the first telling counts.
 
-        :param status: HTTP status, or None if there was no response.
-        :param retry_after: ``Retry-After`` of a 429 in seconds, or None.
+        :param status: the HTTP status; None when there was no answer.
+        :param retry_after: seconds that a 429 asked to wait, None when it did not say.
         """
         leave, self._leave = self._leave, None
         if leave is not None:
@@ -52,16 +53,16 @@ class Passage:
 
 
 class Throttle:
-    """Limits the rate of requests, in order of arrival. Belongs to one event loop.
+    """Lets requests through at a bounded pace, first come first served. Belongs to one event loop.
 
-    With ``requests_per_minute``, requests are spread evenly, and no sliding window of one minute *at the server* contains more
-    of them: a request counts for a minute after it reached the server. All requests count, not only turns. Without it, requests
-    are not limited until the server responds with 429.
+    With ``requests_per_minute`` requests are spread evenly and, on top, no sliding window of a minute *at the server* ever
+    holds more of them: a request counts until a minute after the server had it, not after we sent it. All requests count,
+    not turns alone. Without it requests pass freely until the server answers 429.
 
-    After a 429, all requests pause for ``Retry-After`` (or a growing back-off). They then continue at the rate that the server
-    accepted before, which increases with each accepted request.
+    A 429 stops everything for ``Retry-After`` (or a growing back-off), then lets requests through at the pace the server had
+    accepted before it refused, and recovers from there request by request.
 
-    :param requests_per_minute: maximum number of requests per minute; None means no limit.
+    :param requests_per_minute: how many requests a minute may hold; None for no limit of our own.
     :param window: length of that "minute" in seconds.
     """
 
@@ -91,11 +92,11 @@ class Throttle:
 
     @property
     def spacing(self) -> float:
-        """Current number of seconds between two requests."""
+        """Seconds between two requests at present."""
         return self._spacing
 
     def expected_wait(self) -> float:
-        """Estimated seconds that a new request will wait. Add them to the time limit of a turn."""
+        """About how long a request that comes now will wait, in seconds; limits on a turn's time should allow for it."""
         return max(0.0, self._delay(self._clock())) + self._waiting * self._spacing
 
     async def enter(self) -> Passage:
@@ -103,7 +104,7 @@ class Throttle:
         self._waiting += 1
         try:
             async with self._door:
-                # A 429 for another request may extend the wait during the sleep.
+                # A refusal of another request may prolong the wait while we sleep.
                 while (delay := self._delay(self._clock())) > 0:
                     await self._sleep(delay)
                 now = self._clock()
@@ -140,19 +141,19 @@ class Throttle:
         if fresh:
             self._in_a_row += 1
         pause = min(2.0 ** min(self._in_a_row, 6) if retry_after is None else retry_after, MAX_PAUSE)
-        # The extra time covers a rounded Retry-After and small clock differences.
+        # Half a second covers a Retry-After that was rounded down and clocks that differ a little.
         self._paused_until = max(self._paused_until, now + pause + min(0.5, 0.05 * pause))
         if not fresh:
-            return  # sent before the rate was lowered
-        # The server's rate is estimated from the requests that it accepted in a span of the same length as the pause.
+            return  # sent before the pace was lowered: it says nothing about the new pace
+        # The server accepted so many in the span that it now wants us to wait for: that is its pace.
         span = max(pause, 0.1)
         accepted = sum(1 for moment in self._accepted if moment > now - span)
         pace = span / accepted if accepted else max(_FIRST_SPACING, 2 * self._spacing)
         self._spacing = min(MAX_SPACING, max(pace, 1.3 * self._spacing))
         self._slowed_at = now
         log.warning(
-            "LlamaCloud limits the request rate (429). All requests pause for %.1f s and then continue at about %.0f per minute. "
-            "Set requests_per_minute to stay below the limit.",
+            "LlamaCloud limits the rate (429): all requests pause for %.1f s and then go on at about %.0f a minute. "
+            "requests_per_minute keeps a batch below the limit from the start.",
             self._paused_until - now,
             60.0 / self._spacing,
         )
@@ -160,16 +161,16 @@ class Throttle:
 
 @contextmanager
 def passing(_throttle: None, _deadline: float | None = None) -> Iterator[Passage]:
-    """Synchronous form of :func:`apassing`, without a limit."""
+    """Synchronous form of :func:`apassing`: threads have no gate."""
     yield Passage(None)
 
 
 @asynccontextmanager
 async def apassing(throttle: Throttle | None, deadline: float | None = None) -> AsyncIterator[Passage]:
-    """Wait until the throttle permits a request, and report the end of the request to it.
+    """Wait at the gate, if there is one, and let the request be counted whatever comes of it.
 
     :param deadline: epoch seconds at which the waiting ends.
-    :raises NotSentError: the deadline passed before.
+    :raises NotSentError: it came before the gate opened.
     """
     if throttle is None:
         passage = Passage(None)

@@ -1,4 +1,4 @@
-"""Explains why no connection was made: finds the likely cause in an exception of httpx, and what to do about it."""
+"""Why no connection was made: what httpx and the layers below it raise becomes the one likely cause, and what to do about it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from airflow_provider_llamachat.client.config import OUT_OF_FILES, is_out_of_fil
 from airflow_provider_llamachat.client.proxies import proxy_for
 
 PROBLEMS = (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError)
-"""Exceptions that are raised before a request can have reached the server."""
+"""What is raised before a request can have reached a server."""
 
 
 def why(problem: Exception, base_url: str, reason: str) -> str:
-    """Return the likely cause of a failed connection, and what to do about it.
+    """Return the likely cause of a connection that was not made, and what to do about it, as sentences.
 
     :param problem: one of :data:`PROBLEMS`.
-    :param reason: its message, without secrets.
+    :param reason: its text, safe to show.
     """
     chain = list(causes(problem))
     if any(map(is_out_of_files, chain)) or _has_no_file_left():
@@ -30,33 +30,33 @@ def why(problem: Exception, base_url: str, reason: str) -> str:
         return any(isinstance(one, kind) for one in chain)
 
     named = proxy_for(base_url)
-    here = "in the environment of this Airflow component"
     if isinstance(problem, httpx.ProxyError):
         if "407" in reason:
             return proxy_wants_a_password(base_url)
-        return f"the proxy refused the connection ({reason}). Check {named[0] if named else 'HTTPS_PROXY'} {here}."
+        return f"the proxy refused ({reason}). Check {named[0] if named else 'HTTPS_PROXY'} where this Airflow component is started."
+    here = "where this Airflow component is started"
     check = "Check the connection's Base URL"
     lost = "LlamaCloud could not be reached"
     if root(ssl.SSLCertVerificationError):
         return (
-            f"LlamaCloud's certificate is not trusted ({reason}). Set SSL_CERT_FILE to a file with the trusted certificates {here}, "
+            f"LlamaCloud's certificate is not trusted ({reason}). Name a file with the certificates to trust in SSL_CERT_FILE {here}, "
             "or correct the connection's Base URL."
         )
     if root(ssl.SSLError):
-        return f"the TLS connection to LlamaCloud failed ({reason}). {check}: its scheme and port."
+        return f"no TLS connection to LlamaCloud could be made ({reason}). {check}: its scheme and port."
     if named is not None:
-        return f"{lost}: the proxy in {named[0]} is unavailable ({reason}). Check {named[0]} and NO_PROXY {here}."
+        return f"{lost}: the proxy that {named[0]} names is not there ({reason}). Check {named[0]} and NO_PROXY {here}."
     if root(socket.gaierror) or isinstance(problem, UnicodeError):
-        return f"{lost}: the host name of the Base URL cannot be resolved ({reason}). {check}, and the DNS configuration of this machine."
+        return f"{lost}: the name in its Base URL cannot be resolved ({reason}). {check}, and this machine's name service (DNS)."
     if root(ConnectionRefusedError):
         return f"{lost}: the connection was refused ({reason}). {check}: its host and port."
     if root(OSError):
-        return f"{lost} ({reason}). Check the network and firewall of this machine, and the connection's Base URL."
+        return f"{lost} ({reason}). Check this machine's network and firewall, and the connection's Base URL."
     return f"{lost} ({reason}). {check}."
 
 
 def causes(problem: BaseException) -> Iterator[BaseException]:
-    """Yield the exception and all its causes."""
+    """The exception and all that led to it."""
     pending, seen = [problem], set[int]()
     while pending:
         one = pending.pop()
@@ -70,7 +70,7 @@ def causes(problem: BaseException) -> Iterator[BaseException]:
 
 
 def _has_no_file_left() -> bool:
-    # If no socket is available for DNS, the host name is reported as unknown.
+    # A name that cannot be looked up for want of a socket is reported as a name that does not exist.
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as problem:
@@ -79,9 +79,9 @@ def _has_no_file_left() -> bool:
 
 
 def proxy_wants_a_password(base_url: str) -> str:
-    """Return the cause of a 407, and what to do about it."""
+    """The cause of a 407, and what to do about it."""
     named = proxy_for(base_url)
     return (
-        "the proxy requires a valid user name and password. "
-        f"Correct {named[0] if named else 'HTTPS_PROXY'} in the environment of this Airflow component."
+        "the proxy between here and LlamaCloud wants a user name and a password, or other ones. "
+        f"Correct {named[0] if named else 'HTTPS_PROXY'} where this Airflow component is started."
     )

@@ -64,7 +64,7 @@ class TurnFolder:
         self.is_damaged = False
 
     def add(self, event: Event) -> None:
-        """Take in the next event; types without meaning for the turn are skipped, and nothing counts after ``stop``."""
+        """Take in the next event; types without meaning for the turn are passed over, and nothing counts after ``stop``."""
         if self._stop is not None:
             return
         match event:
@@ -251,14 +251,14 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
 def begin(
     session: Session, question: Question, *, memory: Trace | None = None, is_retry: bool = False, now: float
 ) -> Trace:
-    """Return what is known of the question's turn as an attempt begins.
+    """Return what is known of the question's turn as a try begins.
 
-    A first attempt, and an attempt after whose predecessors nothing is in doubt, asks after what is there. A retry looks for the earlier
+    A first try, and a try after whose predecessors nothing is in doubt, asks after what is there. A retry looks for the earlier
     attempt's turn: at the remembered baseline, or, where nothing is remembered, at the end of the history if the last prompt is
     ours. A turn that the server itself ended with an error is no answer, so a retry asks again after it.
 
-    :param memory: what an earlier attempt left; None where it left nothing.
-    :param is_retry: an earlier attempt may have asked, and nothing would be remembered of it.
+    :param memory: what an earlier try left; None where it left nothing.
+    :param is_retry: an earlier try may have asked, and nothing would be remembered of it.
     :param now: epoch seconds; a post that may have left before, nobody knows when, is in doubt since then.
     """
     count = count_turns(session.events)

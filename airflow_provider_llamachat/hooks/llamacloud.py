@@ -1,6 +1,6 @@
-"""The hook creates clients from Airflow connections.
+"""The hook: an Airflow connection becomes a client; nothing else happens here.
 
-This module does not import httpx or pydantic, because Airflow's web server imports it for the connection form.
+Importing this module imports neither httpx nor pydantic, because Airflow's web server imports it for the connection form.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _warned: set[str] = set()
 
-# Loggers of the different Airflow versions that warn about secrets that are too short to be masked.
+# Where the versions of Airflow warn of secrets that are too short to be masked.
 _MASKERS = (
     "airflow.sdk._shared.secrets_masker.secrets_masker",
     "airflow._shared.secrets_masker.secrets_masker",
@@ -49,16 +49,15 @@ _MASKERS = (
 
 
 class LlamaCloudHook(BaseHook):
-    """Interact with LlamaCloud.
+    """Talks to LlamaCloud with what an Airflow connection says.
 
-    Connection: password is the API key; host is the base URL, which overrides the region; extra contains ``region`` (``us`` or
-    ``eu``), ``project_id``, ``organization_id`` (UUIDs), ``timeout`` (seconds without any data), ``max_retries`` and ``history_lag``
-    (seconds until an accepted prompt appears in the session's history). Only the Airflow connection is used; environment variables
-    of other LlamaCloud tools are not read.
+    Connection: password = API key; host = base URL (wins over the region); extra = ``region`` (``us`` or ``eu``), ``project_id``,
+    ``organization_id`` (UUIDs), ``timeout`` (seconds without a byte), ``max_retries``, ``history_lag`` (seconds that a session's
+    history may lag behind). Environment variables of other LlamaCloud tools are not read: the connection is the truth.
 
-    Methods with ``project_id`` and ``organization_id`` (UUIDs) use the connection's values for those that are None. All methods raise
+    Each method that takes ``project_id`` and ``organization_id`` (UUIDs) uses the connection's values for those that are None. All raise
     the classes of :mod:`airflow_provider_llamachat.exceptions`: :class:`~..exceptions.LlamaCloudConfigError` before anything is sent,
-    and otherwise refusals (such as :class:`~..exceptions.NotFoundError`), network errors and server errors.
+    refusals (:class:`~..exceptions.NotFoundError` and its like), network and server errors after.
 
     :param llamacloud_conn_id: the Airflow connection.
     """
@@ -75,10 +74,10 @@ class LlamaCloudHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the form fields for Airflow before 3.2, derived from the declarative ones.
+        """Form fields for Airflow before 3.2, derived from the declarative ones.
 
-        On Airflow 2, numbers are text fields. Its form shows the value 0 of a number field as empty, and saving the form would
-        lose it. The hook converts text to numbers.
+        A number is a text field on Airflow 2: its form takes the 0 of a number field for an empty one when a connection is opened
+        again, and saving it would lose "never retry". The hook reads numbers from text.
         """
         from flask_appbuilder.fieldwidgets import BS3TextFieldWidget
         from flask_babel import lazy_gettext
@@ -88,7 +87,7 @@ class LlamaCloudHook(BaseHook):
         widgets: dict[str, Any] = {}
         for name, field in CONNECTION_TYPE["conn-fields"].items():
             kind = IntegerField if "integer" in field["schema"]["type"] and airflow_core_version() else StringField
-            # Airflow 3.0 and 3.1 show a drop-down for this validator.
+            # Airflow 3.0 and 3.1 make a choice of what is allowed; they know it under this name only.
             allowed = [any_of(field["schema"]["enum"])] if "enum" in field["schema"] else []
             widgets[name] = kind(
                 label=lazy_gettext(field["label"]),
@@ -100,7 +99,7 @@ class LlamaCloudHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return labels and placeholders for Airflow before 3.2, derived from the declarative ones."""
+        """Labels and placeholders for Airflow before 3.2, derived from the declarative ones."""
         behaviour = CONNECTION_TYPE["ui-field-behaviour"]
         return {
             "hidden_fields": list(behaviour["hidden-fields"]),
@@ -109,9 +108,9 @@ class LlamaCloudHook(BaseHook):
         }
 
     def get_conn(self) -> LlamaCloudClient:
-        """Return the synchronous client for this connection. The hook reuses it for later calls.
+        """Return the synchronous client for this connection; the hook keeps it for its later calls.
 
-        :raises LlamaCloudConfigError: the connection is invalid; no request was sent.
+        :raises LlamaCloudConfigError: the connection cannot work; no request was sent.
         """
         from airflow_provider_llamachat.client import LlamaCloudClient
 
@@ -120,32 +119,32 @@ class LlamaCloudHook(BaseHook):
         return self._client
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
-        """Return a new asynchronous client without blocking the event loop. Close it, or use ``async with``."""
+        """Return a new asynchronous client (close it, or use ``async with``) without ever blocking the event loop."""
         from airflow.providers.common.compat.connection import get_async_connection
         from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
         from asgiref.sync import sync_to_async
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
-        # The first import takes about a quarter of a second.
+        # Reading it from disk takes a quarter of a second, once in a process.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         with _without_noise():
             try:
                 connection = await get_async_connection(conn_id, hook=self)
             except AirflowNotFoundException:
-                # A trigger that dag.test() runs inline can read a connection from the database only in this way, because its
-                # supervisor has no asynchronous interface.
+                # A trigger that dag.test() runs in line finds a connection that is stored in the database in this way only: what
+                # stands for the supervisor there cannot be asked asynchronously.
                 connection = await sync_to_async(self.get_connection)(conn_id)
         config = _config(connection, conn_id)
         if config.api_key != connection.password:
-            # In Airflow 3.0's triggerer, mask_secret must not be called in the event loop.
+            # Airflow 3.0's triggerer can be told of a secret from a thread that knows its loop, and raises in the loop itself.
             await sync_to_async(mask_secret)(config.api_key)
         opened: AsyncLlamaCloudClient = await client.AsyncLlamaCloudClient.open(config)
         return opened
 
     def get_config(self) -> ClientConfig:
-        """Return the validated configuration of the connection.
+        """Return the checked configuration that the connection gives.
 
-        :raises LlamaCloudConfigError: the connection is invalid.
+        :raises LlamaCloudConfigError: the connection cannot work.
         """
         from airflow.providers.common.compat.sdk import mask_secret
 
@@ -153,18 +152,18 @@ class LlamaCloudHook(BaseHook):
         with _without_noise():
             connection = self.get_connection(conn_id)
         config = _config(connection, conn_id)
-        # Airflow masks the password including surrounding white space, which is not part of the key.
+        # Airflow masks the password as it stands there; white space around it, which is no part of the key, would keep it from matching.
         if config.api_key != connection.password:
             mask_secret(config.api_key)
         return config
 
     def close(self) -> None:
-        """Close the client, if it exists."""
+        """Close the client, if one was made."""
         if self._client is not None:
             self._client.close()
 
     def test_connection(self) -> tuple[bool, str]:
-        """Test the connection with one free call. The message names the project, or the cause of the error."""
+        """Make one free call and say what it reached, or which field of the connection, proxy or network is wrong."""
         from dataclasses import replace
 
         from airflow_provider_llamachat.client import LlamaCloudClient
@@ -190,9 +189,9 @@ class LlamaCloudHook(BaseHook):
         if default is None:
             return (
                 False,
-                f"API key: the key is valid, but has no access to a project. Check its organization and role. Base URL: {config.base_url}.",
+                f"API key: {config.base_url} accepts it, but it sees no project. Check its organization and role.",
             )
-        more = f"; the key has access to {len(projects)} projects" if len(projects) > 1 else ""
+        more = f"; the key sees {len(projects)} projects" if len(projects) > 1 else ""
         return True, f"Connected to {config.base_url}, default project {_named(default)}{more}."
 
     def create_session(
@@ -223,7 +222,7 @@ class LlamaCloudHook(BaseHook):
     def list_sessions(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
     ) -> Iterator[SessionSummary]:
-        """Iterate over the project's sessions, and fetch pages as needed."""
+        """Iterate over the project's sessions, fetching pages as they are needed."""
         return self.get_conn().list_sessions(
             page_size=page_size, project_id=project_id, organization_id=organization_id
         )
@@ -268,10 +267,10 @@ class LlamaCloudHook(BaseHook):
         organization_id: str | None = None,
         **options: Any,
     ) -> ChatTurn:
-        """Ask and return the finished turn, which is paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`.
+        """Ask and return the finished turn, paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`.
 
-        :param options: options for resuming an earlier question (``baseline``, ``resume``, ``accepted``, ``ask_again``,
-            ``deadline``), and ``on_event``.
+        :param options: what takes up an earlier question (``baseline``, ``resume``, ``accepted``, ``ask_again``, ``deadline``), and
+            ``on_event``.
         """
         return self.get_conn().send_message(
             session_id,
@@ -285,13 +284,13 @@ class LlamaCloudHook(BaseHook):
         )
 
     def list_projects(self, *, project_name: str | None = None, organization_id: str | None = None) -> list[Project]:
-        """List the projects that the key has access to; see :meth:`~..client.sync.LlamaCloudClient.list_projects`."""
+        """List the projects the key can see; see :meth:`~..client.sync.LlamaCloudClient.list_projects`."""
         return self.get_conn().list_projects(project_name=project_name, organization_id=organization_id)
 
     def list_indexes(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
     ) -> Iterator[Index]:
-        """Iterate over the project's indexes, and fetch pages as needed."""
+        """Iterate over the project's indexes, fetching pages as they are needed."""
         return self.get_conn().list_indexes(page_size=page_size, project_id=project_id, organization_id=organization_id)
 
     def get_index(
@@ -308,7 +307,7 @@ class LlamaCloudHook(BaseHook):
         )
 
     def sync_index(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
-        """Start a sync of an index. Return False if one was already running."""
+        """Start a sync of an index; False when one was running already."""
         return self.get_conn().sync_index(index_id, project_id=project_id, organization_id=organization_id)
 
 
@@ -320,11 +319,11 @@ def _config(connection: Connection, conn_id: str) -> ClientConfig:
     from airflow_provider_llamachat.client import ClientConfig
 
     if connection.conn_type != LlamaCloudHook.conn_type:
-        # The password of another service must not be sent to LlamaCloud, nor to its own host.
+        # Its password is another service's, and its host would get it.
         raise LlamaCloudConfigError(
             f"The connection {excerpt(conn_id, limit=100)!r} is of type {excerpt(str(connection.conn_type or 'unknown'), limit=60)}, "
-            f"not {LlamaCloudHook.conn_type}. Nothing was sent. Set llamacloud_conn_id to a connection of type LlamaCloud, or correct its "
-            "type."
+            f"not {LlamaCloudHook.conn_type}: nothing was sent. Choose a connection of type LlamaCloud as llamacloud_conn_id, or correct "
+            "its type."
         )
     extra = _extra(connection)
     config = ClientConfig.build(
@@ -336,22 +335,22 @@ def _config(connection: Connection, conn_id: str) -> ClientConfig:
     )
     if config.is_plain_http:
         _warn_once(
-            f"The LlamaCloud connection's Base URL uses plain http, so the API key and all data are sent unencrypted. Use https. "
-            f"Base URL: {config.base_url}."
+            f"The LlamaCloud connection's Base URL is plain http ({config.base_url}): the API key and all documents travel unencrypted. "
+            "Use https."
         )
     return config
 
 
 def _extra(connection: Connection) -> dict[str, Any]:
-    """Return the connection's extra, and warn about unknown fields.
+    """Return the connection's extra; unknown fields are warned of.
 
-    Airflow's ``extra_dejson`` is not used, because it masks each value as a secret and ignores invalid JSON.
+    Not Airflow's ``extra_dejson``: that takes each value for a secret, and what is no JSON for nothing.
 
-    :raises LlamaCloudConfigError: extra is not a JSON object.
+    :raises LlamaCloudConfigError: it is not an object in JSON.
     """
     try:
         extra = json.loads((connection.extra or "").strip() or "null")
-    except ValueError:  # Airflow raises it too, for an invalid stored extra
+    except ValueError:  # also Airflow's own, of a stored one
         extra = ""
     if extra is None:
         return {}
@@ -363,9 +362,9 @@ def _extra(connection: Connection) -> dict[str, Any]:
     for name in extra:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Valid fields: {', '.join(known)}."
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
             _warn_once(
-                f"The LlamaCloud connection's extra field {excerpt(name, limit=60)!r} is unknown and has no effect. {hint}"
+                f"The LlamaCloud connection's extra field {excerpt(name, limit=60)!r} is not known and has no effect. {hint}"
             )
     return extra
 
@@ -378,7 +377,7 @@ def _warn_once(message: str) -> None:
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Suppress Airflow's warning that a value of the connection's extra is too short to be masked."""
+    """Keep Airflow from warning, while it reads a connection, that a region in its extra is too short to be masked."""
 
     def is_of_use(record: logging.LogRecord) -> bool:
         return "too short" not in record.getMessage()

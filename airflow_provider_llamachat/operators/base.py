@@ -1,4 +1,4 @@
-"""Code that the operators share: connection arguments and XComs."""
+"""What the operators share: connection arguments, XComs, and telling a retry from a first try."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
     Templated: TypeAlias = T | str | XComArg
-    """Type of a templated argument: a value, a template, or the output of another task."""
+    """What a templated argument takes: a value, text that becomes one when the task runs, or another task's output."""
 
     from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
 
 class LlamaCloudOperator(BaseOperator):
-    """Base class of this provider's operators.
+    """Base of this provider's operators.
 
     :param llamacloud_conn_id: the Airflow connection.
-    :param project_id: project (UUID) that overrides the one of the connection.
-    :param organization_id: organization (UUID) that overrides the one of the connection.
+    :param project_id: project (UUID) in place of the connection's.
+    :param organization_id: organization (UUID) in place of the connection's.
     """
 
     template_fields: Sequence[str] = ("llamacloud_conn_id", "project_id", "organization_id")
@@ -49,16 +49,16 @@ class LlamaCloudOperator(BaseOperator):
         self.organization_id = organization_id
 
     def get_hook(self) -> LlamaCloudHook:
-        """Return a hook for the connection. Call this when the task runs, because templates are rendered by then."""
+        """Return a hook for the connection; made when the task runs, because templates are rendered by then."""
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
         return LlamaCloudHook(self.llamacloud_conn_id)
 
     def scope(self) -> dict[str, Any]:
-        """Return project and organization for a client call. None means that the connection decides."""
+        """Project and organization for a client call; None (or what it renders to) leaves it to the connection."""
         return arguments.scope(self.project_id, self.organization_id)
 
     def push(self, context: Context, key: str, value: Any) -> None:
-        """Push an XCom unless ``do_xcom_push`` is False."""
+        """Push an XCom unless the task was told not to (``do_xcom_push=False``)."""
         if self.do_xcom_push:
             context["ti"].xcom_push(key=key, value=value)

@@ -1,4 +1,4 @@
-"""The operator that asks many questions concurrently and writes the results to a file."""
+"""Many questions in one task: asked concurrently, each paid for once, the results in one file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.operators.base import Templated
 
 MAX_XCOM_ITEMS = 100
-"""Maximum number of prompts without ``output_path``, because the results are pushed to XCom."""
+"""Prompts that a batch without ``output_path`` may have: its results travel through XCom."""
 ON_ITEM_ERROR = ("collect", "fail_fast")
 ON_INTERRUPTED = ("fail", "ask_again")
 SESSION_MODES = ("per_prompt", "shared")
@@ -42,60 +42,61 @@ FILE_SYSTEMS = {
     "sftp": "apache-airflow-providers-sftp",
     "ssh": "apache-airflow-providers-sftp",
 }
-"""Packages that provide common file systems for Airflow."""
+"""The packages that bring Airflow the file systems which results are written to most."""
 
 R = TypeVar("R")
 
 
 class ChatBatchOperator(LlamaCloudOperator):
-    """Ask many questions in one task, and pay for each answer once, even if the task is killed.
+    """Ask many questions in one task, and pay for each answer once, whatever kills the task.
 
     Results go to ``output_path`` as JSON Lines, one object per prompt in the order of ``prompts``: ``position``, ``id``, ``outcome``
     (``answered``, ``failed``, ``interrupted``, ``unasked``), ``prompt``, ``answer``, ``session_id``, ``index_ids``,
     ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``), and ``batch``, the task instance that wrote it. The file
-    is written atomically when the batch is complete. Until then, results are in part files in ``<output_path>.parts/``, which are
-    removed at the end. Buckets are not created.
+    appears when the batch is complete, at once. Until then everything is in part files in ``<output_path>.parts/``; they are removed at
+    the end. Buckets are not created.
 
     XComs: ``return_value`` is the manifest: ``total``, then how many are ``answered``, ``failed``, ``interrupted``, ``unasked``;
     ``total_input_tokens`` and ``total_output_tokens`` of these results; ``output_path``; ``sessions_opened``, ``sessions_deleted``;
-    ``kept`` (answered by an earlier attempt) and ``settled`` (asked by an earlier attempt, answer found in the session's history);
-    ``rate_limited`` (number of 429 responses); ``seconds``; ``try_number``. Without ``output_path``: ``results``, the list of the
+    ``kept`` (answered by an earlier try) and ``settled`` (asked by an earlier try, answer found in the session's history);
+    ``rate_limited`` (requests answered with 429); ``seconds``; ``try_number``. Without ``output_path``: ``results``, the list of the
     objects above.
 
-    A retry resumes the batch, and so does clearing a task whose batch was not complete. Answers are kept, the session's history
-    shows what happened to prompts in flight, and only the missing prompts are asked. Clearing a complete batch asks all prompts again.
-    Without ``output_path``, this requires Airflow 3.3's task state store; on older versions, a retry asks all prompts again.
+    A retry, and a task that is cleared before its batch was complete, goes on where the earlier try stopped: what is answered
+    is kept, what was in flight is settled by the session's history, and only the rest is asked; what failed is asked again. Clearing a
+    complete batch asks everything anew. Without ``output_path`` that needs Airflow 3.3's task state store; before, a retry asks
+    everything again.
 
-    Prompts that failed with transient errors (a lost connection, 429, 5xx, an interrupted turn) are retried at the end of the batch,
-    after reading the session's history.
+    What met passing trouble (a lost connection, 429, 5xx, an interrupted turn) is looked after once more at the end of the batch, history
+    first, so that a short outage costs no answer.
 
-    Each run and each mapped task needs its own output path (``{{ run_id }}``, ``{{ ti.map_index }}``). The task fails if another batch
-    is writing to the path, or if the path contains the results of another task of the same run. Results of an earlier run are replaced.
+    Two runs, or two mapped tasks, need two output paths (``{{ run_id }}``, ``{{ ti.map_index }}``). A batch refuses a path that another
+    one writes to now, or that holds the results of another task of the same run; the results of an earlier run are replaced.
 
     API: POST /api/v1/chat and POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
     :param prompts: a list (an XComArg, or a JSON list in a string) of prompts, or of objects with ``prompt`` and, each
         optional, ``id`` (unique), ``index_ids``, ``session_id`` (an existing session; prompts of one session are asked in order).
         (templated)
-    :param index_ids: indexes for all prompts without their own, at most ten. (templated)
-    :param max_concurrency: maximum number of concurrent turns. The same number of sessions may be opened ahead. (templated)
-    :param requests_per_minute: maximum number of requests per minute, including those that create and delete sessions. None means no
-        limit. A 429 slows down the whole batch in any case. (templated)
-    :param session_mode: ``per_prompt``: each prompt has its own session; ``shared``: one session, in which prompts are asked in order.
-    :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or an absolute
-        local path, as text or as a path object. None: results in XCom, for at most :data:`MAX_XCOM_ITEMS` prompts. (templated)
-    :param on_item_error: ``collect``: continue, and fail only if no prompt was answered; ``fail_fast``: stop asking, let turns
-        in flight finish, and fail.
-    :param on_interrupted: what a retry does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
-        turn may have been billed).
-    :param delete_sessions: delete the sessions that the batch created after the results were written. After a failure, sessions that a
-        retry needs are kept.
-    :param require_all_indexes: fail a turn if an index is not ready. (templated)
-    :param turn_timeout: maximum duration of a turn, in seconds or as a timedelta, without waiting for the rate limit. (templated)
+    :param index_ids: indexes for all prompts that do not name their own, at most ten. (templated)
+    :param max_concurrency: turns that may run at the same time. As many sessions again may be open ahead of them. (templated)
+    :param requests_per_minute: never send more requests than that in any minute, opening and deleting sessions included; None: no
+        limit of our own. A 429 slows the whole batch either way. (templated)
+    :param session_mode: ``per_prompt``: each prompt in a session of its own; ``shared``: one session, prompts asked in order.
+    :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or a local path; a
+        path object too.
+        None: results in XCom, for at most :data:`MAX_XCOM_ITEMS` prompts. (templated)
+    :param on_item_error: ``collect``: go on, and fail only if no prompt at all was answered; ``fail_fast``: ask no more, let
+        turns in flight finish, and fail.
+    :param on_interrupted: what a retry does with a turn that is in the history, unfinished and no longer growing: ``fail``, or
+        ``ask_again`` (once more; the first may have been billed).
+    :param delete_sessions: delete the sessions that the batch opened, once the results are safe. After a failure, those that a retry
+        would look into stay.
+    :param require_all_indexes: refuse a turn when an index is not ready. (templated)
+    :param turn_timeout: seconds (or a timedelta) that one turn may take in all, not counting waits for the rate limit. (templated)
     :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the results could not be written.
-    :raises AuthenticationError: the API key is invalid.
-    :raises PaymentRequiredError: the organization has no credits left.
-    :raises InvalidArgumentError: an argument is invalid; nothing was asked. The message names the position of an invalid prompt.
+    :raises AuthenticationError: or ``PaymentRequiredError``: nothing more could be asked.
+    :raises InvalidArgumentError: an argument is not usable; nothing was asked. The position of the prompt concerned is named.
     """
 
     template_fields: Sequence[str] = (
@@ -135,7 +136,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.max_concurrency = max_concurrency
         self.requests_per_minute = requests_per_minute
         self.session_mode = session_mode
-        # Of path objects, Airflow renders only its own.
+        # Airflow renders text in a path object of its own only.
         is_local = isinstance(output_path, PurePath) and "://" not in str(output_path)
         self.output_path = str(output_path) if is_local else output_path
         self.on_item_error = on_item_error
@@ -147,7 +148,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Ask the missing prompts, write the results, and return the manifest."""
+        """Ask what is missing, write the results, and return the manifest."""
         from airflow_provider_llamachat.batch.items import Scope, parse
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
         from airflow_provider_llamachat.lineage import record
@@ -166,7 +167,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             journal = MemoryJournal(TaskMemory(context, self.log))
             if not journal.remembers:
                 self.log.info(
-                    "A retry of this task asks all prompts again, because neither output_path nor Airflow 3.3's task state store is available."
+                    "Without output_path, and without Airflow 3.3's task state store, a retry of this task asks everything again."
                 )
         self._is_killed = False
         with journal.claimed():
@@ -191,22 +192,22 @@ class ChatBatchOperator(LlamaCloudOperator):
         }
 
     def on_kill(self) -> None:
-        """Ask nothing more. Turns in flight may continue at the server, and the next attempt looks for their answers."""
+        """Ask nothing more and leave the turns in flight to the server; what is known of them stays for the next try."""
         self._is_killed = True
         if self._kill is not None:
-            with contextlib.suppress(RuntimeError):  # the loop, and therefore the batch, has already ended
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile, and the batch with it
                 self._kill()
 
     def _wait_for(self, run: Coroutine[Any, Any, R]) -> R:
         if not _runs_a_loop():
             return asyncio.run(run)
-        # In a notebook or an asynchronous test, a loop is already running in this thread.
+        # A notebook, or an asynchronous test, runs a loop in this thread already.
         with ThreadPoolExecutor(1, thread_name_prefix="llamachat-batch") as thread:
             result = thread.submit(contextvars.copy_context().run, asyncio.run, run)
             try:
                 return result.result()
             except BaseException:
-                # Airflow raises timeouts in this thread: the other one has to end, too.
+                # Airflow's time-outs are raised in this thread: the other one has to end, too.
                 if not result.done():
                     self.on_kill()
                 raise
@@ -237,7 +238,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
             def kill() -> None:
                 self._tell_kill(batch.in_flight, remembers=journal.remembers)
-                # Signals interrupt the main thread at any point, so the loop is only notified.
+                # Signals come to the main thread at any moment; the loop takes the order up where it can.
                 loop.call_soon_threadsafe(batch.kill)
 
             self._kill = kill
@@ -250,11 +251,11 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def _tell_kill(self, in_flight: int, *, remembers: bool) -> None:
         if not in_flight:
-            self.log.warning("The task was stopped. No turn is in flight, and no session is deleted.")
+            self.log.warning("Stopping the batch. No turn is in flight, and no session is deleted.")
             return
-        then = "The next attempt looks for their answers" if remembers else "A retry asks all prompts again"
+        then = "the next try takes up their answers" if remembers else "a retry asks everything again"
         self.log.warning(
-            "The task was stopped. LlamaCloud may finish, and bill, %d turns in flight. %s. No session is deleted.",
+            "Stopping the batch. %d turn(s) in flight may go on, and be billed, at LlamaCloud; %s. No session is deleted.",
             in_flight,
             then,
         )
@@ -289,8 +290,8 @@ class ChatBatchOperator(LlamaCloudOperator):
         text = str(given).strip()
         if "{{" in text or "{%" in text:
             raise InvalidArgumentError(
-                f"output_path contains a template that was not rendered. Pass it as text or as Airflow's ObjectStoragePath. "
-                f"Got: {text[:200]!r}."
+                f"output_path still holds a template, got {text[:200]!r}: Airflow renders text, and its own ObjectStoragePath. Give it as "
+                "one of them."
             )
         if "://" not in text and not isinstance(given, ObjectStoragePath):
             try:
@@ -299,35 +300,35 @@ class ChatBatchOperator(LlamaCloudOperator):
                 raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from None
             if not local.is_absolute():
                 raise InvalidArgumentError(
-                    f"output_path must be an absolute path or a URL, because a relative path depends on the worker. Got: {text[:200]!r}."
+                    f"output_path has to be an absolute path or a URL, got {text[:200]!r}: what a relative one means is up to the worker."
                 )
             text = str(local) + text[len(text.rstrip("/")) :]
         try:
             path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
-            path.fs  # noqa: B018  # raises if the file system is missing
+            path.fs  # noqa: B018  # made, and therefore missing, only now
         except (ImportError, ValueError) as problem:
             if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
                 raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from problem
             scheme = text.partition("://")[0]
             package = FILE_SYSTEMS.get(scheme)
-            remedy = f"Install {package}" if package else "Install an Airflow provider for it"
+            remedy = f"Install {package}" if package else "Install an Airflow provider that brings one"
             raise InvalidArgumentError(
-                f"output_path starts with {scheme}://, but no file system for it is installed. {remedy} on the workers. "
-                f"Cause: {str(problem)[:300]}"
+                f"output_path begins with {scheme}://, and this Airflow has no file system for that. {remedy} where tasks run. "
+                f"Airflow says: {str(problem)[:300]}"
             ) from problem
         if not path.name or text.endswith("/"):
-            raise InvalidArgumentError(f"output_path must be the path of a file, got {text[:200]!r}.")
+            raise InvalidArgumentError(f"output_path has to be the path of a file, got {text[:200]!r}.")
         return path
 
     def _check_xcom(self, count: int) -> None:
         if count > MAX_XCOM_ITEMS:
             raise InvalidArgumentError(
-                f"The batch has {count} prompts, but XCom can hold the results of at most {MAX_XCOM_ITEMS}. Set output_path. "
-                "Nothing was asked."
+                f"The batch has {count} prompts and no output_path. Results travel through XCom for at most {MAX_XCOM_ITEMS}: give an "
+                "output_path. Nothing was asked."
             )
         if not self.do_xcom_push:
             raise InvalidArgumentError(
-                "The answers would be lost, because do_xcom_push is False and output_path is not set. Set output_path. Nothing was asked."
+                "The batch has neither an output_path nor XCom (do_xcom_push=False), so its answers would be lost. Nothing was asked."
             )
 
 
@@ -346,5 +347,5 @@ def _number(value: Any, name: str, *, whole: bool = False) -> float:
         number = float("nan")
     if not (0 < number < float("inf")) or (whole and number != int(number)):
         kind = "a whole number of at least 1" if whole else "a number above 0"
-        raise InvalidArgumentError(f"{name} must be {kind}, got {str(value)[:60]!r}.")
+        raise InvalidArgumentError(f"{name} has to be {kind}, got {str(value)[:60]!r}.")
     return number

@@ -1,4 +1,4 @@
-"""The operator that asks in a chat session. It also re-exports the operators that create and delete sessions."""
+"""The life of a conversation as tasks: create a session, ask in it, delete it (the first and the last from :mod:`.session`)."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ __all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMe
 ON_INTERRUPTED = ("fail", "ask_again")
 
 READ_TIME = 30.0
-"""Seconds that a worker has, in addition to the history lag, for reading an answer that its trigger received."""
+"""Seconds, besides the time that a history may lag, in which a worker reads the answer that its trigger saw arrive."""
 
 
 class SendChatMessageOperator(LlamaCloudOperator):
     """Ask in a chat session, and pay for the answer once.
 
     XComs: ``return_value`` (the answer's text), ``usage`` (``total_input_tokens``, ``total_output_tokens``, ``turns`` (model calls),
-    ``duration_ms``, ``try_number``; also pushed on failure, with None for unknown values), ``skipped_index_ids`` (list of text).
+    ``duration_ms``, ``try_number``; pushed on failure too, with None for what is not known), ``skipped_index_ids`` (list of text).
 
-    The operator reads the session's history before it posts a prompt again. After a retry, a restart of the triggerer or a lost
-    connection, it finds the answer instead of paying for another one. Clearing a successful task asks again. Clearing a failed task
-    looks for the answer first (Airflow 3.3 and later).
+    The session's history on the server is asked before a prompt is posted again, so a retried task, a restarted triggerer or a
+    lost connection finds the answer instead of buying another one. Clearing a finished task asks anew; clearing one that failed looks
+    for the answer first (Airflow 3.3 and later).
 
     API: POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
@@ -55,16 +55,16 @@ class SendChatMessageOperator(LlamaCloudOperator):
         ``create.output`` (Airflow maps over return values only). (templated)
     :param prompt: what to ask; the API takes at most 1,000 characters today. (templated)
     :param index_ids: indexes to use; None means those the session is bound to. (templated)
-    :param require_all_indexes: fail the turn if an index is not ready, instead of skipping the index and adding it to
+    :param require_all_indexes: refuse the turn when an index is not ready, instead of leaving it out and naming it in
         ``skipped_index_ids``. (templated)
     :param deferrable: wait in the triggerer instead of on a worker. Default: Airflow's ``[operators] default_deferrable``.
-    :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta. (templated)
-    :param on_interrupted: what a *retry* does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
-        turn may have been billed). (templated)
-    :param log_answer: whether the answer is logged as it arrives.
+    :param turn_timeout: seconds (or a timedelta) that the turn may take in all. (templated)
+    :param on_interrupted: what a *retry* does with a turn that is in the history, unfinished and no longer growing: ``fail``,
+        or ``ask_again`` (once more; the first may have been billed). (templated)
+    :param log_answer: whether the answer appears in the task log as it arrives.
     :raises ChatTurnFailedError: the server ended the turn with an error.
-    :raises ChatTurnInterruptedError: the end of the turn was not seen; nothing was asked twice.
-    :raises InvalidArgumentError: an argument is invalid, or does not match the indexes the session is locked to.
+    :raises ChatTurnInterruptedError: the end of the turn could not be seen; nothing was asked twice.
+    :raises InvalidArgumentError: an argument is not usable, or does not match the indexes the session is locked to.
     """
 
     template_fields: Sequence[str] = (
@@ -103,7 +103,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self._memory: TurnMemory | None = None
 
     def execute(self, context: Context) -> str:
-        """Ask, or resume the turn of an earlier attempt. Defer if ``deferrable`` is set."""
+        """Ask, or take up what an earlier attempt asked; defer if told to."""
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
@@ -153,7 +153,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         now = time.time()
         if self._memory is not None:
-            # The trigger cannot access the task's memory. It may post at any time until the deadline.
+            # The trigger cannot reach the task's memory. It may post at any moment until the deadline.
             self._memory.keep(replace(trace, intended_at=deadline), is_intent=True)
         self.defer(
             trigger=ChatTurnTrigger(
@@ -171,24 +171,24 @@ class SendChatMessageOperator(LlamaCloudOperator):
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume after a deferral. Airflow calls this.
+        """Resume after a deferral; see Airflow's ``BaseOperator``.
 
         :raises ChatTurnInterruptedError: the trigger did not fire in time.
         """
         if is_deferral_timeout(next_method, next_kwargs):
             with self._usage_on_failure(context):
                 raise ChatTurnInterruptedError(
-                    "turn_timeout or execution_timeout passed while the task was deferred, and no triggerer resumed it. Check that a "
-                    "triggerer is running. A retry looks for the answer in the session's history first.",
+                    "The trigger did not report in time: turn_timeout or execution_timeout passed while the task was deferred. Check "
+                    "that a triggerer is running. A retry looks for the answer in the session's history first.",
                     reason="deadline",
                 )
         return super().resume_execution(next_method, next_kwargs, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> str:
-        """Resume after the trigger: read the finished turn from the session's history, or raise the error of the trigger.
+        """Resume after the trigger: take the turn that it saw end from the session's history, or raise what the trigger met.
 
-        The question is read from the event. If the Dag has changed, or a template now renders differently, the task still finds the
-        answer to the question that was asked.
+        What was asked is read from the event: a Dag that changed meanwhile, or a template that renders differently now, does not make
+        the task look for another question's answer.
 
         :param known: ``try_number`` of the attempt that deferred; from 1.0.0 also ``baseline``, ``prompt`` and ``index_ids``.
         """
@@ -199,7 +199,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.triggers.events import TurnEvent
 
         with self._usage_on_failure(context):
-            # An event of 1.0.0 does not contain the question.
+            # An event of 1.0.0 lacks what the task knew when it deferred.
             told = {
                 name: value for name, value in (event if isinstance(event, dict) else {}).items() if value is not None
             }
@@ -217,13 +217,13 @@ class SendChatMessageOperator(LlamaCloudOperator):
         return self._finish(context, turn)
 
     def on_kill(self) -> None:
-        """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
+        """Send nothing more and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
         if self._client is not None:
             self._client.stop()
         if self._memory is not None and self._memory.trace is not None and self._memory.trace.is_open:
             self.log.warning(
-                "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Its answer is then "
-                "in the session's history. Session: %s.",
+                "The task was stopped; no longer waiting for the turn. LlamaCloud may finish, and bill, it; its answer is then in the "
+                "session's history. Session: %s.",
                 self._memory.session_id,
             )
 
@@ -234,15 +234,15 @@ class SendChatMessageOperator(LlamaCloudOperator):
         count_turn("answered", turn.usage_as_dict())
         self.push(context, "skipped_index_ids", turn.skipped_index_ids)
         if turn.skipped_index_ids:
-            self.log.warning("The turn skipped indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
+            self.log.warning("The turn left out indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
         usage = turn.usage
         self.log.info(
-            "Answered with %d characters, %s input and %s output tokens, in %s ms. Session: %s.",
+            "Answered in session %s: %d characters, %s input and %s output tokens, %s ms.",
+            turn.session_id,
             len(turn.answer),
             usage.total_input_tokens,
             usage.total_output_tokens,
             usage.duration_ms,
-            turn.session_id,
         )
         return turn.answer
 
@@ -252,7 +252,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     @contextmanager
     def _usage_on_failure(self, context: Context) -> Iterator[None]:
-        """Push the known usage of the turn if it fails in the block."""
+        """Push what is known of the turn's cost when the block ends with its failure."""
         try:
             yield
         except ChatTurnError as problem:
@@ -260,7 +260,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
             try:
                 self._push_usage(context, problem.usage)
-            except Exception as another:  # noqa: BLE001  # must not hide why the turn failed
+            except Exception as another:  # noqa: BLE001  # whatever keeps the figures back must not hide why the turn failed
                 self.log.warning("The turn's usage could not be pushed (%s).", type(another).__name__)
             count_turn("failed" if isinstance(problem, ChatTurnFailedError) else "interrupted", problem.usage)
             raise

@@ -1,4 +1,4 @@
-"""The operator that syncs an index."""
+"""Index operators: have an index take in its changed documents."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class SyncIndexOperator(LlamaCloudOperator):
-    """Start a sync of an index, unless one is already running.
+    """Start a sync of an index, or adopt the one that is running already.
 
-    The operator does not wait for the sync. To wait, use :class:`~..sensors.index.IndexReadySensor` with ``wait_for_sync=True``.
-    XCom ``return_value``: ``index_id``, and ``started`` (False if a sync was already running).
+    It does not wait: follow it with :class:`~..sensors.index.IndexReadySensor` and ``wait_for_sync=True``. XCom ``return_value``:
+    ``index_id``, and ``started`` (False when a sync was running already).
 
     API: POST /api/v1/indexes/{index_id}/sync (https://developers.llamaindex.ai/reference/).
 
     :param index_id: the index. (templated)
-    :raises InvalidArgumentError: ``index_id`` is not one id.
+    :raises InvalidArgumentError: it is not one id.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
@@ -38,8 +38,8 @@ class SyncIndexOperator(LlamaCloudOperator):
         """Start the sync."""
         ids = arguments.id_list(self.index_id, "index_id")
         if not ids or len(ids) != 1:
-            raise InvalidArgumentError("index_id must be the id of one index. To sync several indexes, map the task.")
+            raise InvalidArgumentError("index_id has to be the id of one index; map the task over several.")
         with self.get_hook().get_conn() as client:
             started = client.sync_index(ids[0], **self.scope())
-        self.log.info("Index %s: %s.", ids[0], "sync started" if started else "a sync was already running")
+        self.log.info("Index %s: %s.", ids[0], "sync started" if started else "a sync was running already")
         return {"index_id": ids[0], "started": started}

@@ -1,4 +1,4 @@
-"""The operators that create and delete a chat session."""
+"""Chat sessions as tasks: one that creates a session, and one that deletes it."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class CreateChatSessionOperator(LlamaCloudOperator):
-    """Create a LlamaCloud chat session.
+    """Create a LlamaCloud chat session, and hand its id to the tasks after it.
 
-    XComs: ``session_id`` (text, pushed as soon as the session exists), ``index_ids`` (list of text, empty for an unbound
+    XComs: ``session_id`` (text, pushed the moment the API answers), ``index_ids`` (list of text, empty for an unbound
     session), ``return_value`` (the whole session as JSON).
 
-    On Airflow 3.3 and later, a retry uses the session of the previous attempt if it is unused. On older versions, a retry may leave
-    an empty session behind, which costs nothing.
+    A retry on Airflow 3.3 and later takes over the session that the earlier try created, if it is untouched. On older versions
+    a retry may leave an empty session over; it costs nothing, and the log names what is known of it.
 
     API: POST /api/v1/chat (https://developers.llamaindex.ai/reference/).
 
-    :param index_ids: indexes of the session, at most ten: a list, an XComArg, a JSON list in a string, or one id. None creates
-        an unbound session. After the first message they cannot be changed. (templated)
-    :param shared_access: what the session's share link grants: ``query`` or ``read_only``; None means the server's default. (templated)
-    :param wait_for_indexes: wait on the worker until all ``index_ids`` are ready. For long waits, use an
-        :class:`~..sensors.index.IndexReadySensor`, which can defer. (templated)
-    :param index_timeout: maximum time to wait for the indexes, in seconds or as a timedelta. (templated)
-    :raises InvalidArgumentError: an argument is invalid; nothing was sent.
-    :raises IndexFailedError: ``wait_for_indexes`` is set, and the build of an index failed.
-    :raises IndexNotReadyError: ``wait_for_indexes`` is set, and ``index_timeout`` passed.
+    :param index_ids: indexes the session is bound to, at most ten: a list, an XComArg, a JSON list in a string, or one id.
+        None makes an unbound session. The first message locks them. (templated)
+    :param shared_access: what the session's share link grants: ``query`` or ``read_only``; None leaves it to the server. (templated)
+    :param wait_for_indexes: wait, on the worker, until all ``index_ids`` are ready. For long waits put an
+        :class:`~..sensors.index.IndexReadySensor` before: it can defer. (templated)
+    :param index_timeout: seconds (or a timedelta) to wait for them at the most. (templated)
+    :raises InvalidArgumentError: an argument is not usable; nothing was sent.
+    :raises IndexFailedError: ``wait_for_indexes``, and the build of one has failed.
+    :raises IndexNotReadyError: ``wait_for_indexes``, and ``index_timeout`` passed.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
@@ -70,7 +70,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         self.index_timeout = index_timeout
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Create the session, or reuse it on a retry, and push its ids."""
+        """Create (or, on a retry, take over) the session and push its ids."""
         index_ids = arguments.id_list(self.index_ids)
         shared_access = arguments.optional_choice(self.shared_access, "shared_access", ("query", "read_only"))
         patience = arguments.seconds(self.index_timeout, "index_timeout")
@@ -84,7 +84,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
                 self.log.info("Created chat session %s.", session.session_id)
                 TaskMemory(context, self.log).set("session_id", session.session_id)
         self.push(context, "session_id", session.session_id)
-        # Not None, because Airflow 3.0 rejects that as an XCom. The task would fail after creating the session.
+        # Never None: Airflow 3.0 refuses that as an XCom, and a task that failed for it would leave its session behind.
         self.push(context, "index_ids", session.index_ids or [])
         return session.as_json()
 
@@ -92,9 +92,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.readiness import wait_until_ready
 
         if not index_ids:
-            raise InvalidArgumentError(
-                "wait_for_indexes requires index_ids. Set index_ids, or remove wait_for_indexes."
-            )
+            raise InvalidArgumentError("wait_for_indexes needs index_ids: there is no index to wait for.")
         scope = self.scope()
         wait_until_ready(lambda: (client.get_index(index_id, **scope) for index_id in index_ids), deadline)
 
@@ -108,8 +106,8 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         if not isinstance(session_id, str):
             if not memory.exists:
                 self.log.info(
-                    "This is a retry. If a previous attempt created a session, it remains empty and costs nothing. Airflow 3.3 and later "
-                    "would reuse it."
+                    "This is a retry. If an earlier try got as far as creating a session, that session is left over, empty and "
+                    "without cost: this Airflow has no task state store (3.3 has) to remember it in."
                 )
             return None
         try:
@@ -119,25 +117,25 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         pristine = session.job_metadata is None and set(session.index_ids or []) == set(index_ids or [])
         if not pristine or (shared_access is not None and session.shared_access not in {None, shared_access}):
             self.log.info(
-                "The session of a previous attempt was used or changed. Creating another one. Session: %s.", session_id
+                "Session %s of an earlier try was used or bound otherwise since: creating another one.", session_id
             )
             return None
-        self.log.info("Reusing the session of a previous attempt. Session: %s.", session_id)
+        self.log.info("Taking over session %s, which an earlier try created.", session_id)
         return session
 
 
 class DeleteChatSessionOperator(LlamaCloudOperator):
-    """Delete a chat session and its history. Can be used with ``.as_teardown()``.
+    """Delete a chat session with its history. Fits ``.as_teardown()``.
 
     API: DELETE /api/v1/chat/{session_id} (https://developers.llamaindex.ai/reference/).
 
     :param session_id: the session to delete, or the whole session as its task returned it. (templated)
-    :param ignore_missing: do not fail if the session does not exist, or was not created because an upstream task failed.
-        (templated)
-    :raises NotFoundError: the session does not exist, and ``ignore_missing`` is False.
+    :param ignore_missing: a session that does not exist (any more), or that was never created because the task before failed,
+        is no error. (templated)
+    :raises NotFoundError: there is no such session, and ``ignore_missing`` is false.
     """
 
-    # The id is first, so that no other field is rendered twice if it is missing.
+    # The id first: when it is not there, no other field was rendered yet, and none is rendered twice.
     template_fields: Sequence[str] = ("session_id", *LlamaCloudOperator.template_fields, "ignore_missing")
 
     def __init__(
@@ -148,7 +146,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         self.ignore_missing = ignore_missing
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
-        """Render templates. A session id that was not pushed to XCom becomes empty, which :meth:`execute` checks."""
+        """Render; an id that was never pushed to XCom becomes None, for :meth:`execute` to judge."""
         try:
             super().render_template_fields(context, jinja_env)
         except XComNotFound as problem:
@@ -160,7 +158,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         """Delete the session."""
         ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
         if ignore_missing and arguments.is_nothing(self.session_id):
-            self.log.info("Nothing to delete, because no session was created.")
+            self.log.info("No session was created, so there is none to delete.")
             return
         session_id = arguments.session_id(self.session_id)
         with self.get_hook().get_conn() as client:
@@ -169,6 +167,6 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             except NotFoundError:
                 if not ignore_missing:
                     raise
-                self.log.info("Nothing to delete, because the chat session does not exist. Session: %s.", session_id)
+                self.log.info("Chat session %s does not exist (any more): nothing to delete.", session_id)
             else:
                 self.log.info("Deleted chat session %s.", session_id)

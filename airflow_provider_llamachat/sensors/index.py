@@ -54,7 +54,7 @@ class IndexReadySensor(BaseSensorOperator):
     :raises IndexFailedError: an index's build failed.
     :raises AirflowSensorTimeout: ``timeout`` passed before all were ready.
     :raises AirflowTaskTimeout: ``execution_timeout`` passed before.
-    :raises InvalidArgumentError: there are no index ids, or they are invalid.
+    :raises InvalidArgumentError: there are no index ids, or they are not usable.
     """
 
     template_fields: Sequence[str] = (
@@ -163,7 +163,7 @@ class IndexReadySensor(BaseSensorOperator):
                 raise AirflowSkipException(f"Skipped, as {option} asks for. {problem}") from problem
 
     def _limit(self) -> tuple[float, str]:
-        """Seconds that an attempt may wait in all, and the argument that says so."""
+        """Seconds that a try may wait in all, and the argument that says so."""
         limits = [(float(self.timeout), "timeout")]
         if self.execution_timeout is not None:
             limits.append((self.execution_timeout.total_seconds(), "execution_timeout"))
@@ -188,7 +188,7 @@ class IndexReadySensor(BaseSensorOperator):
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> None:
         """Resume after the trigger: end, or raise what it met.
 
-        :param known: ``try_number`` of the attempt that deferred.
+        :param known: ``try_number`` of the try that deferred.
         """
         if is_stale(context, known.get("try_number")):
             self._look_and_defer(context)

@@ -32,7 +32,7 @@ class ChatTurnTrigger(BaseTrigger):
     :param baseline: turns the session had before the task first asked.
     :param deadline: epoch seconds at which waiting ends.
     :param deferred_at: epoch seconds at which the task deferred; None (1.0.0) when nobody knows.
-    :param accepted: an earlier attempt saw the server take the prompt.
+    :param accepted: an earlier try saw the server take the prompt.
     :param ask_again: the task may post once more where an earlier attempt's turn has no end: a retry with
         ``on_interrupted="ask_again"``, or a task that was cleared.
     :param known: the rest of a :class:`~..conversation.question.Trace`.

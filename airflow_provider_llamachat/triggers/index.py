@@ -39,7 +39,7 @@ class IndexReadyTrigger(BaseTrigger):
     :param exponential_backoff: double them after each look, up to ``max_wait`` seconds.
     :param wait_for_sync: wait for running syncs as well.
     :param silent_fail: log what goes wrong and look again; only what no later look will change ends the waiting.
-    :raises InvalidArgumentError: an argument is invalid.
+    :raises InvalidArgumentError: an argument is not usable.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
     :param index_id: the index to watch.
     :param poke_interval: seconds (or a timedelta) between two looks.
     :param since: time (ISO text or a datetime) that counts as seen already; None: what the first look finds.
-    :raises InvalidArgumentError: an argument is invalid; where the trigger is made, so that the Dag file shows it.
+    :raises InvalidArgumentError: an argument is not usable; where the trigger is made, so that the Dag file shows it.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
             return None
         try:
             value = await store.aget(self._key)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
             self.log.warning("The asset state store could not be read (%s).", type(problem).__name__)
             return None
         return value if isinstance(value, str) else None
@@ -245,7 +245,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
             return
         try:
             await store.aset(self._key, seen)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
+        except Exception as problem:  # noqa: BLE001  # the store's backends raise whatever they like
             self.log.warning("The asset state store could not be written (%s).", type(problem).__name__)
 
 
@@ -258,7 +258,7 @@ def _ids(value: Any, name: str) -> list[str]:
 
 def _name(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InvalidArgumentError(f"{name} must be text that is not blank, got {type(value).__name__}.")
+        raise InvalidArgumentError(f"{name} has to be text that is not blank, got {type(value).__name__}.")
     return value
 
 
@@ -271,4 +271,4 @@ def _moment(value: Any) -> str | None:
         return value
     if hasattr(value, "isoformat"):
         return str(value.isoformat())
-    raise InvalidArgumentError(f"since must be a time (ISO text or a datetime), got {type(value).__name__}.")
+    raise InvalidArgumentError(f"since has to be a time (ISO text or a datetime), got {type(value).__name__}.")
