@@ -237,9 +237,10 @@ class ChatBatchOperator(LlamaCloudOperator):
             loop = asyncio.get_running_loop()
 
             def kill() -> None:
-                self._tell_kill(batch.in_flight, remembers=journal.remembers)
-                # Signals come to the main thread at any moment; the loop takes the order up where it can.
+                # Signals come to the main thread at any moment; the loop takes the order up where it can. Before the log, which may fail
+                # because the signal came while something else was being written there.
                 loop.call_soon_threadsafe(batch.kill)
+                self._tell_kill(batch.in_flight, remembers=journal.remembers)
 
             self._kill = kill
             if self._is_killed:
