@@ -297,7 +297,7 @@ def test_a_batch_stops_although_its_log_is_in_use_when_the_signal_comes(
     def tell(*_values: Any, **_known: Any) -> None:
         raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
 
-    monkeypatch.setattr(task, "_tell_kill", tell)
+    monkeypatch.setattr(task, "_tell_kill", tell)  # what a log in use when the signal comes does
     threading.Timer(0.5, task.on_kill).start()
     assert one.attempt() is None
     assert llamacloud_emulator.posts() == 0
