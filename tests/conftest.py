@@ -53,8 +53,9 @@ def _copy_database(source: Path, target: Path) -> None:
 _HOME = _separate_airflow()
 
 
-# How long an example takes says more about what else the machine does than about the code.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in each run: what is new to a run is for a search, not for a build. How long an example takes says more about
+# what else the machine does than about the code.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 

@@ -126,7 +126,11 @@ class TaskMemory:
     def recall_unfinished(self, key: str) -> Any:
         """Return the value of this round, or of an earlier round whose result Airflow did not store, or None."""
         value, is_ours = self.recall(key)
-        return value if is_ours or not self.has_result() else None
+        if value is None or is_ours or not self.has_result():
+            return value
+        # Airflow has already deleted the result, so a retry of this attempt could not detect it.
+        self.set_in_round(key, None)
+        return None
 
     def set_in_round(self, key: str, value: Any, *, required: bool = False) -> None:
         """Store ``value`` under ``key`` for the retries of this round; see :meth:`set`."""
@@ -162,19 +166,33 @@ class TurnMemory:
         self.session_id = question.session_id
         self.trace: Trace | None = None
         self.is_cleared = False
+        self._recalled: tuple[Any, bool] | None = None
+
+    def recall(self) -> tuple[Any, bool]:
+        """Return what earlier attempts stored, and whether it belongs to this round.
+
+        Call this before anything can fail. Clearing a task that pushed its answer asks again, and only the first attempt after the
+        clear can detect this.
+        """
+        if self._recalled is None:
+            value, is_in_round = self._store.recall(self.KEY)
+            if isinstance(value, dict) and value.get("done") is True and not is_in_round:
+                value = self._store.recall_unfinished(self.KEY)
+            self._recalled = value, is_in_round
+        return self._recalled
 
     def begin(self, session: Session) -> Trace:
         """Return what is known about the turn at the start of this attempt."""
         from airflow_provider_llamachat.conversation.history import begin
         from airflow_provider_llamachat.conversation.question import Trace
 
-        value, is_in_round = self._store.recall(self.KEY)
+        value, is_in_round = self.recall()
         kept = Trace.read(value) if isinstance(value, dict) else None
         # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
         is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
         is_about_this = kept is not None and self._is_about_this(value, is_in_round=is_in_round)
-        if kept is not None and (not is_about_this or (kept.answered and not is_in_round and self._store.has_result())):
-            kept = None  # clearing a task that pushed its answer asks again
+        if not is_about_this:
+            kept = None
         self.trace = begin(
             session, self._question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=time.time()
         )

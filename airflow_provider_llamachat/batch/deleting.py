@@ -104,5 +104,7 @@ class Tidier:
         await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
         if left:
             more = " …" if len(left) > NAMED else ""
-            self._log.warning("%d sessions were not deleted: %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more)
+            self._log.warning(
+                "Sessions that were not deleted (%d): %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more
+            )
         return deleted

@@ -274,7 +274,8 @@ def begin(
         return fresh
     verdict = judge(session.events, question, memory)
     if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error and verdict.is_sure:
-        return fresh
+        # Where nothing is remembered, an attempt after that turn may have asked again.
+        return replace(fresh, intended_at=now) if is_retry else fresh
     return memory
 
 

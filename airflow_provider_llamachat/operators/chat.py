@@ -101,6 +101,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.log_answer = log_answer
         self._client: LlamaCloudClient | None = None
         self._memory: TurnMemory | None = None
+        self._is_killed = False
 
     def execute(self, context: Context) -> str:
         """Ask, or resume the turn of an earlier attempt. Defer if ``deferrable`` is set."""
@@ -117,14 +118,15 @@ class SendChatMessageOperator(LlamaCloudOperator):
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):
-            self._client = client
+            self._watch(client)
+            self._memory = memory = TurnMemory(context, self.log, question)
+            memory.recall()
             session = client.get_session(question.session_id, **question.scope)
             question = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
-            self._memory = memory = TurnMemory(context, self.log, question)
             trace = memory.begin(session)
             ask_again = trace.is_open and (memory.is_cleared or may_ask_again)
             is_answered = trace.is_open and judge(session.events, question, trace).state is State.FINISHED
-            if self.deferrable and not is_answered:
+            if self.deferrable and not is_answered and not client.is_stopped:
                 self._defer(context, question, trace, deadline, ask_again=ask_again)
             turn = client.answer(
                 question,
@@ -210,7 +212,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             outcome.raise_for_failure()
             hook = self.get_hook()
             with hook.get_conn() as client:
-                self._client = client
+                self._watch(client)
                 deadline = time.time() + client.config.history_lag + READ_TIME
                 turn = client.answer(question, outcome.trace, deadline=deadline, keep=memory.keep)
         record(hook, question.index_ids, client.config.base_url)
@@ -218,6 +220,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def on_kill(self) -> None:
         """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
+        self._is_killed = True
         if self._client is not None:
             self._client.stop()
         if self._memory is not None and self._memory.trace is not None and self._memory.trace.is_open:
@@ -226,6 +229,11 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 "in the session's history. Session: %s.",
                 self._memory.session_id,
             )
+
+    def _watch(self, client: LlamaCloudClient) -> None:
+        self._client = client
+        if self._is_killed:  # while the connection was being read
+            client.stop()
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.lineage import count_turn

@@ -176,7 +176,7 @@ def test_a_function_without_a_prompt_is_named(
     result = go("returns_nothing")
     assert result.tries == {"forgets_to_return": 1}
     out, err = capfd.readouterr()
-    assert "The function forgets_to_return has to return the prompt" in out + err + caplog.text
+    assert "The function forgets_to_return must return the prompt" in out + err + caplog.text
     assert llamacloud_emulator.requests == []
 
 

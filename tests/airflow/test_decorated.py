@@ -53,9 +53,9 @@ def test_what_a_function_returns_in_place_of_a_prompt_is_told() -> None:
     async def nothing() -> None:
         return None
 
-    assert "function <lambda> has to return the prompt" in _refusal_of(lambda: 7)
+    assert "function <lambda> must return the prompt" in _refusal_of(lambda: 7)
     assert "returned int 7" in _refusal_of(lambda: 7)
-    assert "function nothing has to return the prompt" in _refusal_of(nothing)
+    assert "function nothing must return the prompt" in _refusal_of(nothing)
     assert "returned NoneType None" in _refusal_of(nothing)
     assert "returned str 'None'" in _refusal_of(lambda: "None")
     assert "returned str ' '" in _refusal_of(lambda: " ")

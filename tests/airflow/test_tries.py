@@ -134,7 +134,7 @@ def test_a_prompt_that_differs_from_try_to_try_is_paid_for_anew_and_said_so(
     for number in (1, 2):
         task = ask(session_id, prompt=f"{PROMPT} (try {number})")
         task.execute(a_try(task, number, store=store))
-        assert ("Keep what differs between attempts" in said()) is (number == 2)
+        assert ("Do not use values in prompts that change between attempts" in said()) is (number == 2)
     assert llamacloud_emulator.completed() == 2
 
 
@@ -187,7 +187,7 @@ def test_what_a_session_has_beyond_all_numbers_goes_to_xcom_as_nothing(monkeypat
 
 def test_waiting_for_indexes_needs_some(llamacloud_emulator: LlamaCloudEmulator) -> None:
     create = CreateChatSessionOperator(task_id="create", wait_for_indexes=True)
-    with pytest.raises(InvalidArgumentError, match="needs index_ids"):
+    with pytest.raises(InvalidArgumentError, match="requires index_ids"):
         create.execute(a_try(create, 1))
     assert llamacloud_emulator.requests == []
 

@@ -60,7 +60,7 @@ def test_while_one_writes_the_other_is_refused_and_then_it_is_not(above: Folder,
         claim.take()
         with pytest.raises(InvalidArgumentError, match=rf"task task, map index {first.map_index}, run run, seen \d+ s"):
             Claim(above, second).take()
-        with pytest.raises(ChatBatchError, match="A retry goes on when that one has ended"):
+        with pytest.raises(ChatBatchError, match="A retry succeeds after it has ended"):
             Claim(above, ANOTHER_RUN).take()
         again = Claim(above, first)
         again.take()

@@ -77,7 +77,7 @@ def test_a_session_that_can_not_be_deleted_is_named_and_no_failure(
     assert report.deleted == 4
     left = set(llamacloud_emulator.sessions)
     assert len(left) == 2
-    assert "1 session(s) were not deleted" in caplog.text
+    assert "Sessions that were not deleted (1):" in caplog.text
     assert any(session_id in caplog.text for session_id in left)
 
 
@@ -168,7 +168,7 @@ def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
     report = runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered", "interrupted", "unasked"]
-    assert "an earlier prompt of its session got no answer" in runner.lines[2]["error"]["message"]
+    assert "an earlier prompt of the same session has no answer" in runner.lines[2]["error"]["message"]
     assert runner.lines[2]["prompt"] == "Third"
     assert llamacloud_emulator.posts(prompt="Third") == 0
     assert report.results.counts == {"answered": 1, "failed": 0, "interrupted": 1, "unasked": 1}
@@ -191,7 +191,7 @@ def test_fail_fast_asks_no_more_lets_turns_end_and_names_the_item(
     emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 1:", detail="no"))
     with pytest.raises(errors.ChatBatchError, match=r"prompts\[1\] \(id 'item-1'\)") as caught:
         runner.run(fail_fast=True, max_concurrency=3)
-    assert "retry asks only what is missing" in str(caught.value)
+    assert "retry asks only the missing prompts" in str(caught.value)
     assert emulator.posts() < 10
     assert not [turn for turn in emulator.turns if turn.state in {"running", "abandoned"}]
     assert not runner.output.exists()
@@ -280,7 +280,7 @@ def test_without_a_file_the_results_come_back_and_a_retry_without_a_store_asks_a
 ) -> None:
     runner.journal = MemoryJournal
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
-    with pytest.raises(errors.ChatBatchError, match="a retry asks everything again"):
+    with pytest.raises(errors.ChatBatchError, match="a retry asks all prompts again"):
         runner.run(fail_fast=True, max_concurrency=1)
     report = runner.run(delete_sessions=True)
     assert report.results.lines is not None
@@ -295,7 +295,7 @@ def test_progress_and_failures_are_in_the_log(
     caplog.set_level("INFO")
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
     runner.run()
-    assert "No answer to prompts[2] (id 'item-2')" in caplog.text
+    assert "No answer for prompts[2] (id 'item-2')" in caplog.text
     assert "Batch: 6 of 6 done (100 %), 1 failed" in caplog.text
     assert llamacloud_emulator.api_key not in caplog.text
 

@@ -49,7 +49,7 @@ def index(status: str | None, **values: Any) -> Index:
 def test_ready_is_ready_and_everything_unknown_waits() -> None:
     assert readiness.pending([index("ready"), index("ready", id="b")]) == {}
     waiting = readiness.pending([index("ready"), index("embedding", id="b"), index(None, id="c")])
-    assert waiting == {"b": "status embedding", "c": "it has no status"}
+    assert waiting == {"b": "status embedding", "c": "no status"}
 
 
 def test_a_sync_counts_only_if_asked() -> None:

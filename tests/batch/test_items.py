@@ -29,8 +29,8 @@ def test_every_form_of_prompts_is_taken() -> None:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("What is this?", "prompts must be a list, and this is neither a JSON nor a Python list"),
-        ('{"prompt": "x"}', "neither a JSON nor"),
+        ("What is this?", "prompts must be a JSON or Python list"),
+        ('{"prompt": "x"}', "must be a JSON or Python list"),
         ({"prompt": "x"}, "prompts must be a list"),
         (7, "prompts must be a list"),
         (None, "prompts must be a list"),
@@ -38,7 +38,7 @@ def test_every_form_of_prompts_is_taken() -> None:
         (["x", 7], r"prompts\[1\] must be a prompt or an object"),
         (["x", "  "], r"prompts\[1\]: prompt must be text"),
         (["x", {"id": "a"}], r"prompts\[1\] has no prompt"),
-        (["x", {"prompt": "y", "indexes": []}], r"prompts\[1\] has the field 'indexes', which is not one of"),
+        (["x", {"prompt": "y", "indexes": []}], r"prompts\[1\] has the unknown field 'indexes'"),
         (["x", {"prompt": "y", "id": 1.5}], r"prompts\[1\]: id must be text or a whole number"),
         (["x", {"prompt": "y", "id": True}], r"prompts\[1\]: id"),
         (["x", {"prompt": "y", "id": " "}], r"prompts\[1\]: id"),
@@ -49,7 +49,7 @@ def test_every_form_of_prompts_is_taken() -> None:
             r"prompts\[2\] \(id 'a'\) has the same id as prompts\[0\]",
         ),
         ([{"prompt": "y", "id": 1}, {"prompt": "z", "id": "1"}], "same id"),
-        ([{"prompt": "y", "index_ids": [f"i{n}" for n in range(11)]}], r"prompts\[0\] would be asked of 11 indexes"),
+        ([{"prompt": "y", "index_ids": [f"i{n}" for n in range(11)]}], r"prompts\[0\] has 11 indexes"),
     ],
 )
 def test_what_can_not_be_asked_is_refused_by_its_position(prompts: Any, message: str) -> None:
@@ -58,7 +58,7 @@ def test_what_can_not_be_asked_is_refused_by_its_position(prompts: Any, message:
 
 
 def test_every_item_needs_indexes_from_somewhere() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"prompts\[1\] has no indexes to ask"):
+    with pytest.raises(InvalidArgumentError, match=r"prompts\[1\] has no indexes"):
         parse([{"prompt": "x", "index_ids": "a"}, "y"])
     assert parse([{"prompt": "x", "session_id": "s"}])[0].session_id == "s"
 
@@ -66,7 +66,7 @@ def test_every_item_needs_indexes_from_somewhere() -> None:
 def test_a_shared_session_has_the_batchs_indexes() -> None:
     parse([{"prompt": "x", "index_ids": ["b", "a"]}], index_ids=["a", "b"], session_mode="shared")
     parse([{"prompt": "x", "index_ids": ["c"], "session_id": "s"}], index_ids=["a"], session_mode="shared")
-    with pytest.raises(InvalidArgumentError, match=r"prompts\[0\] names indexes of its own"):
+    with pytest.raises(InvalidArgumentError, match=r"prompts\[0\] has its own index_ids"):
         parse([{"prompt": "x", "index_ids": ["c"]}], index_ids=["a"], session_mode="shared")
 
 

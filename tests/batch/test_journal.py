@@ -155,10 +155,10 @@ def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, cap
     assert past.answered == {0}
     assert past.damaged == len(damaged)
     assert past.foreign == 1
-    assert "passed over the file notes.txt" in caplog.text
-    assert "damaged line(s)" in caplog.text
-    assert "1 record(s) of prompts that this batch does not have" in caplog.text
-    assert "1 other batch(es) are unfinished at the same output path" in caplog.text
+    assert "Skipped a file that is not a part of this batch" in caplog.text
+    assert "damaged records" in caplog.text
+    assert "1 records of prompts that are no longer in this batch" in caplog.text
+    assert "1 other batches with the same output_path are unfinished" in caplog.text
     again.write([])
     assert len(list(folder.glob("part-00000010-*.jsonl"))) == 1
     again.hand_over(POSITIONS, missing)

@@ -131,7 +131,7 @@ def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator:
     end = tries.start().finish()
     print(f"turns in flight at the kills: {running}; last try: {end}")
     judge(emulator, tries, COUNT)
-    assert emulator.posts() == COUNT
+    assert len(emulator.turns) == COUNT  # a post that was killed before its body arrived is no turn
 
 
 @pytest.mark.parametrize("is_journalled", [True, False])

@@ -335,7 +335,7 @@ class Stopped(Heard):
 
 @pytest.mark.parametrize(
     ("endpoint", "says"),
-    [("create", "No turn is in flight"), ("stream", r"2 turn\(s\) in flight may go on, and be billed")],
+    [("create", "No turn is in flight"), ("stream", "may finish, and bill, 2 turns in flight")],
 )
 def test_what_is_said_of_a_stopped_batch_is_true(
     endpoint: str,
@@ -351,11 +351,11 @@ def test_what_is_said_of_a_stopped_batch_is_true(
         task_id="batch", prompts=["a?", "b?"], index_ids=[INDEX_FILINGS], output_path=str(tmp_path / "results.jsonl")
     )
     task.emulator, task.endpoint = llamacloud_emulator, endpoint
-    with pytest.raises(ChatBatchError, match="The batch was stopped from outside"):
+    with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
-    (said,) = [text for text in caplog.messages if text.startswith("Stopping the batch.")]
+    (said,) = [text for text in caplog.messages if text.startswith("The task was stopped.")]
     assert re.search(says, said)
-    assert ("billed" in said) is (llamacloud_emulator.posts() > 0)
+    assert ("bill" in said) is (llamacloud_emulator.posts() > 0)
 
 
 def test_stopped_before_its_loop_runs_it_asks_nothing(
@@ -369,7 +369,7 @@ def test_stopped_before_its_loop_runs_it_asks_nothing(
         return hook
 
     monkeypatch.setattr(task, "get_hook", get_hook)
-    with pytest.raises(ChatBatchError, match="The batch was stopped from outside"):
+    with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
     assert llamacloud_emulator.posts() == 0
 
@@ -453,6 +453,6 @@ def test_results_that_were_changed_after_the_end_are_not_read_as_results(
     task = batch(output_path=str(output))
     task.execute(a_try(task, 1, store=store))
     output.write_text("{}\n")
-    with pytest.raises(ChatBatchError, match="its results were changed since"):
+    with pytest.raises(ChatBatchError, match="were changed and cannot be read"):
         task.execute(a_try(task, 2, store=store))
     assert llamacloud_emulator.posts() == 2

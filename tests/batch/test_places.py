@@ -90,7 +90,7 @@ def test_a_folder_is_no_file(where: str, tmp_path: Path, llamacloud_emulator: Ll
         store = Buckets("answers")
         store.at("answers/results/one.txt").write_bytes(b"1")
         path = store.at("answers/results")
-    with pytest.raises(InvalidArgumentError, match="output_path must be the path of a file, and this is a folder"):
+    with pytest.raises(InvalidArgumentError, match="output_path must be the path of a file, but it is a folder"):
         ask(path)
     assert llamacloud_emulator.requests == []
 
@@ -151,13 +151,13 @@ def test_reading_that_breaks_off_is_a_batchs_error(tmp_path: Path) -> None:
         ("s3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
         ("gs://conn@answers/results.jsonl", "Install apache-airflow-providers-google"),
         ("abfs://answers/results.jsonl", "Install apache-airflow-providers-microsoft-azure"),
-        ("nosuch://answers/results.jsonl", "Install an Airflow provider that brings one"),
+        ("nosuch://answers/results.jsonl", "Install an Airflow provider for it"),
     ],
 )
 def test_a_file_system_that_is_missing_is_named_with_what_to_install(
     path: str, says: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    with pytest.raises(InvalidArgumentError, match=rf"output_path begins with .*{says}") as caught:
+    with pytest.raises(InvalidArgumentError, match=rf"output_path starts with .*{says}") as caught:
         ask(path)
     assert isinstance(caught.value, AirflowFailException)
     assert llamacloud_emulator.requests == []
@@ -188,7 +188,7 @@ def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_path_that_still_holds_a_template_is_refused(path: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    with pytest.raises(InvalidArgumentError, match="output_path still holds a template"):
+    with pytest.raises(InvalidArgumentError, match="output_path contains a template"):
         ask(path)
     assert llamacloud_emulator.requests == []
 

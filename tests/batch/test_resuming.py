@@ -78,7 +78,7 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
     def during(batch: Batch) -> None:
         asyncio.get_running_loop().call_later(0.5, batch.kill)
 
-    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+    with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(during, max_concurrency=4, delete_sessions=True)
     assert emulator.deleted == []
     assert 0 < emulator.posts() <= 4
@@ -97,7 +97,7 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     def kill_soon(batch: Batch) -> None:
         asyncio.get_running_loop().call_later(0.5, batch.kill)
 
-    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+    with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(kill_soon)
     assert llamacloud_emulator.posts() == 6
     runner.config = replace(runner.config, max_retries=0)
@@ -109,7 +109,7 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
 
 
 def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    with pytest.raises(errors.ChatBatchError, match="stopped from outside"):
+    with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(Batch.kill)
     assert llamacloud_emulator.requests == []
 
@@ -142,7 +142,7 @@ def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
         client.delete_session(gone)
     runner.run()
     assert outcomes(runner) == ["answered"] * 6
-    assert f"no longer exists, nor does its answer. Asking again. Session: {gone}" in caplog.text
+    assert f"no longer exists, so its answer is lost. Asking again. Session: {gone}" in caplog.text
     assert once_each(llamacloud_emulator)
 
 
@@ -157,7 +157,7 @@ def test_a_shared_session_that_is_gone_is_replaced(
         client.delete_session(next(iter(llamacloud_emulator.sessions)))
     runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered"] * 3
-    assert "continuing in a new one" in caplog.text
+    assert "Continuing in a new session" in caplog.text
 
 
 def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
@@ -291,7 +291,7 @@ def test_tidying_up_never_hides_why_the_batch_failed(
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
     with pytest.raises(errors.ChatBatchError, match="tired"):
         runner.run(fail_fast=True, delete_sessions=True)
-    assert "Sessions were left over: the disk is broken" in caplog.text
+    assert "Sessions were not deleted. the disk is broken" in caplog.text
 
 
 @pytest.mark.parametrize("which", ["First", "Second"])

@@ -76,7 +76,8 @@ def test_what_is_not_the_api_is_blamed_on_the_base_url(
     problem = meets(method, http(body, status, kind=kind))
     assert type(problem) is errors.RequestRefusedError, "final, and no proof that a session does not exist"
     assert re.search(
-        r"^Could not .*?: what answered is not LlamaCloud's API.*?Check the connection's Base URL", str(problem)
+        r"^Could not .*?: the response does not come from LlamaCloud's API.*?Check the connection's Base URL",
+        str(problem),
     )
     assert "Check the id" not in str(problem)
     assert "key" not in str(problem).replace("default project of the key", "")
@@ -86,7 +87,7 @@ def test_what_is_not_the_api_is_blamed_on_the_base_url(
     ("status", "words"),
     [
         ("401 X", "the API key is not valid at this host.*Check the connection's API Key and Region"),
-        ("403 X", "the API key may not do this.*Project ID"),
+        ("403 X", "the API key is not allowed to do this.*Project ID"),
         ("404 X", "there is no such chat session in this project.*Check the id"),
     ],
 )
@@ -141,10 +142,10 @@ def test_the_project_that_was_asked_is_named(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"5", "it is JSON, but a number in place of"),
-        (b"null", "it is JSON, but null in place of"),
-        (b"true", "it is JSON, but true in place of"),
-        (b'"x"', "it is JSON, but text in place of"),
+        (b"5", "it is JSON, but a number instead of"),
+        (b"null", "it is JSON, but null instead of"),
+        (b"true", "it is JSON, but true instead of"),
+        (b'"x"', "it is JSON, but text instead of"),
         (b"{", "it cannot be read as JSON"),
     ],
 )
@@ -157,8 +158,8 @@ def test_json_of_another_kind_is_called_what_it_is(body: bytes, words: str, meth
 
 
 def test_a_list_and_an_object_are_told_apart() -> None:
-    assert "an object in place of a list" in str(meets(projects, http(b"{}")))
-    assert "a list in place of an object" in str(meets(session, http(b"[]")))
+    assert "an object instead of a list" in str(meets(projects, http(b"{}")))
+    assert "a list instead of an object" in str(meets(session, http(b"[]")))
 
 
 def test_a_proxy_that_wants_a_password_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_a_proxy_that_wants_a_password_is_named(monkeypatch: pytest.MonkeyPatch)
             ):
                 client.list_projects()
             assert re.search(
-                r"^Could not list projects: the proxy .*wants a user name and a password", str(caught.value)
+                r"^Could not list projects: the proxy .*requires a valid user name and password", str(caught.value)
             )
             assert variable in str(caught.value)
             assert "hidden" not in str(caught.value)
@@ -189,7 +190,7 @@ def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     config = ClientConfig(api_key="llx-a", base_url="https://llamacloud.invalid", max_retries=0)
     with LlamaCloudClient(config) as client, pytest.raises(errors.LlamaCloudConnectionError) as caught:
         client.list_projects()
-    assert re.search(r"could not be reached: the proxy that ALL_PROXY names", str(caught.value))
+    assert re.search(r"could not be reached: the proxy in ALL_PROXY", str(caught.value))
 
 
 CONNECT = errors.LlamaCloudConnectionError
@@ -251,10 +252,10 @@ def chained(*causes: BaseException) -> httpx.ConnectError:
             chained(ssl.SSLCertVerificationError(1, "self-signed certificate")),
             "certificate is not trusted.*SSL_CERT_FILE",
         ),
-        (chained(ssl.SSLError(1, "wrong version number")), "no TLS connection.*Base URL"),
+        (chained(ssl.SSLError(1, "wrong version number")), "the TLS connection to LlamaCloud failed.*Base URL"),
         (
             chained(socket.gaierror(-2, "Name or service not known")),
-            "the name in its Base URL cannot be resolved.*Base URL",
+            "the host name of the Base URL cannot be resolved.*Base URL",
         ),
         (chained(OSError("All attempts"), ConnectionRefusedError(111, "Connection refused")), "refused.*Base URL"),
         (

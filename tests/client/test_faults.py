@@ -110,8 +110,8 @@ def test_a_delete_whose_answer_was_lost_is_a_delete(send: Sender, llamacloud_emu
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("malformed_json"), "not with what the API promises"),
-        (Fault("html", status=200), "not with what the API promises"),
+        (Fault("malformed_json"), "did not return a LlamaCloud API response"),
+        (Fault("html", status=200), "did not return a LlamaCloud API response"),
         (
             Fault("redirect", location="https://elsewhere.example/login?x=1"),
             "a redirect to 'https://elsewhere.example/login",

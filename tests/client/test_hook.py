@@ -158,10 +158,10 @@ OK: list[tuple[dict[str, Any], str]] = [
     ({"extra": json.dumps({"project_id": DEFAULT_PROJECT_ID})}, r"^Connected to http://127.*, project '.+' \("),
 ]
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"password": "llx-wrong"}, r"^API key or region: .*belongs to one region"),
-    ({"password": "***"}, r"row of asterisks"),
+    ({"password": "llx-wrong"}, r"^API key or region: .*works in only one region"),
+    ({"password": "***"}, r"consists of asterisks"),
     ({"password": ""}, r"has no API key"),
-    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) is not one of us, eu"),
+    ({"extra": json.dumps({"region": "mars"}), "host": ""}, r"Region \(extra field region\) must be one of us, eu"),
     ({"extra": json.dumps({"project_id": "mine"})}, r"Project ID \(extra field project_id\) must be a UUID"),
     ({"extra": json.dumps({"project_id": "00000000-0000-4000-8000-00000000dead"})}, r"^Project or organization: "),
     (
@@ -196,19 +196,19 @@ def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("status", status=503), r"^Could not list projects: the server, or a proxy before it, failed.*503"),
+        (Fault("status", status=503), r"^Could not list projects: the server, or a proxy in front of it, failed.*503"),
         (Fault("html", status=200), "Check the connection's Base URL"),
         (
             Fault("html", status=403),
-            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+            "^Could not list projects: the response does not come from LlamaCloud's API, but an HTML page",
         ),
         (
             Fault("html", status=404),
-            "^Could not list projects: what answered is not LlamaCloud's API, but an HTML page",
+            "^Could not list projects: the response does not come from LlamaCloud's API, but an HTML page",
         ),
-        (Fault("status", status=404), "^Could not list projects: what answered is not LlamaCloud's API"),
-        (Fault("status", status=405), "^Could not list projects: what answered is not LlamaCloud's API"),
-        (Fault("status", status=407), "^Could not list projects: the proxy .* wants a user name"),
+        (Fault("status", status=404), "^Could not list projects: the response does not come from LlamaCloud's API"),
+        (Fault("status", status=405), "^Could not list projects: the response does not come from LlamaCloud's API"),
+        (Fault("status", status=407), "^Could not list projects: the proxy .* a valid user name"),
         (Fault("status", status=403, detail="no"), "^API key: .*403"),
     ],
 )
@@ -235,9 +235,9 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
     [
         ("SSL_CERT_FILE", "/nonexistent/ca.pem", "SSL_CERT_FILE=/nonexistent/ca.pem"),
         ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE="),
-        ("HTTPS_PROXY", "proxy:bad:port", "the proxy that HTTPS_PROXY names"),
-        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "the proxy that HTTPS_PROXY names"),
-        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "the proxy that ALL_PROXY names"),
+        ("HTTPS_PROXY", "proxy:bad:port", "the proxy in HTTPS_PROXY is invalid"),
+        ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "the proxy in HTTPS_PROXY is invalid"),
+        ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "the proxy in ALL_PROXY is invalid"),
     ],
 )
 def test_an_environment_that_allows_no_client_is_named(

@@ -236,7 +236,7 @@ def test_a_stream_without_stop_is_an_interrupted_turn_for_stream_message_too(
     stream = client.stream_message(asker.session_id, PROMPT, index_ids=[INDEX_FILINGS])
     assert next(stream).type == "user_input"
     next(stream)
-    with pytest.raises(errors.ChatTurnInterruptedError, match="without its stop event"):
+    with pytest.raises(errors.ChatTurnInterruptedError, match="without a stop event"):
         next(stream)
 
 

@@ -251,6 +251,58 @@ def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
     assert one.paid == 2
 
 
+def test_a_cleared_task_whose_first_attempt_failed_early_still_asks_anew(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    one = life(extra={"max_retries": 0})
+    assert is_right(one.attempt())
+    one.clear(has_result=True)
+    # A batch looks a second time at its end.
+    llamacloud_emulator.inject(*[Fault("status", endpoint="get", status=503)] * (2 if mode == "batch" else 1))
+    assert one.attempt() is None
+    one.server.xcom_keys_to_clear = []  # Airflow deleted the result when that attempt began
+    assert is_right(one.attempt())
+    assert one.paid == 2
+
+
+def test_a_kill_while_the_connection_is_looked_up_keeps_the_prompt_back(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "batch":
+        pytest.skip("a batch looks when it begins whether it was killed")
+    one = life()
+    task = one.task()
+    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
+    get_conn = LlamaCloudHook.get_conn
+
+    def slow(hook: LlamaCloudHook) -> Any:
+        task.on_kill()
+        return get_conn(hook)
+
+    monkeypatch.setattr(LlamaCloudHook, "get_conn", slow)
+    assert one.attempt() is None
+    assert llamacloud_emulator.posts() == 0
+
+
+def test_a_batch_stops_although_its_log_is_in_use_when_the_signal_comes(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode != "batch":
+        pytest.skip("only a batch says what it stops before it does")
+    one = life(extra={"timeout": 20})
+    llamacloud_emulator.inject(Fault("delay", endpoint="get", delay=1.5))
+    task = one.task()
+    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
+
+    def tell(*_values: Any, **_known: Any) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    monkeypatch.setattr(task, "_tell_kill", tell)  # what a log in use when the signal comes does
+    threading.Timer(0.5, task.on_kill).start()
+    assert one.attempt() is None
+    assert llamacloud_emulator.posts() == 0
+
+
 def test_a_fault_free_turn_costs_no_more_requests_than_it_needs(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -115,7 +115,7 @@ def test_a_bomb_in_a_bomb_is_refused_unopened(caller: Caller, peak: Callable[[],
     # As above.
     problem = caller.meets("get", lambda _r: [answer], within=60.0, timeout=30.0, total_timeout=60.0, max_retries=0)
     assert isinstance(problem, errors.LlamaCloudConnectionError)
-    assert "was not asked for" in str(problem)
+    assert "was not requested" in str(problem)
     assert peak() < 10
 
 

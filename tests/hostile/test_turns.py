@@ -121,7 +121,7 @@ def test_a_malformed_event_is_logged_without_the_key(caller: Caller, caplog: pyt
     answer = http(bad + b'data: {"type": "stop"}\n\n', kind=STREAM)
     with caplog.at_level(logging.DEBUG, logger="airflow_provider_llamachat"):
         assert [event.type for event in caller.meets("stream", lambda _r: [answer])] == ["stop"]
-    assert "passed over a malformed event" in caplog.text
+    assert "Skipped a malformed event" in caplog.text
     assert "canary" not in caplog.text
 
 

@@ -43,14 +43,14 @@ def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None)
         (["idx-1", 7], r"index_ids\[1\] must be an index id .*got int 7"),
         (["idx-1", ""], r"index_ids\[1\]"),
         (["idx-1", None], r"index_ids\[1\].*NoneType"),
-        ("[idx-1", r"neither a JSON nor a Python list"),
-        ('{"a": 1}', r"neither a JSON nor a Python list"),
-        ("[" * 10_000, r"neither a JSON nor a Python list"),
-        ("idx-a, idx-b", r'holds several ids in one text.*\["idx-a", "idx-b"\]'),
-        ("idx-a idx-b\nidx-c", r'holds several ids in one text.*\["idx-a", "idx-b", "idx-c"\]'),
-        (["idx-1", "idx-a;idx-b"], r"index_ids\[1\] holds several ids in one text"),
-        (["None"], r"index_ids\[0\].*finds nothing"),
-        (["idx-1", " null "], r"index_ids\[1\].*finds nothing"),
+        ("[idx-1", r"must be a JSON or Python list"),
+        ('{"a": 1}', r"must be a JSON or Python list"),
+        ("[" * 10_000, r"must be a JSON or Python list"),
+        ("idx-a, idx-b", r'contains several ids in one string.*\["idx-a", "idx-b"\]'),
+        ("idx-a idx-b\nidx-c", r'contains several ids in one string.*\["idx-a", "idx-b", "idx-c"\]'),
+        (["idx-1", "idx-a;idx-b"], r"index_ids\[1\] contains several ids in one string"),
+        (["None"], r"index_ids\[0\].*Check the template"),
+        (["idx-1", " null "], r"index_ids\[1\].*Check the template"),
         (7.5, r"render_template_as_native_obj"),
         ([2024], r"render_template_as_native_obj"),
     ],
@@ -100,13 +100,13 @@ def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["None", " None\n", "null", None])
 def test_a_prompt_that_rendered_to_nothing_is_refused_like_a_blank_one(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"^prompt must be text.*template that finds nothing"):
+    with pytest.raises(InvalidArgumentError, match=r"^prompt must be text.*Check the template"):
         arguments.prompt(value)
 
 
 @pytest.mark.parametrize("value", [2024, [1, 2], 1.5, True, {"a": 1}, (1,)])
 def test_what_native_rendering_made_of_a_prompt_is_told_with_the_way_out(value: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"render_template_as_native_obj=True.*words around it") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"render_template_as_native_obj=True.*Add some words") as caught:
         arguments.prompt(value)
     assert repr(value) in str(caught.value)
 

@@ -60,9 +60,9 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
 @pytest.mark.parametrize(
     ("host", "kwargs", "words"),
     [
-        (None, {"region": "mars"}, "Region (extra field region) is not one of us, eu"),
+        (None, {"region": "mars"}, "Region (extra field region) must be one of us, eu"),
         ("https://user:llx-secret@example.com", {}, "user information"),
-        ("ftp://example.com", {}, "only https (or http) does"),
+        ("ftp://example.com", {}, "only https and http are supported"),
         ("https://", {}, "not a plain base URL"),
         ("https://example.com/?key=llx-secret", {}, "not a plain base URL"),
         ("https://exa mple.com", {}, "not a plain base URL"),

@@ -49,7 +49,7 @@ def test_a_malformed_event_is_logged_and_passed_over(caplog: pytest.LogCaptureFi
     ]
     events = list(read_events([*bad, block("data: " + json.dumps(TEXT))], "ses-9"))
     assert [event.type for event in events] == ["text"]
-    assert caplog.text.count("passed over a malformed event") == 3
+    assert caplog.text.count("Skipped a malformed event") == 3
     assert "ses-9" in caplog.text
     assert len(caplog.text) < 3000
 
