@@ -1,6 +1,6 @@
-"""Create a chat session, hand its ids to the tasks after it, ask a question, and delete the session whatever happens.
+"""Create a chat session, pass its ids to downstream tasks, ask a question, and always delete the session.
 
-Needs the connection ``llamacloud_default`` and, as Dag parameter or in place, the ids of your indexes.
+Requires the connection ``llamacloud_default``, and the ids of your indexes as a Dag parameter.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ with DAG(
 
     @task
     def report(session_id: str, index_ids: list[str], answer: str) -> dict[str, object]:
-        """Read both XComs, and the answer, as a downstream task receives them."""
+        """Read both XComs and the answer."""
         print(f"Session {session_id} over {index_ids} says: {answer}")
         return {"session_id": session_id, "index_ids": index_ids, "answer": answer}
 

@@ -1,6 +1,6 @@
-"""Long answers without holding a worker: the questions wait in the triggerer.
+"""Wait for long answers in the triggerer, without occupying a worker.
 
-A triggerer that is restarted in the middle of an answer reads the session's history and resumes; it does not ask again.
+If the triggerer is restarted during an answer, it reads the session's history and resumes. It does not ask again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ with DAG(
         prompt="Compare the revenue of Q2 and Q3.",
         deferrable=True,
         turn_timeout=timedelta(minutes=20),
-        # A retry looks for the answer first. If the turn was cut off for good, it may ask once more: an answer matters more
-        # here than a turn that may have been billed for nothing.
+        # A retry looks for the answer first. If the answer stopped partway, it asks once more, although the first turn may have
+        # been billed.
         retries=3,
         retry_delay=timedelta(seconds=30),
         on_interrupted="ask_again",

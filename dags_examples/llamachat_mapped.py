@@ -1,6 +1,6 @@
-"""The same conversation for each index: a mapped group of tasks that creates a session, asks in it, and deletes it.
+"""The same conversation for each index, with a mapped task group that creates a session, asks a question, and deletes the session.
 
-Each session has a teardown of its own, so it goes away when its question fails, too; the other conversations go on.
+Each session has its own teardown, so it is also deleted if its question fails. The other conversations continue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamach
 
     @task_group
     def conversation(index_ids: list[str], question: str) -> Any:
-        """One conversation; Airflow makes as many as there are entries to map over."""
+        """One conversation. Airflow creates one for each mapped entry."""
         create = CreateChatSessionOperator(task_id="create_session", index_ids=index_ids)
         ask = SendChatMessageOperator(
             task_id="ask",
@@ -32,7 +32,7 @@ with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamach
             prompt=question,
             retries=2,
             retry_delay=10,
-            # At most this many turns at once, across the whole run.
+            # Maximum number of concurrent turns in the Dag run.
             max_active_tis_per_dagrun=8,
         )
         delete = DeleteChatSessionOperator(task_id="delete_session", session_id=create.output["session_id"])
@@ -41,7 +41,7 @@ with DAG(dag_id="llamachat_mapped", schedule=None, catchup=False, tags=["llamach
 
     @task
     def collect(answers: list[str]) -> list[str]:
-        """Read all answers, in the order of the questions."""
+        """Read all answers in the order of the questions."""
         found = list(answers)
         for answer in found:
             print(answer)

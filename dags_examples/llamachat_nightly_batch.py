@@ -1,7 +1,7 @@
-"""The same questions of every filing, each night: wait for the index, ask all of them in one task, check, write a report.
+"""Ask the same questions every night: wait for the index, ask all questions in one task, check the results, and write a report.
 
-The answers lie in one JSON Lines file per run; only a manifest travels through XCom. A retry of ``ask_all`` asks what is missing
-and nothing twice. Give ``output`` as any path that Airflow's object storage knows, ``s3://my_aws_connection@bucket/llamachat`` say.
+The answers are written to a JSON Lines file for each run, and only a manifest is pushed to XCom. A retry of ``ask_all`` asks only the
+missing questions. ``output`` may be any path of Airflow's object storage, for example ``s3://my_aws_connection@bucket/llamachat``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ with DAG(
         "index_ids": Param(["idx-filings"], type="array", items={"type": "string"}, title="Index ids"),
         "questions": Param(QUESTIONS, type="array", title="Questions"),
         "output": Param(f"file://{tempfile.gettempdir()}/llamachat", type="string", title="Folder of the results"),
-        "answered_at_least": Param(0.9, type="number", minimum=0, maximum=1, title="Share that must be answered"),
+        "answered_at_least": Param(
+            0.9, type="number", minimum=0, maximum=1, title="Minimum share of answered questions"
+        ),
     },
 ) as dag:
     ready = IndexReadySensor(
@@ -52,7 +54,7 @@ with DAG(
         prompts="{{ params.questions }}",
         index_ids="{{ params.index_ids }}",
         max_concurrency=8,
-        # Each run has a file of its own: colons do not belong into every store's names.
+        # Each run has its own file. Colons are removed, because not all stores allow them in names.
         output_path="{{ params.output }}/{{ run_id | replace(':', '') }}.jsonl",
         delete_sessions=True,
         retries=2,
@@ -61,7 +63,7 @@ with DAG(
 
     @task
     def check(manifest: dict[str, Any], **context: Any) -> dict[str, Any]:
-        """Fail the run when too many questions have no answer; one or two may."""
+        """Fail the run if too many questions have no answer."""
         share = manifest["answered"] / max(1, manifest["total"])
         print(
             f"{manifest['answered']} of {manifest['total']} answered for {manifest['total_output_tokens']} output tokens."
@@ -74,7 +76,7 @@ with DAG(
 
     @task
     def report(manifest: dict[str, Any]) -> str:
-        """Turn the results into a Markdown file beside them."""
+        """Write the results to a Markdown file next to them."""
         results = ObjectStoragePath(manifest["output_path"])
         lines = ["# Answers", ""]
         for line in results.read_text().strip().split("\n"):

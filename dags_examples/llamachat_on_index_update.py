@@ -1,6 +1,6 @@
-"""Ask the standing questions whenever an index has taken in new documents.
+"""Ask the same questions whenever an index was synced.
 
-On Airflow 3 an asset watcher starts a run each time the index's ``last_synced_at`` moves on. Airflow 2 has no watchers: there the
+On Airflow 3, an asset watcher starts a run each time the index's ``last_synced_at`` is newer. Airflow 2 has no asset watchers, so the
 Dag runs every hour.
 """
 
@@ -39,19 +39,19 @@ with DAG(
     tags=["llamachat", "example"],
     doc_md=__doc__,
 ) as dag:
-    # Few questions: the results may travel through XCom, and no file is needed.
+    # The results of a few questions fit into XCom, so no file is needed.
     ask = ChatBatchOperator(
         task_id="ask",
         prompts=["What was the revenue in Q3?", "Which risk factors does the Q3 report name?"],
         index_ids=[INDEX_ID],
-        # The second question may lean on the first.
+        # The second question may refer to the first.
         session_mode="shared",
         delete_sessions=True,
     )
 
     @task
     def tell(results: list[dict[str, Any]], **context: Any) -> int:
-        """Show what is new, and why this run began."""
+        """Print the answers, and the event that started this run."""
         for events in (context.get("triggering_asset_events") or {}).values():
             for event in events:
                 print(f"Synced: {event.extra}")

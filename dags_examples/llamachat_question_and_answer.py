@@ -1,6 +1,6 @@
-"""A conversation: create a session, ask, ask again with reference to the first answer, and delete the session at the end.
+"""A conversation: create a session, ask a question, ask a follow-up question, and delete the session.
 
-The session is deleted in a teardown, so it goes away when a question fails too, and the run still shows the failure.
+The session is deleted in a teardown, so it is also deleted if a question fails, and the run is still marked as failed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ with DAG(
 
     @task
     def compare(first: str, second: str, usage: dict[str, object]) -> str:
-        """Put both answers beside each other; ``usage`` is what the second one cost."""
+        """Compare both answers. ``usage`` is the usage of the second one."""
         summary = f"Q3: {first}\nQ2: {second}\nThe second answer took {usage['total_output_tokens']} output tokens."
         print(summary)
         return summary
 
     delete = DeleteChatSessionOperator(task_id="delete_session", session_id=session_id)
 
-    # A session answers one turn at a time: the second question waits for the first.
+    # A session answers one turn at a time, so the second question waits for the first.
     revenue >> follow_up
     compare(revenue.output, follow_up.output, follow_up.output["usage"]) >> delete.as_teardown(setups=create)

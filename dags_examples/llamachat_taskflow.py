@@ -1,4 +1,4 @@
-"""The TaskFlow way: a function returns the prompt, ``@task.llamachat`` asks it."""
+"""Use TaskFlow: a function returns the prompt, and ``@task.llamachat`` asks it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def llamachat_taskflow() -> None:
 
     @task
     def pick_topic() -> str:
-        """Stand in for whatever decides what to ask: a query, a file, a message."""
+        """Choose a topic. In practice, this could be a query, a file or a message."""
         return "vacation"
 
     @task.llamachat(session_id=create.output["session_id"], retries=2, retry_delay=10)
     def ask_about(topic: str) -> str:
-        """Return the prompt; the task's return value is the answer."""
+        """Return the prompt. The return value of the task is the answer."""
         return f"What does the handbook say about {topic}?"
 
     @task
