@@ -251,7 +251,7 @@ def test_a_refusal_that_concerns_all_items_ends_the_batch(
 
 def test_a_batch_without_any_answer_fails(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", times=None, detail="down for repair"))
-    with pytest.raises(errors.ChatBatchError, match=r"None of 6 prompts was answered.*down for repair"):
+    with pytest.raises(errors.ChatBatchError, match=r"None of the 6 prompts was answered.*down for repair"):
         runner.run()
     llamacloud_emulator.clear_faults()
     runner.run()

@@ -358,7 +358,7 @@ def test_answers_that_can_not_be_read_back_are_not_forgotten(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PartsJournal, "records", lambda _: iter(()))
-    with pytest.raises(errors.ChatBatchError, match="6 prompts were answered, but only 0 answers"):
+    with pytest.raises(errors.ChatBatchError, match="6 prompts were answered, but only 0 of their answers"):
         runner.run()
     monkeypatch.undo()
     assert runner.run().kept == 6

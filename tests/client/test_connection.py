@@ -80,7 +80,7 @@ def test_an_unknown_field_in_extra_is_warned_of_once_with_the_nearest_name(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2, warnings
     assert "extra field 'regoin' is unknown and has no effect. Did you mean 'region'?" in warnings[0]
-    assert "Known are region, project_id, organization_id, timeout, max_retries, history_lag" in warnings[1]
+    assert "Valid fields: region, project_id, organization_id, timeout, max_retries, history_lag" in warnings[1]
     assert "canary" not in caplog.text
 
 
