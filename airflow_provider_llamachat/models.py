@@ -207,7 +207,7 @@ def _tolerant_events(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     if len(value) > MAX_EVENTS:
-        raise ValueError(f"a session has at most {MAX_EVENTS} events, got {len(value)}")
+        raise ValueError(f"{len(value)} events exceed the maximum of {MAX_EVENTS}")
     events = [item if isinstance(item, Event) else parse_event(item) for item in value]
     if lost := sum(event is None for event in events):
         log.warning("Skipped %d of %d events of the session's history, because they are malformed.", lost, len(events))
