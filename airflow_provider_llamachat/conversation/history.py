@@ -266,10 +266,12 @@ def begin(
     if memory is None:
         if not is_retry:
             return fresh
+        # An attempt after the one whose turn is shown may have asked as well.
+        fresh = replace(fresh, intended_at=now)
         memory = Trace(count - 1, intended_at=now, anchor=anchor(session.events, count - 1))
         last = [event for event in session.events if isinstance(event, UserInputEvent)][-1:]
         if not last or not is_same_text(last[0].content, question.prompt):
-            memory = replace(fresh, intended_at=now)
+            memory = fresh
     if not memory.is_open:
         return fresh
     verdict = judge(session.events, question, memory)

@@ -268,22 +268,22 @@ def test_a_first_attempt_asks_after_what_is_there_even_when_the_prompt_was_asked
 
 
 @pytest.mark.parametrize(
-    ("history", "baseline", "is_in_doubt"),
+    ("history", "baseline"),
     [
-        ([], 0, True),
-        ([turn("ours")], 0, True),
-        ([turn("OURS ")[:2]], 0, True),
-        ([turn("a"), turn("ours")], 1, True),
-        ([turn("other")], 1, True),
-        ([turn("ours"), turn("other")], 2, True),
-        ([turn("ours", is_error=True, error="x")], 1, False),
+        ([], 0),
+        ([turn("ours")], 0),
+        ([turn("OURS ")[:2]], 0),
+        ([turn("a"), turn("ours")], 1),
+        ([turn("other")], 1),
+        ([turn("ours"), turn("other")], 2),
+        ([turn("ours", is_error=True, error="x")], 1),
     ],
 )
 def test_a_retry_without_a_store_knows_its_turn_by_the_last_prompt(
-    history: list[list[dict[str, Any]]], baseline: int, is_in_doubt: bool
+    history: list[list[dict[str, Any]]], baseline: int
 ) -> None:
     begun = begin(session(*history), Q, is_retry=True, now=9.0)
-    assert begun == Trace(baseline, intended_at=9.0 if is_in_doubt else None, anchor=anchor(events(*history), baseline))
+    assert begun == Trace(baseline, intended_at=9.0, anchor=anchor(events(*history), baseline))
 
 
 def test_an_attempt_with_a_store_goes_by_its_memory() -> None:
