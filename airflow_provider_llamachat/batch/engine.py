@@ -275,14 +275,12 @@ class Batch:
             self._unposted.append(prepared)
             return None
         expected: Prepared | None = None
-        if lane and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
-            # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should.
+        if lane and prepared.trace.baseline and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
+            # Its intent becomes durable while this turn runs; it holds only if this turn comes to stand where it should. Not after a
+            # session's first turn: how the history begins, which shows whether it lost its beginning, is known when that has ended.
             asked = prepared.question
             question = self._preparer.question(lane[0], asked.session_id, lane[0].index_ids or asked.index_ids)
-            # How the history begins is known only when the session's first turn has ended.
-            trace = Trace(
-                prepared.trace.baseline + 1, anchor=prepared.trace.anchor if prepared.trace.baseline else None
-            )
+            trace = Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor)
             expected = Prepared(lane[0], question, trace)
             self._committer.note(self._intent(expected, ahead=True))
         result = await self._ask(prepared)
