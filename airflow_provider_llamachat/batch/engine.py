@@ -277,14 +277,12 @@ class Batch:
             self._unposted.append(prepared)
             return None
         expected: Prepared | None = None
-        if lane and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
-            # Its intent becomes durable while this turn runs, and is valid only if this turn ends at the expected position.
+        if lane and prepared.trace.baseline and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
+            # Its intent becomes durable while this turn runs, and is valid only if this turn ends at the expected position. This does not
+            # apply to a session's first turn: how the history begins (the anchor) is known only after that turn has ended.
             asked = prepared.question
             question = self._preparer.question(lane[0], asked.session_id, lane[0].index_ids or asked.index_ids)
-            # The anchor is known only after the session's first turn has ended.
-            trace = Trace(
-                prepared.trace.baseline + 1, anchor=prepared.trace.anchor if prepared.trace.baseline else None
-            )
+            trace = Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor)
             expected = Prepared(lane[0], question, trace)
             self._committer.note(self._intent(expected, ahead=True))
         result = await self._ask(prepared)

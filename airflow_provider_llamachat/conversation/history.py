@@ -266,16 +266,17 @@ def begin(
     if memory is None:
         if not is_retry:
             return fresh
+        # An attempt after the one whose turn is shown may have asked as well.
+        fresh = replace(fresh, intended_at=now)
         memory = Trace(count - 1, intended_at=now, anchor=anchor(session.events, count - 1))
         last = [event for event in session.events if isinstance(event, UserInputEvent)][-1:]
         if not last or not is_same_text(last[0].content, question.prompt):
-            memory = replace(fresh, intended_at=now)
+            memory = fresh
     if not memory.is_open:
         return fresh
     verdict = judge(session.events, question, memory)
     if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error and verdict.is_sure:
-        # Where nothing is remembered, an attempt after that turn may have asked again.
-        return replace(fresh, intended_at=now) if is_retry else fresh
+        return fresh
     return memory
 
 

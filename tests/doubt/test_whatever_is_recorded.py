@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudTaskStateError
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator, Settings
-from tests.airflow.tries import Store
-from tests.doubt.lives import PROMPT, Life, Mode
+from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator, Settings
+from tests.airflow.tries import Store, a_try
+from tests.doubt.lives import PROMPT, Life, Mode, connect
 
 Begin = Callable[..., Life]
 FORMS = get_args(get_type_hints(Settings)["recorded_as"])
@@ -323,3 +326,30 @@ def test_a_fault_free_turn_costs_no_more_requests_than_it_needs(
 def test_the_prompt_of_these_tests_is_changed_by_every_form() -> None:
     assert len(FORMS) == 13
     assert PROMPT.strip() == PROMPT  # "trimmed" changes nothing here; the emulator's own tests show that it trims
+
+
+@pytest.mark.parametrize("window", [6, 9])
+def test_a_prompt_that_follows_another_in_a_batch_is_paid_once_although_the_history_loses_its_beginning(
+    window: int, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connect(llamacloud_emulator, monkeypatch)
+    llamacloud_emulator.settings.history_window = window
+    stream, posted = AsyncLlamaCloudClient.stream, []
+
+    async def losing_the_second(client: AsyncLlamaCloudClient, question: Any, *values: Any) -> Any:
+        posted.append(question)
+        if len(posted) == 2:
+            llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"))
+        async for event in stream(client, question, *values):
+            yield event
+
+    monkeypatch.setattr(AsyncLlamaCloudClient, "stream", losing_the_second)
+    task = ChatBatchOperator(
+        task_id="ask",
+        prompts=["What comes first?", PROMPT],
+        index_ids=[INDEX_FILINGS],
+        session_mode="shared",
+        output_path=tmp_path / "results.jsonl",
+    )
+    type(task).execute.__wrapped__(task, a_try(task, 1, store=Store()))  # type: ignore[attr-defined]
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == ["What comes first?", PROMPT]

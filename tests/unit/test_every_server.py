@@ -51,6 +51,9 @@ UNSETTLED: dict[str, Any] = WITHIN | {
 def check(life: Life) -> None:
     assert life.service.paid <= 1
     ours = {turn.answer for turn in life.service.turns if turn.is_ours}
+    if life.service.window is not None and not life.service.earlier:
+        # See test_a_window_that_shows_nothing_but_somebody_elses_turn: such answers are only known to exist.
+        ours |= {turn.answer for turn in life.service.turns}
     assert all(turn.answer in ours or (not turn.answer and life.service.text != "stream") for turn in life.answers)
     for before, step in zip([None, *life.steps], life.steps, strict=False):
         assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
@@ -141,6 +144,16 @@ def test_the_documented_limits_are_where_they_are_said_to_be(
     service: Callable[[], Service], attempts: list[Attempt], has_store: bool
 ) -> None:
     assert Life(service(), has_store=has_store).run(attempts).service.paid == 2
+
+
+def test_a_window_that_shows_nothing_but_somebody_elses_turn_passes_for_a_session_that_was_empty_before_ours() -> None:
+    # Nothing in such a history tells that it lost its beginning, and the end of ours was seen.
+    service = Service(window=4, echoes=False, foreign=[1.0])
+    life = Life(service).run([Attempt(is_deferred=True)])
+    assert life.service.paid == 1
+    assert not life.answers[0].answer.startswith("ours")
+    with_beginning = Life(Service(window=4, echoes=False, foreign=[1.0], earlier=1)).run([Attempt(is_deferred=True)])
+    assert (with_beginning.service.paid, with_beginning.answers) == (1, [])
 
 
 def test_a_busy_session_keeps_a_turn_that_is_longer_than_the_lag_from_being_paid_twice() -> None:
