@@ -236,10 +236,11 @@ class ChatBatchOperator(LlamaCloudOperator):
             loop = asyncio.get_running_loop()
 
             def kill() -> None:
+                in_flight = batch.in_flight  # before a loop in another thread stops them
                 # Signals interrupt the main thread at any point, so the loop is only notified. This comes before the log message, which
                 # fails if the signal interrupted another write to the log.
                 loop.call_soon_threadsafe(batch.kill)
-                self._tell_kill(batch.in_flight, remembers=journal.remembers)
+                self._tell_kill(in_flight, remembers=journal.remembers)
 
             self._kill = kill
             if self._is_killed:
