@@ -143,7 +143,9 @@ def test_killed_while_the_history_does_not_show_the_turns_yet(
     # Without a sign of acceptance in the journal, the history has to get the time that it needs.
     tries = Tries(emulator, tmp_path / "results.jsonl", CONCURRENCY, history_lag=0.0 if is_journalled else 5.0)
     attempt = tries.start()
-    wait_for(lambda: (tries.accepted if is_journalled else emulator.posts()) == CONCURRENCY)
+    wait_for(lambda: sum(turn.state == "running" for turn in emulator.turns) == CONCURRENCY)
+    if is_journalled:
+        wait_for(lambda: tries.accepted == CONCURRENCY)
     attempt.kill()
     assert sum(turn.state == "running" for turn in emulator.turns) == CONCURRENCY
     tries.start().finish()
