@@ -86,7 +86,7 @@ class LlamaCloudEmulator(Control):
         except (OSError, UnicodeError) as error:
             await runner.cleanup()
             # Past what asyncio says about the address, which is said here.
-            reason = str(getattr(error, "strerror", error)).rpartition(": ")[2]
+            reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
             raise OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}") from None
         self._runner = runner
         self._port = runner.addresses[0][1]

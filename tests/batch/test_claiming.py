@@ -43,12 +43,10 @@ def test_of_two_mapped_batches_with_one_path_only_one_asks(
     assert sorted(result.tasks["batch"]) == ["failed", "success"]
     assert result.tries["batch"] == 1
     assert llamacloud_emulator.posts() == len(read(output)) == 2
-    assert read(output)[0]["batch"] == {
-        "dag_id": "one_path",
-        "task_id": "batch",
-        "run_id": read(output)[1]["batch"]["run_id"],
-        "map_index": 0,
-    }
+    first, second = (line["batch"] for line in read(output))
+    assert first == second
+    assert (first["dag_id"], first["task_id"]) == ("one_path", "batch")
+    assert first["map_index"] in {0, 1}  # dag.test() of Airflow 3.0 does not begin with the first
     # Another run replaces them, and so does this one's own task.
     assert sorted(go("one_path", output_path=str(output)).tasks["batch"]) == ["failed", "success"]
     assert llamacloud_emulator.posts() == 4

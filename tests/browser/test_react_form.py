@@ -47,7 +47,14 @@ def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, 
     pages.fill(api_key="llx-not-a-real-key")
     picture(pages.dialog, "connection-form", repository)
     pages.open_extras()
-    assert pages.labels() == ["Region", "Project ID", "Organization ID", "Timeout (s)", "Max retries"]
+    assert pages.labels() == [
+        "Region",
+        "Project ID",
+        "Organization ID",
+        "Timeout (s)",
+        "Max retries",
+        "History lag (s)",
+    ]
     expect(pages.dialog).to_contain_text("Where the API key was made: us (default) or eu.")
     expect(pages.dialog).to_contain_text("Seconds without a byte before a read fails.")
     assert pages.region_choices() == ["us", "eu"]

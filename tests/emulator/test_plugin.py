@@ -113,12 +113,43 @@ def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(errors=1)
 
 
+def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", "vault.Vault")
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    pytester.makepyfile(vault=_VAULT)
+    pytester.makepyfile(
+        """
+        from airflow.providers.common.compat.sdk import BaseHook
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        def password():
+            return BaseHook.get_connection("llamacloud_default").password
+
+        def test_free():
+            assert password() == "llx-production"
+
+        def test_caged(llamacloud_connection):
+            LlamaCloudHook().create_session()
+            assert len(llamacloud_connection.sessions) == 1
+
+        def test_free_again():
+            assert password() == "llx-production"
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, timeout=120)
+    result.assert_outcomes(passed=3)
+
+
 @pytest.mark.parametrize(
     ("where", "early"), [("AIRFLOW__SECRETS__BACKEND", True), ("AIRFLOW__WORKERS__SECRETS_BACKEND", False)]
 )
-def test_a_secrets_backend_is_not_asked(
+def test_a_secrets_backend_that_the_task_sdk_keeps_is_not_asked(
     where: str, early: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not hasattr(pytest.importorskip("airflow.sdk.configuration", reason=_OLDER), "ensure_secrets_loaded"):
+        pytest.skip(_OLDER)
     monkeypatch.setenv(where, "vault.Vault")
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
     pytester.makepyfile(vault=_VAULT)
@@ -152,6 +183,7 @@ def test_a_secrets_backend_is_not_asked(
     result.assert_outcomes(passed=2)
 
 
+_OLDER = "this Airflow's Task SDK keeps no secrets backends of its own"
 _VAULT = """
 from airflow.secrets.environment_variables import EnvironmentVariablesBackend as Environment
 from airflow.secrets import BaseSecretsBackend
@@ -166,13 +198,13 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
     pytester.makepyfile(
         """
         import pytest
-        from airflow.sdk import Connection
+        from airflow.providers.common.compat.sdk import BaseHook, Connection
 
         @pytest.fixture(autouse=True)
         def elsewhere(monkeypatch):
             production = Connection(
                 conn_id="llamacloud_default", conn_type="llamacloud", host="https://production", password="llx-secret")
-            monkeypatch.setattr("airflow.sdk.BaseHook.get_connection", lambda conn_id: production)
+            monkeypatch.setattr(BaseHook, "get_connection", lambda conn_id: production)
 
         def test_it(llamacloud_connection):
             pass
