@@ -68,9 +68,9 @@ CONNECTION_TYPE: dict[str, Any] = {
 
 _ASSET_URIS: dict[str, Any] = {
     "schemes": ["llamacloud"],
-    "handler": f"{_PACKAGE}.lineage.sanitize_uri",
-    "factory": f"{_PACKAGE}.lineage.create_asset",
-    "to_openlineage_converter": f"{_PACKAGE}.lineage.convert_to_openlineage",
+    "handler": f"{_PACKAGE}.airflow_support.lineage.sanitize_uri",
+    "factory": f"{_PACKAGE}.airflow_support.lineage.create_asset",
+    "to_openlineage_converter": f"{_PACKAGE}.airflow_support.lineage.convert_to_openlineage",
 }
 
 TEST_NEEDS_A_PORT = ((3, 3, 1), (3, 4, 0))

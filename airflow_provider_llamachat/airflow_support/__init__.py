@@ -1,1 +1,1 @@
-"""Code that requires a running Airflow task: its memory across attempts."""
+"""Code that requires Airflow: a task's memory across attempts, the log of a turn, lineage and metrics."""

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.cleanup import Tidier
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
-from airflow_provider_llamachat.batch.deleting import Tidier
-from airflow_provider_llamachat.batch.lines import line
-from airflow_provider_llamachat.batch.meter import Meter
-from airflow_provider_llamachat.batch.preparing import NothingToAskInError, Options, Prepared, Preparer
+from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.batch.records import Intent
+from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
@@ -358,7 +357,7 @@ class Batch:
         return records.intent(key, prepared.question.session_id, trace, opened=prepared.opened, ahead=ahead)
 
     def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
-        entry = line(item, prepared, result)
+        entry = records.line(item, prepared, result)
         trace = prepared.trace if prepared else None
         self._committer.note(records.result(item.key(self._scope), entry, trace=trace))
         outcome: str = entry["outcome"]
@@ -396,7 +395,7 @@ class Batch:
 
     def _missing(self, position: int) -> dict[str, Any]:
         reason = "Not asked, because an earlier prompt of the same session has no answer."
-        return line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
+        return records.line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
 
     def _later(self) -> str:
         if self._journal.remembers:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.client.endpoints import MAX_SESSION_INDEXES
 from airflow_provider_llamachat.conversation.question import fingerprint
-from airflow_provider_llamachat.endpoints import MAX_SESSION_INDEXES
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 

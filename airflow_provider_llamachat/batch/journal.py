@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_provider_llamachat.batch import claiming, records
+from airflow_provider_llamachat.batch import claims, records
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.batch.storage import Folder, spool
@@ -133,7 +133,7 @@ class PartsJournal(Journal):
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
         self._folder = self._above.below(scope.digest)
-        self._claim = claiming.Claim(self._above, scope)
+        self._claim = claims.Claim(self._above, scope)
         self._nonce = secrets.token_hex(4)
         self._number = 0
         self._small: list[str] = []
@@ -166,10 +166,10 @@ class PartsJournal(Journal):
             origin = json.loads(self._beside.first_line(self._name) or b"null")["batch"]
         except (ValueError, KeyError, TypeError):
             return  # no results, or their origin is unknown
-        if isinstance(origin, dict) and claiming.is_same_run(origin, self._scope) and origin != asdict(self._scope):
+        if isinstance(origin, dict) and claims.is_same_run(origin, self._scope) and origin != asdict(self._scope):
             raise InvalidArgumentError(
-                f"output_path already contains the results of another task of this run. {claiming.REMEDY} "
-                f"Written by: {claiming.written_by(origin)}. File: {self._beside.url}/{self._name}"
+                f"output_path already contains the results of another task of this run. {claims.REMEDY} "
+                f"Written by: {claims.written_by(origin)}. File: {self._beside.url}/{self._name}"
             )
 
     def load(self, positions: dict[str, int]) -> Past:

@@ -10,9 +10,16 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.conversation.question import Trace
+from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudError
+from airflow_provider_llamachat.redaction import excerpt
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.batch.items import Item
+    from airflow_provider_llamachat.batch.sessions import Prepared
+    from airflow_provider_llamachat.models import ChatTurn
 
 VERSION = 1
 
@@ -39,6 +46,33 @@ def intent(key: str, session_id: str, trace: Trace, *, opened: bool, ahead: bool
 def acceptance(key: str, trace: Trace) -> dict[str, Any]:
     """The server accepted the prompt of ``key``. It is not asked again just because the history does not show it."""
     return _record("accepted", key=key, recorded=trace.recorded)
+
+
+def line(
+    item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
+) -> dict[str, Any]:
+    """Return the result of an item as JSON values. ``outcome`` overrides the outcome of the result."""
+    values: dict[str, Any] = {
+        "position": item.position,
+        "id": item.id,
+        "outcome": outcome,
+        "prompt": item.prompt,
+        "answer": None,
+        "session_id": prepared.question.session_id if prepared else item.session_id,
+        "index_ids": prepared.question.index_ids if prepared else item.index_ids,
+        "skipped_index_ids": [],
+        "usage": None,
+        "error": None,
+    }
+    if isinstance(result, LlamaCloudError):
+        interrupted = isinstance(result, ChatTurnInterruptedError)
+        values["outcome"] = outcome or (INTERRUPTED if interrupted else FAILED)
+        values["usage"] = getattr(result, "usage", None)
+        values["error"] = {"type": type(result).__name__, "message": excerpt(str(result), limit=1000)}
+    else:
+        values |= {"outcome": ANSWERED, "answer": result.answer}
+        values |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
+    return values
 
 
 def result(key: str, line: dict[str, Any], *, trace: Trace | None) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from typing import Any, Self, Unpack, cast
 import httpx
 from tenacity import AsyncRetrying
 
-from airflow_provider_llamachat import endpoints, exceptions, models
+from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import seconds
-from airflow_provider_llamachat.client import calls, http, replaying, replies
+from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, asleep, auntil
 from airflow_provider_llamachat.client.decoding import Unpacker
-from airflow_provider_llamachat.client.streaming import aread_events
+from airflow_provider_llamachat.client.sse import aread_events
 from airflow_provider_llamachat.client.throttle import Throttle, apassing
 from airflow_provider_llamachat.conversation.ask import ask
 from airflow_provider_llamachat.conversation.driver import AsyncKeep, carry_out
@@ -254,7 +254,7 @@ class AsyncLlamaCloudClient:
         trace = None if baseline is None else Trace(baseline)
         if trace is None or not question.index_ids:
             session = cast("models.Session", await self._send(self._calls.history(question)))
-            with replies.redacting(self.config):
+            with responses.redacting(self.config):
                 question, trace = calls.completed(question, trace, session)
         if resume:
             trace = replace(trace, intended_at=time.time(), accepted=accepted)
@@ -276,7 +276,7 @@ class AsyncLlamaCloudClient:
         :param keep: stores what is known about the turn for later attempts.
         """
         steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
-        with replies.redacting(self.config):
+        with responses.redacting(self.config):
             return await carry_out(self, question, trace, steps, deadline, keep, on_event)
 
     async def read_history(self, question: Question, deadline: float) -> models.Session:
@@ -302,12 +302,12 @@ class AsyncLlamaCloudClient:
                 apassing(self.throttle, deadline) as passage,
                 self._response(self._for_one_request(), call, deadline) as response,
             ):
-                passage.answered(response.status_code, replies.retry_after(response.headers))
+                passage.answered(response.status_code, responses.retry_after(response.headers))
                 if not http.is_event_stream(response):
                     body = await self._read(call, response, deadline)
-                    reply = replies.Reply(response.status_code, response.headers, body)
-                    replies.raise_for_status(call, reply, self.config)
-                    raise replies.not_a_stream(call, reply, self.config)
+                    reply = responses.Reply(response.status_code, response.headers, body)
+                    responses.raise_for_status(call, reply, self.config)
+                    raise responses.not_a_stream(call, reply, self.config)
                 accepted = True
                 secrets = (self.config.api_key,)
                 async with (
@@ -316,8 +316,8 @@ class AsyncLlamaCloudClient:
                 ):
                     async for event in events:
                         yield event
-        except replies.TRANSPORT_PROBLEMS as problem:
-            raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
+        except responses.TRANSPORT_PROBLEMS as problem:
+            raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 
     async def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> AsyncIterator[Any]:
         pages = calls.Pages(endpoint)
@@ -329,14 +329,14 @@ class AsyncLlamaCloudClient:
 
     async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
-        budget = replaying.Budget(self.config, patience)
-        policy = replaying.policy(call, self.config, budget, self._gate)
+        budget = retry.Budget(self.config, patience)
+        policy = retry.policy(call, self.config, budget, self._gate)
         async for attempt in AsyncRetrying(**policy, sleep=self.pause):
             with attempt:
                 try:
-                    return await replies.adecode(call, await self._attempt(call, budget), self.config)
+                    return await responses.adecode(call, await self._attempt(call, budget), self.config)
                 except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and replaying.shows_success(call, problem):
+                    if doubtful and retry.shows_success(call, problem):
                         return None
                     raise
                 except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
@@ -344,7 +344,7 @@ class AsyncLlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    async def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
+    async def _attempt(self, call: endpoints.Call, budget: retry.Budget) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         async with apassing(self.throttle) as passage:
             try:
@@ -352,14 +352,14 @@ class AsyncLlamaCloudClient:
                     connecting = http.Connecting()
                     try:
                         reply = await self._exchange(self._http, call, deadline, connecting)
-                    except replies.DISCONNECTS:
+                    except responses.DISCONNECTS:
                         # The server had closed an idle connection. This does not count as a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
                         reply = await self._exchange(self._for_one_request(), call, deadline)
-            except replies.TRANSPORT_PROBLEMS as problem:
-                raise replies.connection_error(call, problem, self.config) from None
-            passage.answered(reply.status, replies.retry_after(reply.headers))
+            except responses.TRANSPORT_PROBLEMS as problem:
+                raise responses.connection_error(call, problem, self.config) from None
+            passage.answered(reply.status, responses.retry_after(reply.headers))
             return reply
 
     def _for_one_request(self) -> httpx.AsyncClient:
@@ -374,9 +374,9 @@ class AsyncLlamaCloudClient:
         call: endpoints.Call,
         deadline: float,
         connecting: http.Connecting | None = None,
-    ) -> replies.Reply:
+    ) -> responses.Reply:
         async with self._response(client, call, deadline, connecting) as response:
-            return replies.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
+            return responses.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
 
     @asynccontextmanager
     async def _response(
@@ -414,6 +414,6 @@ class AsyncLlamaCloudClient:
         async with aclosing(self._chunks(response, deadline)) as chunks:
             async for chunk in chunks:
                 body += chunk
-                if len(body) > replies.MAX_BODY:
-                    raise replies.too_large(call, self.config)
+                if len(body) > responses.MAX_BODY:
+                    raise responses.too_large(call, self.config)
         return bytes(body)

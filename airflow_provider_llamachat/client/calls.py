@@ -7,15 +7,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_llamachat import endpoints
 from airflow_provider_llamachat.arguments import id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
+from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
-from airflow_provider_llamachat.client.replaying import pause
+from airflow_provider_llamachat.client.endpoints import Call
+from airflow_provider_llamachat.client.retry import pause
 from airflow_provider_llamachat.conversation.ask import Limits
 from airflow_provider_llamachat.conversation.history import anchor, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
-from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import httpx
 
-from airflow_provider_llamachat import __version__, endpoints
-from airflow_provider_llamachat.client import decoding
+from airflow_provider_llamachat import __version__
+from airflow_provider_llamachat.client import decoding, endpoints
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context
 from airflow_provider_llamachat.client.deadlines import NotSentError
+from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.client.proxies import proxy_for
-from airflow_provider_llamachat.endpoints import Call
 from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
 from airflow_provider_llamachat.redaction import excerpt
 

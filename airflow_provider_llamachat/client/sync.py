@@ -14,13 +14,13 @@ from typing import Any, Self, Unpack, cast
 import httpx
 from tenacity import Retrying
 
-from airflow_provider_llamachat import endpoints, exceptions, models
+from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import seconds
-from airflow_provider_llamachat.client import calls, http, replaying, replies
+from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, obey, sleep, until
 from airflow_provider_llamachat.client.decoding import Unpacker
-from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.client.throttle import passing
 from airflow_provider_llamachat.conversation.ask import ask
 from airflow_provider_llamachat.conversation.driver_sync import Keep, carry_out
@@ -223,7 +223,7 @@ class LlamaCloudClient:
         trace = None if baseline is None else Trace(baseline)
         if trace is None or not question.index_ids:
             session = cast("models.Session", self._send(self._calls.history(question)))
-            with replies.redacting(self.config):
+            with responses.redacting(self.config):
                 question, trace = calls.completed(question, trace, session)
         if resume:
             trace = replace(trace, intended_at=time.time(), accepted=accepted)
@@ -245,7 +245,7 @@ class LlamaCloudClient:
         :param keep: stores what is known about the turn for later attempts.
         """
         steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
-        with replies.redacting(self.config):
+        with responses.redacting(self.config):
             return carry_out(self, question, trace, steps, deadline, keep, on_event)
 
     def read_history(self, question: Question, deadline: float) -> models.Session:
@@ -271,12 +271,12 @@ class LlamaCloudClient:
                 passing(self.throttle, deadline) as passage,
                 self._response(self._for_one_request(), call, deadline) as response,
             ):
-                passage.answered(response.status_code, replies.retry_after(response.headers))
+                passage.answered(response.status_code, responses.retry_after(response.headers))
                 if not http.is_event_stream(response):
                     body = self._read(call, response, deadline)
-                    reply = replies.Reply(response.status_code, response.headers, body)
-                    replies.raise_for_status(call, reply, self.config)
-                    raise replies.not_a_stream(call, reply, self.config)
+                    reply = responses.Reply(response.status_code, response.headers, body)
+                    responses.raise_for_status(call, reply, self.config)
+                    raise responses.not_a_stream(call, reply, self.config)
                 accepted = True
                 secrets = (self.config.api_key,)
                 with (
@@ -285,8 +285,8 @@ class LlamaCloudClient:
                 ):
                     for event in events:
                         yield event
-        except replies.TRANSPORT_PROBLEMS as problem:
-            raise replies.connection_error(call, problem, self.config, accepted=accepted) from None
+        except responses.TRANSPORT_PROBLEMS as problem:
+            raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 
     def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> Iterator[Any]:
         pages = calls.Pages(endpoint)
@@ -298,14 +298,14 @@ class LlamaCloudClient:
 
     def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
-        budget = replaying.Budget(self.config, patience)
-        policy = replaying.policy(call, self.config, budget, self._gate)
+        budget = retry.Budget(self.config, patience)
+        policy = retry.policy(call, self.config, budget, self._gate)
         for attempt in Retrying(**policy, sleep=self.pause):
             with attempt:
                 try:
-                    return replies.decode(call, self._attempt(call, budget), self.config)
+                    return responses.decode(call, self._attempt(call, budget), self.config)
                 except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and replaying.shows_success(call, problem):
+                    if doubtful and retry.shows_success(call, problem):
                         return None
                     raise
                 except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
@@ -313,7 +313,7 @@ class LlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    def _attempt(self, call: endpoints.Call, budget: replaying.Budget) -> replies.Reply:
+    def _attempt(self, call: endpoints.Call, budget: retry.Budget) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         with passing(self.throttle) as passage:
             try:
@@ -321,14 +321,14 @@ class LlamaCloudClient:
                     connecting = http.Connecting()
                     try:
                         reply = self._exchange(self._http, call, deadline, connecting)
-                    except replies.DISCONNECTS:
+                    except responses.DISCONNECTS:
                         # The server had closed an idle connection. This does not count as a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
                         reply = self._exchange(self._for_one_request(), call, deadline)
-            except replies.TRANSPORT_PROBLEMS as problem:
-                raise replies.connection_error(call, problem, self.config) from None
-            passage.answered(reply.status, replies.retry_after(reply.headers))
+            except responses.TRANSPORT_PROBLEMS as problem:
+                raise responses.connection_error(call, problem, self.config) from None
+            passage.answered(reply.status, responses.retry_after(reply.headers))
             return reply
 
     def _for_one_request(self) -> httpx.Client:
@@ -343,9 +343,9 @@ class LlamaCloudClient:
         call: endpoints.Call,
         deadline: float,
         connecting: http.Connecting | None = None,
-    ) -> replies.Reply:
+    ) -> responses.Reply:
         with self._response(client, call, deadline, connecting) as response:
-            return replies.Reply(response.status_code, response.headers, self._read(call, response, deadline))
+            return responses.Reply(response.status_code, response.headers, self._read(call, response, deadline))
 
     @contextmanager
     def _response(
@@ -383,6 +383,6 @@ class LlamaCloudClient:
         with closing(self._chunks(response, deadline)) as chunks:
             for chunk in chunks:
                 body += chunk
-                if len(body) > replies.MAX_BODY:
-                    raise replies.too_large(call, self.config)
+                if len(body) > responses.MAX_BODY:
+                    raise responses.too_large(call, self.config)
         return bytes(body)

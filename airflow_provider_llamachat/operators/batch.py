@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.engine import Report
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.preparing import Options
+    from airflow_provider_llamachat.batch.sessions import Options
     from airflow_provider_llamachat.operators.base import Templated
 
 MAX_XCOM_ITEMS = 100
@@ -148,9 +148,9 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
+        from airflow_provider_llamachat.airflow_support.lineage import record
         from airflow_provider_llamachat.batch.items import Scope, parse
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
-        from airflow_provider_llamachat.lineage import record
 
         options = self._options()
         rate = self._rate()
@@ -225,10 +225,10 @@ class ChatBatchOperator(LlamaCloudOperator):
     async def _run(
         self, items: list[Item], scope: Scope, options: Options, journal: Journal, rate: float | None
     ) -> tuple[Report, str]:
+        from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
         from airflow_provider_llamachat.client.throttle import Throttle
-        from airflow_provider_llamachat.lineage import count_turn
 
         config = self.get_hook().get_config()
         async with await AsyncLlamaCloudClient.open(config, throttle=Throttle(rate)) as client:
@@ -262,7 +262,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         )
 
     def _options(self) -> Options:
-        from airflow_provider_llamachat.batch.preparing import Options
+        from airflow_provider_llamachat.batch.sessions import Options
 
         return Options(
             index_ids=arguments.id_list(self.index_ids),

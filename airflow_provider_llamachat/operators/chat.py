@@ -108,10 +108,10 @@ class SendChatMessageOperator(LlamaCloudOperator):
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
+        from airflow_provider_llamachat.airflow_support.lineage import record
         from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
+        from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
-        from airflow_provider_llamachat.lineage import record
-        from airflow_provider_llamachat.progress import TurnLog
 
         question = self._question()
         may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED) == "ask_again"
@@ -196,8 +196,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
+        from airflow_provider_llamachat.airflow_support.lineage import record
         from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
-        from airflow_provider_llamachat.lineage import record
         from airflow_provider_llamachat.triggers.events import TurnEvent
 
         with self._usage_on_failure(context):
@@ -236,7 +236,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             client.stop()
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
-        from airflow_provider_llamachat.lineage import count_turn
+        from airflow_provider_llamachat.airflow_support.metrics import count_turn
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
@@ -264,7 +264,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         try:
             yield
         except ChatTurnError as problem:
-            from airflow_provider_llamachat.lineage import count_turn
+            from airflow_provider_llamachat.airflow_support.metrics import count_turn
 
             try:
                 self._push_usage(context, problem.usage)

@@ -89,7 +89,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         return session.as_json()
 
     def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
-        from airflow_provider_llamachat.readiness import wait_until_ready
+        from airflow_provider_llamachat.client.readiness import wait_until_ready
 
         if not index_ids:
             raise InvalidArgumentError(

@@ -24,8 +24,8 @@ from airflow_provider_llamachat.operators.base import is_stale
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.client.readiness import Readiness
     from airflow_provider_llamachat.operators.base import Templated
-    from airflow_provider_llamachat.readiness import Readiness
 
 
 GRACE = 300.0
@@ -174,8 +174,8 @@ class IndexReadySensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:
         """Check all indexes once."""
+        from airflow_provider_llamachat.client.readiness import Readiness
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-        from airflow_provider_llamachat.readiness import Readiness
 
         ids = self._ids()
         wait_for_sync = arguments.flag(self.wait_for_sync, "wait_for_sync")

@@ -111,9 +111,9 @@ class ChatTurnTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ask, or resume the turn, and fire once."""
+        from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-        from airflow_provider_llamachat.progress import TurnLog
 
         # The clocks of worker and triggerer may differ slightly. If a clock is far behind, the start does not count as the first.
         is_first = self.deferred_at is not None and -1.0 <= time.time() - self.deferred_at <= MOMENT

@@ -104,8 +104,8 @@ class IndexReadyTrigger(BaseTrigger):
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
+        from airflow_provider_llamachat.client.readiness import Readiness, not_ready
         from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
-        from airflow_provider_llamachat.readiness import Readiness, not_ready
 
         readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
         states: dict[str, str] = {}
@@ -188,9 +188,9 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
+        from airflow_provider_llamachat.client.readiness import is_newer
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-        from airflow_provider_llamachat.readiness import is_newer
 
         await wait_for_start()
         remembered = await self._remembered()

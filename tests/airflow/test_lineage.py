@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import Asset
 
-from airflow_provider_llamachat import lineage
+from airflow_provider_llamachat.airflow_support import lineage
 from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
 from tests.airflow.runner import DAGS, run
 

@@ -16,7 +16,7 @@ import pytest
 from airflow_provider_llamachat.batch.engine import Batch, Report
 from airflow_provider_llamachat.batch.items import Scope, parse
 from airflow_provider_llamachat.batch.journal import Journal, PartsJournal
-from airflow_provider_llamachat.batch.preparing import Options
+from airflow_provider_llamachat.batch.sessions import Options
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, no_backoff
 from airflow_provider_llamachat.client.throttle import Throttle
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator

@@ -113,7 +113,7 @@ def test_an_error_of_the_disk_at_the_end_is_a_batchs_error_and_a_retry_asks_noth
         task_id="batch", prompts=["One?", "Two?"], index_ids=[INDEX_FILINGS], output_path=str(output), retries=2
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("airflow_provider_llamachat.lineage.count_turn", blocked.on_answers)
+        patch.setattr("airflow_provider_llamachat.airflow_support.metrics.count_turn", blocked.on_answers)
         with pytest.raises(ChatBatchError, match=r"Could not write to .*Is a directory"):
             blocked.execute(a_try(blocked, 1))
     assert answered() == 2

@@ -18,7 +18,7 @@ from typing import Any
 from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.items import parse
 from airflow_provider_llamachat.batch.journal import PartsJournal
-from airflow_provider_llamachat.batch.preparing import Options
+from airflow_provider_llamachat.batch.sessions import Options
 from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig
 from airflow_provider_llamachat.testing import INDEX_FILINGS

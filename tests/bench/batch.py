@@ -22,7 +22,7 @@ from pathlib import Path
 from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.items import Scope, parse
 from airflow_provider_llamachat.batch.journal import PartsJournal
-from airflow_provider_llamachat.batch.preparing import Options
+from airflow_provider_llamachat.batch.sessions import Options
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig
 from airflow_provider_llamachat.client.throttle import Throttle
 from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath

@@ -16,7 +16,7 @@ SESSIONS = json.loads(open(os.environ["BENCH_SESSIONS"]).read())
 from airflow_provider_llamachat.client import calls
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-import airflow_provider_llamachat.progress
+import airflow_provider_llamachat.airflow_support.turn_log
 import httpx, httpx_sse
 if WHO == "own context":
     calls.ssl_context = httpx.create_ssl_context
@@ -46,7 +46,7 @@ async def raw(session, client):
     # What a program has to do at the least: one stream on one client that all share, its answer logged.
     body = dict(prompt="What was the revenue in Q3?", index_ids=["idx-filings"])
     async with httpx_sse.aconnect_sse(client, "POST", f"/api/v1/chat/{{session}}/messages/stream", json=body) as source:
-        log = airflow_provider_llamachat.progress.TurnLog(logging.getLogger("raw"))
+        log = airflow_provider_llamachat.airflow_support.turn_log.TurnLog(logging.getLogger("raw"))
         async for sse in source.aiter_sse():
             if sse.data: log(airflow_provider_llamachat.models.parse_event(json.loads(sse.data)))
 

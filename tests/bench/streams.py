@@ -6,7 +6,7 @@ from tests.bench.tables import fresh, table
 
 FOLD = """
 import json, time
-from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import TurnFolder
 def block(item): return ("event: x\\ndata: " + json.dumps(item) + "\\n\\n").encode()
 delta = block(dict(type="text_delta", content="a few words of it "))
@@ -24,8 +24,8 @@ print(json.dumps(dict(seconds=best)))
 
 MEMORY = """
 import json, logging, resource, tracemalloc
-from airflow_provider_llamachat.client.streaming import read_events
-from airflow_provider_llamachat.progress import TurnLog
+from airflow_provider_llamachat.client.sse import read_events
+from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
 size = {size}
 class Count(logging.Handler):
     lines = 0

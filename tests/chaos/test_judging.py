@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.batch import engine, lines
+from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.conversation import ask, history
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ServerError
@@ -125,13 +125,13 @@ def test_a_broken_promise_is_found(
 
 def swaps_lines(patch: pytest.MonkeyPatch) -> None:
     """Answers land in the lines of other prompts."""
-    made = lines.line
+    made = records.line
 
     def swapped(item: Any, prepared: Any, result: Any, **options: Any) -> Any:
         right = made(item, prepared, result, **options)
         return {**right, "answer": str(right["answer"]).replace("code-", "kode-")}
 
-    patch.setattr(engine, "line", swapped)
+    patch.setattr(records, "line", swapped)
 
 
 def miscounts(patch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,14 @@ from typing import Any
 import httpx
 import pytest
 
-from airflow_provider_llamachat import endpoints
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient, replies
+from airflow_provider_llamachat.client import (
+    AsyncLlamaCloudClient,
+    ClientConfig,
+    LlamaCloudClient,
+    endpoints,
+    responses,
+)
 from airflow_provider_llamachat.client.proxies import proxy_for
 from tests.hostile.rawserver import RawServer, http
 
@@ -219,7 +224,9 @@ def test_too_many_open_files_are_this_process_own_fault(asynchronous: bool) -> N
 
 def test_too_many_open_files_in_the_middle_of_an_answer_prove_nothing() -> None:
     call = endpoints.LIST_PROJECTS.call()
-    shown = replies.connection_error(call, OSError(errno.EMFILE, "Too many open files"), ClientConfig(api_key="llx-a"))
+    shown = responses.connection_error(
+        call, OSError(errno.EMFILE, "Too many open files"), ClientConfig(api_key="llx-a")
+    )
     assert "this process has too many open files" in str(shown)
     assert shown.accepted is None
 
@@ -270,7 +277,7 @@ def chained(*causes: BaseException) -> httpx.ConnectError:
 )
 def test_each_way_not_to_be_reached_has_its_own_cause(problem: Exception, words: str) -> None:
     call = endpoints.LIST_PROJECTS.call()
-    shown = replies.connection_error(call, problem, ClientConfig(api_key="llx-a"))
+    shown = responses.connection_error(call, problem, ClientConfig(api_key="llx-a"))
     assert re.search(rf"^Could not list projects: .*{words}", str(shown)), shown
     assert shown.accepted is False
     assert "Host" not in str(shown)

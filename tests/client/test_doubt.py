@@ -252,10 +252,10 @@ def test_a_sync_that_was_started_by_a_request_whose_answer_was_lost_was_started(
 def test_a_large_history_is_decoded_beside_the_event_loop(raw: Callable[..., ClientConfig]) -> None:
     import threading
 
-    from airflow_provider_llamachat.client import replies
+    from airflow_provider_llamachat.client import responses
 
     used: list[threading.Thread] = []
-    decode = replies.decode
+    decode = responses.decode
 
     def watched(*args: Any) -> Any:
         used.append(threading.current_thread())
@@ -266,7 +266,7 @@ def test_a_large_history_is_decoded_beside_the_event_loop(raw: Callable[..., Cli
             assert len((await client.get_session("ses-1")).events) == 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replies, "decode", watched)
+        patch.setattr(responses, "decode", watched)
         for size in (10, 1_000_000):
             history = session(events=[{"type": "text", "content": "x" * size}])
             with serve(lambda _: [history]) as server:  # noqa: B023  # the server ends with this round

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient, replaying, replies
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient, responses, retry
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 
 Sender = Callable[..., Any]
@@ -144,7 +144,7 @@ def test_a_page_in_place_of_the_answer_to_a_delete_is_no_success(
 def test_a_huge_answer_is_not_read_to_its_end(
     send: Sender, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "MAX_BODY", 2**20)
+    monkeypatch.setattr(responses, "MAX_BODY", 2**20)
     llamacloud_emulator.inject(Fault("huge", endpoint="projects"))
     with pytest.raises(errors.LlamaCloudProtocolError, match="more than 1 MiB"):
         send("list_projects", values={"timeout": 5.0})
@@ -225,7 +225,7 @@ def test_retry_after_in_all_its_forms(
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:
-        seconds = replies.retry_after({"retry-after": text})
+        seconds = responses.retry_after({"retry-after": text})
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -237,17 +237,17 @@ def test_pauses_grow_are_jittered_and_obey_retry_after_up_to_a_cap() -> None:
 
     def measure() -> None:
         # Outside of the fixture's no_backoff().
-        replaying._pauses.set(True)  # noqa: SLF001  # no_backoff() can not be undone from within
+        retry._pauses.set(True)  # noqa: SLF001  # no_backoff() can not be undone from within
         for attempt in range(1, 12):
-            longest = min(replaying.MAX_WAIT, replaying.FIRST_WAIT * 2 ** (attempt - 1))
-            drawn = {replaying.pause(attempt) for _ in range(50)}
+            longest = min(retry.MAX_WAIT, retry.FIRST_WAIT * 2 ** (attempt - 1))
+            drawn = {retry.pause(attempt) for _ in range(50)}
             assert all(longest / 2 <= seconds <= longest for seconds in drawn)
             assert len(drawn) > 10
-        assert replaying.pause(1, 30.0) == 30.0
-        assert replaying.pause(1, 10_000.0) == replaying.MAX_RETRY_AFTER
+        assert retry.pause(1, 30.0) == 30.0
+        assert retry.pause(1, 10_000.0) == retry.MAX_RETRY_AFTER
 
     contextvars.copy_context().run(measure)
-    assert replaying.pause(9, 30.0) == 0.0
+    assert retry.pause(9, 30.0) == 0.0
 
 
 def test_a_proxy_from_the_environment_is_used(

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client import calls, decoding, replies, streaming
+from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
+from airflow_provider_llamachat.client import calls, decoding, responses, sse
 from airflow_provider_llamachat.client.decoding import Unpacker, parse_json
-from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import TurnFolder
 from airflow_provider_llamachat.models import Session, TextDeltaEvent, parse_event
-from airflow_provider_llamachat.progress import TurnLog
 from tests.hostile.conftest import SESSION, Caller
 from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
 
@@ -93,8 +93,8 @@ def packed(size: int) -> bytes:
 def test_a_gzip_bomb_is_not_unpacked(
     name: str, kind: str, caller: Caller, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "MAX_BODY", 2**22)
-    monkeypatch.setattr(streaming, "MAX_EVENT", 2**22)
+    monkeypatch.setattr(responses, "MAX_BODY", 2**22)
+    monkeypatch.setattr(sse, "MAX_EVENT", 2**22)
     bomb = packed(200)  # 200 MiB in 200 kB
     answer = http(bomb, "200 OK", "Content-Encoding: gzip", kind=kind)
     ways: dict[str, Callable[[Any], Any]] = {
@@ -147,7 +147,7 @@ def test_unpacking_does_not_depend_on_the_chunks(size: int) -> None:
 def test_a_large_answer_is_left_at_the_bound(
     caller: Caller, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replies, "MAX_BODY", 2**20)
+    monkeypatch.setattr(responses, "MAX_BODY", 2**20)
     with RawServer(lambda _r: endless(b" " * 65536, http(length=False))) as server:
         with pytest.raises(errors.LlamaCloudProtocolError, match="more than 1 MiB"):
             caller("get", server.url, timeout=5.0, total_timeout=20.0)
@@ -204,7 +204,7 @@ def endless_events(block: bytes) -> Iterator[bytes]:
     ],
 )
 def test_a_turn_without_end_is_bounded(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "MAX_TURN", 2**20)
+    monkeypatch.setattr(sse, "MAX_TURN", 2**20)
     with pytest.raises(errors.LlamaCloudProtocolError, match="more than any answer has") as caught:
         for _ in read_events(endless_events(event), SESSION):
             pass
@@ -212,7 +212,7 @@ def test_a_turn_without_end_is_bounded(event: bytes, monkeypatch: pytest.MonkeyP
 
 
 def test_a_turn_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "MAX_EVENTS", 50)
+    monkeypatch.setattr(sse, "MAX_EVENTS", 50)
     delta, text = b'data: {"type": "text_delta", "content": "x"}\n\n', b'data: {"type": "text", "content": "x"}\n\n'
     assert len(list(read_events([delta] * 500, SESSION))) == 500
     with pytest.raises(errors.LlamaCloudProtocolError):

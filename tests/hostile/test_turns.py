@@ -92,7 +92,7 @@ def test_a_server_may_add_to_a_prompt_or_cut_it_in_its_stream(recorded: str, cal
 def test_garbage_after_the_stream_began_is_no_reason_to_ask_again(
     caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_llamachat.client.streaming.MAX_EVENT", 100_000)
+    monkeypatch.setattr("airflow_provider_llamachat.client.sse.MAX_EVENT", 100_000)
     posts = 0
 
     def answer(request: Request) -> Iterable[bytes | float]:

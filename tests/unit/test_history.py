@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.client.streaming import read_events
+from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import (
     State,
     TurnFolder,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.airflow_support.turn_log import LINE, TurnLog
 from airflow_provider_llamachat.client import ClientConfig
 from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.models import parse_event
-from airflow_provider_llamachat.progress import LINE, TurnLog
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt
 from airflow_provider_llamachat.triggers.events import Failure, TurnEvent
 
@@ -173,5 +173,5 @@ def test_a_key_that_a_tool_call_or_an_answer_repeats_is_not_in_the_log(caplog: p
 def test_a_slow_answer_is_shown_before_its_line_is_full(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_llamachat.progress.PATIENCE", -1.0)
+    monkeypatch.setattr("airflow_provider_llamachat.airflow_support.turn_log.PATIENCE", -1.0)
     assert shown(caplog, delta("slow")) == ["| slow"]

@@ -10,9 +10,6 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
-from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator
-from airflow_provider_llamachat.operators.index import SyncIndexOperator
-from airflow_provider_llamachat.sensors.index import IndexReadySensor
 
 COMMON: dict[str, Any] = {"schedule": None, "catchup": False}
 NATIVE: dict[str, Any] = {**COMMON, "render_template_as_native_obj": True}
@@ -135,42 +132,3 @@ with DAG(dag_id="timed_out", **NATIVE) as timed_out:
         retry_delay=3.0,
         **given("output_path"),
     )
-
-with DAG(dag_id="waiting", **NATIVE) as waiting:
-    for mode in (False, True):
-        IndexReadySensor(
-            task_id="deferred" if mode else "poking",
-            deferrable=mode,
-            poke_interval=0.1,
-            timeout=3,
-            soft_fail=False,
-            **given("index_ids"),
-            wait_for_sync="{{ dag_run.conf.get('wait_for_sync', False) }}",
-            trigger_rule="all_done",
-        )
-    waiting.get_task("poking") >> waiting.get_task("deferred")
-
-with DAG(dag_id="soft", **NATIVE) as soft:
-    for mode in (False, True):
-        IndexReadySensor(
-            task_id="deferred" if mode else "poking",
-            deferrable=mode,
-            poke_interval=0.1,
-            timeout=0.5,
-            soft_fail=True,
-            index_ids=CONF % "index_ids",
-        )
-
-with DAG(dag_id="create_when_ready", **NATIVE) as create_when_ready:
-    CreateChatSessionOperator(
-        task_id="create",
-        index_ids=CONF % "index_ids",
-        wait_for_indexes=True,
-        index_timeout="{{ dag_run.conf.get('index_timeout', 30) }}",
-    )
-
-with DAG(dag_id="sync", **NATIVE) as sync:
-    started = SyncIndexOperator(task_id="start", index_id=CONF % "index_id")
-    adopted = SyncIndexOperator(task_id="adopt", index_id=CONF % "index_id")
-    synced = IndexReadySensor(task_id="wait", index_ids=CONF % "index_id", wait_for_sync=True, poke_interval=0.1)
-    started >> adopted >> synced

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from airflow_provider_llamachat.batch.meter import Meter
+from airflow_provider_llamachat.batch.progress import Meter
 
 
 def test_the_meter_speaks_at_tenths_and_quarters_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,8 +1,7 @@
-"""Reports lineage and metrics of turns to Airflow: the indexes that were read, and counters for turns and tokens.
+"""Reports lineage to Airflow: the indexes that a turn could read, and the file that a batch wrote.
 
 Indexes are assets with the URI ``llamacloud://HOST/indexes/INDEX_ID``. They are reported to Airflow's hook lineage collector. The
 OpenLineage provider (extra ``openlineage``) reads them from there and converts them to datasets.
-Metrics: https://airflow.apache.org/docs/apache-airflow/stable/administration-and-deployment/logging-monitoring/metrics.html
 """
 
 from __future__ import annotations
@@ -67,16 +66,3 @@ def record(hook: Any, index_ids: list[str], base_url: str, output: str | None = 
             collector.add_output_asset(context=hook, uri=output)
     except Exception as problem:  # noqa: BLE001  # collectors are plugins, which raise exceptions of any class
         log.warning("Lineage was not recorded (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))
-
-
-def count_turn(outcome: str, usage: dict[str, Any] | None = None) -> None:
-    """Count a turn: ``llamachat.turns`` (tag ``outcome``: answered, failed or interrupted) and ``llamachat.tokens`` (tag ``direction``)."""
-    try:
-        from airflow.providers.common.compat.sdk import Stats
-
-        Stats.incr("llamachat.turns", tags={"outcome": outcome})
-        for direction in ("input", "output"):
-            if tokens := (usage or {}).get(f"total_{direction}_tokens"):
-                Stats.incr("llamachat.tokens", int(tokens), tags={"direction": direction})
-    except Exception as problem:  # noqa: BLE001  # metrics back ends raise exceptions of any class
-        log.warning("A turn was not counted (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))

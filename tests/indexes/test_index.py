@@ -14,9 +14,9 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout
 from airflow.triggers.base import TriggerEvent
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat import readiness
+from airflow_provider_llamachat.client import readiness
+from airflow_provider_llamachat.client.readiness import Readiness, is_newer, not_ready, wait_until_ready
 from airflow_provider_llamachat.models import Index
-from airflow_provider_llamachat.readiness import Readiness, is_newer, not_ready, wait_until_ready
 from airflow_provider_llamachat.sensors.index import IndexReadySensor
 from airflow_provider_llamachat.testing import (
     INDEX_BUILDING,
@@ -31,7 +31,7 @@ from airflow_provider_llamachat.triggers.events import Failure, IndexEvent
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from tests.airflow.runner import Result, run
 
-DAGS = Path(__file__).parent / "dags" / "batches.py"
+DAGS = Path(__file__).parent / "dags" / "indexes.py"
 
 
 def go(dag_id: str, **conf: Any) -> Result:

@@ -13,10 +13,10 @@ from typing import Any
 from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
 from tenacity.stop import stop_base
 
-from airflow_provider_llamachat import endpoints
+from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.deadlines import Gate
-from airflow_provider_llamachat.endpoints import Call
+from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
     ConflictError,
     LlamaCloudConnectionError,

@@ -15,7 +15,7 @@ from airflow_provider_llamachat.exceptions import (
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.preparing import Options
+    from airflow_provider_llamachat.batch.sessions import Options
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
 NAMED = 20

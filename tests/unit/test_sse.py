@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.client import streaming
-from airflow_provider_llamachat.client.streaming import aread_events, read_events
+from airflow_provider_llamachat.client import sse
+from airflow_provider_llamachat.client.sse import aread_events, read_events
 from airflow_provider_llamachat.exceptions import LlamaCloudProtocolError
 
 TEXT = {"type": "text", "content": "grün"}
@@ -73,7 +73,7 @@ def test_a_character_cut_between_chunks_is_whole() -> None:
 
 
 def test_an_event_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "MAX_EVENT", 10_000)
+    monkeypatch.setattr(sse, "MAX_EVENT", 10_000)
     taken = 0
 
     def endless() -> Iterator[bytes]:
@@ -88,7 +88,7 @@ def test_an_event_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_events_together_may_exceed_the_bound_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "MAX_EVENT", 500)
+    monkeypatch.setattr(sse, "MAX_EVENT", 500)
     assert len(list(read_events([block("data: " + json.dumps(TEXT))] * 100, "s"))) == 100
 
 

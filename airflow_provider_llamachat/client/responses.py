@@ -17,13 +17,13 @@ import httpx
 from pydantic import ValidationError
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client import unreached
+from airflow_provider_llamachat.client import unreachable
 from airflow_provider_llamachat.client.config import OUT_OF_FILES, REGIONS, ClientConfig, is_out_of_files
 from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
 from airflow_provider_llamachat.client.decoding import parse_json
+from airflow_provider_llamachat.client.endpoints import GET_PROJECT, LIST_PROJECTS, Call
 from airflow_provider_llamachat.client.http import LOCATION
 from airflow_provider_llamachat.client.proxies import proxy_for
-from airflow_provider_llamachat.endpoints import GET_PROJECT, LIST_PROJECTS, Call
 from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
@@ -156,7 +156,9 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
             **known,
         )
     if status == 407:
-        raise errors.RequestRefusedError(f"{begin} {unreached.proxy_wants_a_password(config.base_url)} {end}", **known)
+        raise errors.RequestRefusedError(
+            f"{begin} {unreachable.proxy_wants_a_password(config.base_url)} {end}", **known
+        )
     thing = _thing(call)
     # The API supports each path and method used here, and explains a refusal in JSON. Any other response proves nothing, for
     # example that a session does not exist or that a sync is running.
@@ -261,9 +263,9 @@ def connection_error(
             **known,
         )
     why: str | None = None
-    if isinstance(problem, unreached.PROBLEMS) and not accepted:
-        why, accepted = unreached.why(problem, config.base_url, _safe(str(problem), config, 200)), False
-    elif any(map(is_out_of_files, unreached.causes(problem))):
+    if isinstance(problem, unreachable.PROBLEMS) and not accepted:
+        why, accepted = unreachable.why(problem, config.base_url, _safe(str(problem), config, 200)), False
+    elif any(map(is_out_of_files, unreachable.causes(problem))):
         why = OUT_OF_FILES
     if why is not None:
         message = f"Could not {purpose(call)}: {why} Tried: {where(call, config)}."

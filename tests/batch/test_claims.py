@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.batch import claiming
-from airflow_provider_llamachat.batch.claiming import Claim
+from airflow_provider_llamachat.batch.claims import NAME, STALE, Claim
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.journal import PartsJournal
 from airflow_provider_llamachat.batch.storage import Folder
@@ -100,7 +99,7 @@ def test_one_that_saw_the_other_first_waits_until_that_one_has_decided(above: Fo
 
     def says(state: str) -> Callable[[], None]:
         content = {"state": state, "at": time.time(), **vars_of(TWO)}
-        return lambda: later.write(claiming.NAME, json.dumps(content).encode())
+        return lambda: later.write(NAME, json.dumps(content).encode())
 
     says("waiting")()
     steps[:] = [says("waiting"), says("ended")]
@@ -130,7 +129,7 @@ def vars_of(scope: Scope) -> dict[str, Any]:
     ids=repr,
 )
 def test_a_claim_that_is_dead_or_damaged_counts_for_nothing(content: bytes, above: Folder) -> None:
-    above.below(TWO.digest).write(claiming.NAME, content)
+    above.below(TWO.digest).write(NAME, content)
     claim = Claim(above, ONE)
     claim.take()
     claim.release()
@@ -148,7 +147,7 @@ def test_a_killed_batch_holds_its_path_for_a_moment_and_its_own_retry_not_at_all
     retry.take()
     with pytest.raises(InvalidArgumentError):
         Claim(above, ONE, now=clock).take()
-    now[0] += claiming.STALE
+    now[0] += STALE
     other = Claim(above, ONE, now=clock)
     other.take()
     for claim in (killed, retry, other):
@@ -156,19 +155,19 @@ def test_a_killed_batch_holds_its_path_for_a_moment_and_its_own_retry_not_at_all
 
 
 def test_a_claim_goes_on_showing_that_it_lives(above: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claiming, "BEAT", 0.02)
+    monkeypatch.setattr("airflow_provider_llamachat.batch.claims.BEAT", 0.02)
     now = [1000.0]
     claim = Claim(above, ONE, now=lambda: now[0])
     claim.take()
-    now[0] += claiming.STALE * 2
+    now[0] += STALE * 2
     folder, deadline = above.below(ONE.digest), time.monotonic() + 20
-    while json.loads(folder.read(claiming.NAME) or b"{}").get("at") != now[0]:
+    while json.loads(folder.read(NAME) or b"{}").get("at") != now[0]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(InvalidArgumentError):
         Claim(above, TWO, now=lambda: now[0]).take()
     claim.release()
-    assert folder.read(claiming.NAME) is None
+    assert folder.read(NAME) is None
 
 
 def test_what_a_retry_needs_outlives_the_claim(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
