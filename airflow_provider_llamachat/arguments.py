@@ -6,13 +6,22 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
 MAX_ID = 512
 """Maximum length of an id: longer than any real one, and short enough for a URL."""
+
+SharedAccess = Literal["query", "read_only"]
+"""What the share link of a session grants."""
+OnInterrupted = Literal["fail", "ask_again"]
+"""What a retry does if an earlier turn stopped partway."""
+SessionMode = Literal["per_prompt", "shared"]
+"""Whether each prompt of a batch has its own session."""
+OnItemError = Literal["collect", "fail_fast"]
+"""What a batch does if a prompt fails."""
 
 _NOTHING = {"", "None", "null"}
 
@@ -132,21 +141,22 @@ def prompt(value: Any) -> str:
     return value
 
 
-def choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``choices``.
+def choice(value: Any, name: str, kind: Any) -> str:
+    """Return ``value`` if it is one of the values of ``kind``, a ``Literal``.
 
     :raises InvalidArgumentError: it is not.
     """
+    choices = get_args(kind)
     if value not in choices:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_shown(value)}.")
     return str(value)
 
 
-def optional_choice(value: Any, name: str, choices: tuple[str, ...]) -> str | None:
+def optional_choice(value: Any, name: str, kind: Any) -> str | None:
     """Like :func:`choice`, but return None for None and for what None renders to."""
     if is_nothing(value):
         return None
-    return choice(value, name, choices)
+    return choice(value, name, kind)
 
 
 def flag(value: Any, name: str) -> bool:

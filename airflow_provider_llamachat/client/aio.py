@@ -15,7 +15,7 @@ import httpx
 from tenacity import AsyncRetrying
 
 from airflow_provider_llamachat import exceptions, models
-from airflow_provider_llamachat.arguments import seconds
+from airflow_provider_llamachat.arguments import SharedAccess, seconds
 from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, asleep, auntil
@@ -116,7 +116,7 @@ class AsyncLlamaCloudClient:
         self._gate.is_closed = True
 
     async def create_session(
-        self, index_ids: list[str] | None = None, *, shared_access: str | None = None, **scope: Unpack[Scope]
+        self, index_ids: list[str] | None = None, *, shared_access: SharedAccess | None = None, **scope: Unpack[Scope]
     ) -> models.SessionSummary:
         """Create a chat session that is bound to at most ten indexes or to none (POST /api/v1/chat).
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from airflow_provider_llamachat.arguments import id_list, optional_choice, seconds
+from airflow_provider_llamachat.arguments import SharedAccess, id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
 from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
@@ -22,8 +22,6 @@ from airflow_provider_llamachat.exceptions import (
     LlamaCloudProtocolError,
 )
 from airflow_provider_llamachat.models import Session
-
-SHARED_ACCESS = ("query", "read_only")
 
 DEFAULT_TURN_TIMEOUT = 600.0
 """Default for the maximum duration of a turn, in seconds."""
@@ -55,7 +53,7 @@ class Calls:
             raise InvalidArgumentError(
                 f"index_ids has {len(ids)} ids, but a session can be bound to at most {endpoints.MAX_SESSION_INDEXES}."
             )
-        body = {"index_ids": ids, "shared_access": optional_choice(shared_access, "shared_access", SHARED_ACCESS)}
+        body = {"index_ids": ids, "shared_access": optional_choice(shared_access, "shared_access", SharedAccess)}
         return endpoints.CREATE_SESSION.call(query=self._query(scope), body=body)
 
     def session(self, endpoint: endpoints.Endpoint, session_id: str, scope: Scope) -> Call:

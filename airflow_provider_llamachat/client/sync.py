@@ -15,7 +15,7 @@ import httpx
 from tenacity import Retrying
 
 from airflow_provider_llamachat import exceptions, models
-from airflow_provider_llamachat.arguments import seconds
+from airflow_provider_llamachat.arguments import SharedAccess, seconds
 from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, obey, sleep, until
@@ -89,7 +89,7 @@ class LlamaCloudClient:
         self._gate.is_closed = True
 
     def create_session(
-        self, index_ids: list[str] | None = None, *, shared_access: str | None = None, **scope: Unpack[Scope]
+        self, index_ids: list[str] | None = None, *, shared_access: SharedAccess | None = None, **scope: Unpack[Scope]
     ) -> models.SessionSummary:
         """Create a chat session that is bound to at most ten indexes or to none (POST /api/v1/chat).
 

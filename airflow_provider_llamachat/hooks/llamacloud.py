@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Connection
 
+    from airflow_provider_llamachat.arguments import SharedAccess
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
     from airflow_provider_llamachat.models import ChatTurn, Event, Index, Project, Session, SessionSummary
 
@@ -199,7 +200,7 @@ class LlamaCloudHook(BaseHook):
         self,
         index_ids: list[str] | None = None,
         *,
-        shared_access: str | None = None,
+        shared_access: SharedAccess | None = None,
         project_id: str | None = None,
         organization_id: str | None = None,
     ) -> SessionSummary:

@@ -8,28 +8,20 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry, is_stale
-
-__all__ = ["LlamaCloudOperator", "TaskMemory", "is_retry", "is_stale"]
 
 if TYPE_CHECKING:
-    from typing import TypeAlias, TypeVar
+    from airflow.providers.common.compat.sdk import Context
 
-    from airflow.providers.common.compat.sdk import Context, XComArg
-
-    T = TypeVar("T")
-    Templated: TypeAlias = T | str | XComArg
-    """Type of a templated argument: a value, a template, or the output of another task."""
-
+    from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
 
 class LlamaCloudOperator(BaseOperator):
     """Base class of this provider's operators.
 
-    :param llamacloud_conn_id: the Airflow connection.
-    :param project_id: project (UUID) that overrides the one of the connection.
-    :param organization_id: organization (UUID) that overrides the one of the connection.
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     """
 
     template_fields: Sequence[str] = ("llamacloud_conn_id", "project_id", "organization_id")

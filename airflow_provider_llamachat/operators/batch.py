@@ -12,25 +12,23 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.batch.engine import Report
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.sessions import Options
-    from airflow_provider_llamachat.operators.base import Templated
 
 MAX_XCOM_ITEMS = 100
 """Maximum number of prompts without ``output_path``, because the results are pushed to XCom."""
-ON_ITEM_ERROR = ("collect", "fail_fast")
-ON_INTERRUPTED = ("fail", "ask_again")
-SESSION_MODES = ("per_prompt", "shared")
 FILE_SYSTEMS = {
     "s3": "apache-airflow-providers-amazon[s3fs]",
     "s3a": "apache-airflow-providers-amazon[s3fs]",
@@ -92,6 +90,9 @@ class ChatBatchOperator(LlamaCloudOperator):
         retry needs are kept.
     :param require_all_indexes: fail a turn if an index is not ready. (templated)
     :param turn_timeout: maximum duration of a turn, in seconds or as a timedelta, without waiting for the rate limit. (templated)
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the results could not be written.
     :raises AuthenticationError: the API key is invalid.
     :raises PaymentRequiredError: the organization has no credits left.
@@ -120,16 +121,21 @@ class ChatBatchOperator(LlamaCloudOperator):
         index_ids: Templated[list[str]] | None = None,
         max_concurrency: Templated[int] = 8,
         requests_per_minute: Templated[float] | None = None,
-        session_mode: Templated[str] = "per_prompt",
+        session_mode: Templated[arguments.SessionMode] = "per_prompt",
         output_path: Any = None,
-        on_item_error: Templated[str] = "collect",
-        on_interrupted: Templated[str] = "fail",
+        on_item_error: Templated[arguments.OnItemError] = "collect",
+        on_interrupted: Templated[arguments.OnInterrupted] = "fail",
         delete_sessions: Templated[bool] = False,
         require_all_indexes: Templated[bool] = False,
         turn_timeout: Templated[float | timedelta] = 600,
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
+        )
         self.prompts = prompts
         self.index_ids = index_ids
         self.max_concurrency = max_concurrency
@@ -267,9 +273,9 @@ class ChatBatchOperator(LlamaCloudOperator):
         return Options(
             index_ids=arguments.id_list(self.index_ids),
             max_concurrency=int(_number(self.max_concurrency, "max_concurrency", whole=True)),
-            session_mode=arguments.choice(self.session_mode, "session_mode", SESSION_MODES),
-            fail_fast=arguments.choice(self.on_item_error, "on_item_error", ON_ITEM_ERROR) == "fail_fast",
-            ask_again=arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED) == "ask_again",
+            session_mode=arguments.choice(self.session_mode, "session_mode", arguments.SessionMode),
+            fail_fast=arguments.choice(self.on_item_error, "on_item_error", arguments.OnItemError) == "fail_fast",
+            ask_again=arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again",
             delete_sessions=arguments.flag(self.delete_sessions, "delete_sessions"),
             require_all_indexes=arguments.flag(self.require_all_indexes, "require_all_indexes"),
             turn_timeout=arguments.seconds(self.turn_timeout, "turn_timeout"),

@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
+    from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
-    from airflow_provider_llamachat.operators.base import Templated
 
 __all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
-
-ON_INTERRUPTED = ("fail", "ask_again")
 
 READ_TIME = 30.0
 """Seconds that a worker has, in addition to the history lag, for reading an answer that its trigger received."""
@@ -62,6 +60,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
     :param on_interrupted: what a *retry* does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
         turn may have been billed). (templated)
     :param log_answer: whether the answer is logged as it arrives.
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises ChatTurnFailedError: the server ended the turn with an error.
     :raises ChatTurnInterruptedError: the end of the turn was not seen; nothing was asked twice.
     :raises InvalidArgumentError: an argument is invalid, or does not match the indexes the session is locked to.
@@ -86,11 +87,16 @@ class SendChatMessageOperator(LlamaCloudOperator):
         require_all_indexes: Templated[bool] = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         turn_timeout: Templated[float | timedelta] = 600,
-        on_interrupted: Templated[str] = "fail",
+        on_interrupted: Templated[arguments.OnInterrupted] = "fail",
         log_answer: bool = True,
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
+        )
         self.session_id = session_id
         self.prompt = prompt
         self.index_ids = index_ids
@@ -114,7 +120,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
 
         question = self._question()
-        may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", ON_INTERRUPTED) == "ask_again"
+        may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again"
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):

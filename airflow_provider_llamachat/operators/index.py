@@ -12,7 +12,7 @@ from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_llamachat.operators.base import Templated
+    from airflow_provider_llamachat.airflow_support.templated import Templated
 
 
 class SyncIndexOperator(LlamaCloudOperator):
@@ -24,14 +24,27 @@ class SyncIndexOperator(LlamaCloudOperator):
     API: POST /api/v1/indexes/{index_id}/sync (https://developers.llamaindex.ai/reference/).
 
     :param index_id: the index. (templated)
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises InvalidArgumentError: ``index_id`` is not one id.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
     template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "index_id")
 
-    def __init__(self, *, index_id: Templated[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        index_id: Templated[str],
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
+        )
         self.index_id = index_id
 
     def execute(self, context: Context) -> dict[str, Any]:

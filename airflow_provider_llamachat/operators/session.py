@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import XComNotFound
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator, TaskMemory, is_retry
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
     from jinja2 import Environment
 
+    from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.models import SessionSummary
-    from airflow_provider_llamachat.operators.base import Templated
 
 
 class CreateChatSessionOperator(LlamaCloudOperator):
@@ -40,6 +41,9 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     :param wait_for_indexes: wait on the worker until all ``index_ids`` are ready. For long waits, use an
         :class:`~..sensors.index.IndexReadySensor`, which can defer. (templated)
     :param index_timeout: maximum time to wait for the indexes, in seconds or as a timedelta. (templated)
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises InvalidArgumentError: an argument is invalid; nothing was sent.
     :raises IndexFailedError: ``wait_for_indexes`` is set, and the build of an index failed.
     :raises IndexNotReadyError: ``wait_for_indexes`` is set, and ``index_timeout`` passed.
@@ -58,12 +62,17 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         self,
         *,
         index_ids: Templated[list[str]] | None = None,
-        shared_access: Templated[str] | None = None,
+        shared_access: Templated[arguments.SharedAccess] | None = None,
         wait_for_indexes: Templated[bool] = False,
         index_timeout: Templated[float | timedelta] = 3600,
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
+        )
         self.index_ids = index_ids
         self.shared_access = shared_access
         self.wait_for_indexes = wait_for_indexes
@@ -72,7 +81,8 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the session, or reuse it on a retry, and push its ids."""
         index_ids = arguments.id_list(self.index_ids)
-        shared_access = arguments.optional_choice(self.shared_access, "shared_access", ("query", "read_only"))
+        access = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
+        shared_access = cast("arguments.SharedAccess | None", access)
         patience = arguments.seconds(self.index_timeout, "index_timeout")
         wait = arguments.flag(self.wait_for_indexes, "wait_for_indexes")
         with self.get_hook().get_conn() as client:
@@ -99,7 +109,11 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         wait_until_ready(lambda: (client.get_index(index_id, **scope) for index_id in index_ids), deadline)
 
     def _earlier_session(
-        self, context: Context, client: LlamaCloudClient, index_ids: list[str] | None, shared_access: str | None
+        self,
+        context: Context,
+        client: LlamaCloudClient,
+        index_ids: list[str] | None,
+        shared_access: arguments.SharedAccess | None,
     ) -> SessionSummary | None:
         if not is_retry(context):
             return None
@@ -134,6 +148,9 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     :param session_id: the session to delete, or the whole session as its task returned it. (templated)
     :param ignore_missing: do not fail if the session does not exist, or was not created because an upstream task failed.
         (templated)
+    :param llamacloud_conn_id: the Airflow connection. (templated)
+    :param project_id: project (UUID) that overrides the one of the connection. (templated)
+    :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises NotFoundError: the session does not exist, and ``ignore_missing`` is False.
     """
 
@@ -141,9 +158,18 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     template_fields: Sequence[str] = ("session_id", *LlamaCloudOperator.template_fields, "ignore_missing")
 
     def __init__(
-        self, *, session_id: Templated[dict[str, Any]], ignore_missing: Templated[bool] = True, **kwargs: Any
+        self,
+        *,
+        session_id: Templated[dict[str, Any]],
+        ignore_missing: Templated[bool] = True,
+        llamacloud_conn_id: str = "llamacloud_default",
+        project_id: Templated[str] | None = None,
+        organization_id: Templated[str] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(
+            llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
+        )
         self.session_id = session_id
         self.ignore_missing = ignore_missing
 

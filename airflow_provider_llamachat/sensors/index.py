@@ -18,14 +18,14 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.task_state import is_stale
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.operators.base import is_stale
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.client.readiness import Readiness
-    from airflow_provider_llamachat.operators.base import Templated
 
 
 GRACE = 300.0

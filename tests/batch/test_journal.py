@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.batch import journal as journals
 from airflow_provider_llamachat.batch import records, storage
 from airflow_provider_llamachat.batch.items import Item, Scope
@@ -23,7 +24,6 @@ from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError
-from airflow_provider_llamachat.operators.base import TaskMemory
 from tests.batch.conftest import SCOPE
 
 try:
