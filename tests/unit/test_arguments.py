@@ -157,9 +157,9 @@ def test_other_wrong_values_are_named() -> None:
     with pytest.raises(InvalidArgumentError, match="ignore_missing must be true or false, got 'maybe'"):
         arguments.flag("maybe", "ignore_missing")
     with pytest.raises(InvalidArgumentError, match="on_interrupted must be one of 'fail', 'ask_again', got 'retry'"):
-        arguments.choice("retry", "on_interrupted", ("fail", "ask_again"))
-    assert arguments.optional_choice("None", "shared_access", ("query",)) is None
-    assert arguments.optional_choice("query", "shared_access", ("query",)) == "query"
+        arguments.choice("retry", "on_interrupted", arguments.OnInterrupted)
+    assert arguments.optional_choice("None", "shared_access", arguments.SharedAccess) is None
+    assert arguments.optional_choice("query", "shared_access", arguments.SharedAccess) == "query"
 
 
 @pytest.mark.parametrize("value", [0, -1, "soon", None, True, float("nan"), float("inf"), timedelta(0)])
