@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.cleanup import Tidier
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
+from airflow_provider_llamachat.batch.outcomes import PASSING, Outcomes
 from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
@@ -21,12 +22,8 @@ from airflow_provider_llamachat.exceptions import (
     ChatBatchError,
     ChatBatchRefusedError,
     ChatTurnInterruptedError,
-    ConflictError,
-    LlamaCloudConnectionError,
     LlamaCloudError,
     PaymentRequiredError,
-    RateLimitError,
-    ServerError,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +36,6 @@ Ready = asyncio.Queue["tuple[Prepared, deque[Item]] | None"]
 
 FATAL = (AuthenticationError, PaymentRequiredError)
 """Refusals that every other prompt would receive too."""
-PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, RateLimitError, ServerError)
-"""Transient errors. These prompts are retried at the end of the batch, which is safe because the session's history is read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +91,11 @@ class Batch:
         self._on_result = on_result
         self._asked: set[str] = set()
         self._problem: LlamaCloudError | None = None
-        self._first_failure = ""
         self._killed = False
         self._working: asyncio.Task[None] | None = None
         self._unposted: list[Prepared] = []
-        self._again: list[Item] = []
-        self._held: dict[int, tuple[str, dict[str, Any] | None]] = {}
         self.in_flight = 0
-        self._settled = self._answered = 0
-        self._refused_only = True
-        self._is_last_look = False
+        self._settled = 0
         self._tidier = Tidier(client, journal, options, logger)
 
     def kill(self) -> None:
@@ -122,19 +112,7 @@ class Batch:
         :raises LlamaCloudError: a refusal that concerns all prompts, such as an invalid API key.
         """
         positions = {item.key(self._scope): item.position for item in self._items}
-        past = await asyncio.to_thread(self._journal.load, positions)
-        kept = len(past.answered)
-        if kept or past.intents:
-            self._log.info(
-                "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
-                kept,
-                len(self._items),
-                len(past.intents),
-            )
-        self._answered = kept
-        self._done = past.answered
-        self._meter = Meter(self._log, len(self._items), kept)
-        self._preparer = Preparer(self._client, self._options, past)
+        await self._resume(positions)
         async with Committer(self._journal.write, self._interval) as self._committer:
             if not self._killed:
                 self._working = asyncio.create_task(self._work_twice())
@@ -144,21 +122,40 @@ class Batch:
                     if not self._killed:
                         raise
             self._release()
-        if self._items and not self._answered:
-            kind = ChatBatchRefusedError if self._refused_only else ChatBatchError
+        if self._items and not self._outcomes.answered:
+            kind = ChatBatchRefusedError if self._outcomes.refused_only else ChatBatchError
             self._stop(
-                kind(f"None of the {len(self._items)} prompts was answered. {self._first_failure}{self._later()}")
+                kind(
+                    f"None of the {len(self._items)} prompts was answered. {self._outcomes.first_failure}{self._later()}"
+                )
             )
         self._meter.finish()
         if self._problem is not None:
             if not self._killed:
                 await self._tidier.after_failure(positions, final=not self._problem.retryable)
             raise self._problem
+        return await self._hand_over(positions)
+
+    async def _resume(self, positions: dict[str, int]) -> None:
+        past = await asyncio.to_thread(self._journal.load, positions)
+        self._done = past.answered
+        if self._done or past.intents:
+            self._log.info(
+                "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
+                len(self._done),
+                len(self._items),
+                len(past.intents),
+            )
+        self._meter = Meter(self._log, len(self._items), len(self._done))
+        self._outcomes = Outcomes(self._meter, len(self._done), self._on_result)
+        self._preparer = Preparer(self._client, self._options, past)
+
+    async def _hand_over(self, positions: dict[str, int]) -> Report:
         results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
-        if (handed := results.counts[records.ANSWERED]) < self._answered:
+        if (handed := results.counts[records.ANSWERED]) < self._outcomes.answered:
             raise ChatBatchError(
-                f"{self._answered} prompts were answered, but only {handed} of their answers could be read back. Nothing was removed. "
-                f"{self._later()}"
+                f"{self._outcomes.answered} prompts were answered, but only {handed} of their answers could be read back. Nothing was "
+                f"removed. {self._later()}"
             )
         deleted = await self._tidier.after_success()
         await asyncio.to_thread(self._journal.forget)
@@ -167,7 +164,7 @@ class Batch:
             results,
             opened=self._preparer.opened,
             deleted=deleted,
-            kept=kept,
+            kept=len(self._done),
             settled=self._settled,
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
@@ -196,15 +193,12 @@ class Batch:
             await self._work(self._items)
             await self._look_again()
         finally:
-            while self._held:
-                self._tell(*self._held.popitem()[1])
+            self._outcomes.close()
 
     async def _look_again(self) -> None:
-        again, self._again = sorted(self._again, key=lambda item: item.position), []
-        if again and self._problem is None and not self._options.fail_fast:
+        if self._outcomes.again and self._problem is None and not self._options.fail_fast:
+            again = self._outcomes.reopen()
             self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
-            self._meter.reopen(len(again), [usage for _, usage in self._held.values()])
-            self._is_last_look = True
             await self._work(again)
 
     async def _work(self, items: Iterable[Item]) -> None:
@@ -293,15 +287,16 @@ class Batch:
             return None
         # An interrupted turn may still run, and a session answers one turn at a time. After other transient errors the order matters,
         # because later prompts may refer to the missing answer. During the final retry they are asked anyway.
-        if isinstance(result, ChatTurnInterruptedError) or (isinstance(result, PASSING) and not self._is_last_look):
+        if isinstance(result, ChatTurnInterruptedError) or (
+            isinstance(result, PASSING) and not self._outcomes.is_last_look
+        ):
             self._log.warning(
                 "A prompt has no answer yet, so the next %d prompts of its session wait. Session: %s.",
                 len(lane),
                 prepared.question.session_id,
             )
             for item in lane:
-                self._again.append(item)
-                self._meter.add(answered=False, usage=None)
+                self._outcomes.wait(item)
             lane.clear()
             return None
         if expected is not None:
@@ -360,35 +355,19 @@ class Batch:
         entry = records.line(item, prepared, result)
         trace = prepared.trace if prepared else None
         self._committer.note(records.result(item.key(self._scope), entry, trace=trace))
-        outcome: str = entry["outcome"]
-        self._answered += outcome == records.ANSWERED
-        self._meter.add(answered=outcome == records.ANSWERED, usage=entry["usage"])
+        self._outcomes.add(item, result, entry)
         if prepared is not None:
             self._asked.update(prepared.question.index_ids)
-        if isinstance(result, PASSING) and not self._is_last_look:
-            self._held[item.position] = outcome, entry["usage"]
-        else:
-            self._held.pop(item.position, None)
-            self._tell(outcome, entry["usage"])
         if isinstance(result, LlamaCloudError):
             self._take_failure(item, prepared, result, entry)
-
-    def _tell(self, outcome: str, usage: dict[str, Any] | None) -> None:
-        if self._on_result is not None:
-            self._on_result(outcome, usage)
 
     def _take_failure(
         self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
     ) -> None:
         reason = f"{item}: {entry['error']['message']} "
-        self._first_failure = self._first_failure or f"First error: {reason}"
         self._log.warning("No answer for %s", reason)
-        self._refused_only &= not problem.retryable
-        if isinstance(problem, PASSING):
-            self._again.append(item)
-            if prepared is not None:
-                asked = Intent(prepared.question.session_id, prepared.trace, prepared.opened)
-                self._preparer.expect(item, asked)
+        if isinstance(problem, PASSING) and prepared is not None:
+            self._preparer.expect(item, Intent(prepared.question.session_id, prepared.trace, prepared.opened))
         if self._options.fail_fast:
             text = f"Stopped at the first error, because on_item_error is 'fail_fast'. {reason}{self._later()}"
             self._stop(ChatBatchError(text, session_id=entry["session_id"]))
