@@ -262,7 +262,7 @@ class LlamaCloudClient:
     ) -> Generator[models.Event, None, None]:
         """Post a prompt once, on a new connection, and yield the events of its turn.
 
-        :param on_lost: called for each malformed event, which is skipped.
+        :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
         call = self._calls.stream(question)
         accepted: bool | None = None

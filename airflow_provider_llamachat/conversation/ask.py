@@ -238,9 +238,12 @@ def _finish(question: Question, trace: Trace, turn: ChatTurn) -> Generator[Step,
 def _whole(
     question: Question, trace: Trace, limits: Limits, turn: ChatTurn, now: Callable[[], float]
 ) -> Generator[Step, Result, ChatTurn]:
-    """Read from the history what the stream of a finished turn lost on its way. Whatever happens, the turn is handed over."""
-    end = min(now() + limits.lag, limits.deadline)
-    log.warning("The answer's stream in session %s was incomplete; reading the history.", question.session_id)
+    """Read from the history what the stream of a finished turn lost on its way. Whatever happens, the turn is handed over.
+
+    The turn has ended and is paid for, so the deadline does not shorten the time that the history has to show it.
+    """
+    end = now() + limits.lag
+    log.warning("The answer's stream in session %s was incomplete. Reading the history.", question.session_id)
     while True:
         started = now()
         read = yield ReadHistory()
@@ -248,9 +251,10 @@ def _whole(
             verdict = judge(read.events, question, trace)
             found = _turn_of(verdict, trace, is_late=started >= end)
             if found is not None and not found.is_error:
-                return max((turn, found), key=lambda one: len(one.answer))
+                # The history is the record. It is not the better one if it lost the text as well.
+                return found if found.answer.strip() else turn
         if started >= end or (isinstance(read, LlamaCloudError) and _is_final(read)):
-            log.warning("The history of session %s does not hold the turn; using the stream's.", question.session_id)
+            log.warning("The history of session %s does not hold the turn. Using the stream's.", question.session_id)
             return turn
         yield Pause(max(0.0, min(limits.poll, end - now())))
 

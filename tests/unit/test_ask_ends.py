@@ -194,20 +194,28 @@ def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) 
     assert world.clock <= LAG
 
 
-@pytest.mark.parametrize(
-    "shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text("a"), stop()], [asked()]]
-)
+@pytest.mark.parametrize("shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text(" "), stop()], [asked()]])
 def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it(shown: Any) -> None:
     world = World([HALF], [(0.0, shown)])
     assert world.run().answer == "al"
     assert (world.posts, world.clock <= LAG) == (1, True)
 
 
-def test_completing_ends_at_once_when_there_is_no_hope_and_with_the_deadline() -> None:
+def test_the_history_is_the_record_also_where_the_stream_has_more_text() -> None:
+    garbled = replace(HALF, turn=ChatTurn(session_id="ses-1", prompt="q", answer="caf\ufffd\ufffd", finished=True))
+    assert World([garbled], [(0.0, [asked(), text("caf\u00e9"), stop()])]).run().answer == "caf\u00e9"
+
+
+def test_a_deadline_does_not_cost_an_answer_that_the_history_has_yet_to_show() -> None:
+    world = World([BLANK], [(0.0, []), (9.0, WHOLE)])
+    assert (world.run(deadline=1.0).answer, world.posts, world.clock) == ("all of it", 1, 9.0)
+
+
+def test_completing_ends_at_once_when_there_is_no_hope_and_with_the_lag() -> None:
     hopeless = World([HALF], [(0.0, GONE)])
     assert (hopeless.run().answer, hopeless.reads, hopeless.clock) == ("al", 1, 0.0)
     short = World([HALF])
-    assert (short.run(deadline=4.0).answer, short.clock) == ("al", 4.0)
+    assert (short.run(deadline=4.0).answer, short.clock) == ("al", LAG)
     at_once = World([HALF])
     assert (at_once.run(lag=0.0).answer, at_once.reads, at_once.clock) == ("al", 1, 0.0)
     assert {step.seconds for step in short.of(Pause)} == {1.0}
@@ -295,7 +303,7 @@ def test_a_stream_is_completed_from_the_only_turn_at_its_place_under_whatever_te
     world = World([HALF], [(0.0, unknown)])
     assert (world.run().answer, world.clock) == ("all of it", LAG)
     theirs_first = World([HALF], [(0.0, unknown), (8.0, [*unknown, *OURS])])
-    assert theirs_first.run().answer == "al"
+    assert theirs_first.run().answer == "a"
     assert theirs_first.clock < LAG
     later = World([HALF], [(0.0, []), (24.0, WHOLE)], clock=20.0)
     assert (later.run().answer, later.clock) == ("all of it", 24.0)
@@ -311,8 +319,8 @@ def test_what_costs_money_or_text_is_logged_in_full(caplog: pytest.LogCaptureFix
     World(shown=[(0.0, [asked()])]).run(TAKEN, ask_again=True, stall=1.0)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:2] == [
-        "The answer's stream in session ses-1 was incomplete; reading the history.",
-        "The history of session ses-1 does not hold the turn; using the stream's.",
+        "The answer's stream in session ses-1 was incomplete. Reading the history.",
+        "The history of session ses-1 does not hold the turn. Using the stream's.",
     ]
     assert lines[-1].startswith("Asking once more in session ses-1, because this task may (it was cleared, or has ")
     assert ". The interrupted turn may already have been billed. The answer stopped partway: " in lines[-1]
