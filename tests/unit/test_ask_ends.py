@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Outcome, Pause, Post, ReadHistory, Remember, killed
+from airflow_provider_llamachat.conversation.ask import Outcome, Pause, Post, ReadHistory, Remember
+from airflow_provider_llamachat.conversation.interruption import killed
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.models import ChatTurn, Usage
 from tests.unit.scripted import (
@@ -16,6 +17,7 @@ from tests.unit.scripted import (
     BUSY,
     CUT,
     DOUBT,
+    ENDED,
     GONE,
     LAG,
     LOST,
@@ -194,7 +196,9 @@ def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) 
     assert world.clock <= LAG
 
 
-@pytest.mark.parametrize("shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text(" "), stop()], [asked()]])
+@pytest.mark.parametrize(
+    "shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text(" "), stop()], [asked()]]
+)
 def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it(shown: Any) -> None:
     world = World([HALF], [(0.0, shown)])
     assert world.run().answer == "al"
@@ -233,6 +237,22 @@ def test_an_outcome_without_a_reason_is_a_doubt() -> None:
     assert (world.run().answer, world.posts) == ("a", 1)
 
 
+@pytest.mark.parametrize("shown", [[], BROKEN, [asked()], THEIRS * 2])
+def test_the_time_for_reading_an_answer_is_not_the_time_of_its_turn(shown: Any) -> None:
+    world = World(shown=[(0.0, shown)])
+    assert world.interrupted(ENDED, deadline=5.0) == ("unread", True)
+    assert World([LOST], [(0.0, shown)]).interrupted(deadline=5.0)[0] == "deadline"
+
+
+def test_a_turn_that_ended_did_not_stop_partway() -> None:
+    problem = World(shown=[(0.0, [asked()])]).fails(errors.ChatTurnInterruptedError, ENDED)
+    assert problem.reason == "unread"
+    assert str(problem) == (
+        "The turn ended, but its answer could not be read from the session's history in time. A retry of the task reads it again. "
+        "Session: ses-1."
+    )
+
+
 def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     World([LOST], [(0.0, BROKEN), (9.0, [asked()]), (30.0, OURS)]).run()
@@ -240,8 +260,8 @@ def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
     assert lines == [
         "silence Reading the session's history in 0.0 s.",
         "boom Reading the history again until the turn's time is over.",
-        "Session ses-1 is still answering this prompt; waiting for it.",
-        "Session ses-1 already holds the answer to this prompt; adopting it.",
+        "Session ses-1 is still answering this prompt. Waiting for it.",
+        "Session ses-1 already holds the answer to this prompt. Using it.",
     ]
     caplog.clear()
     World([NO_ROUTE]).run()
@@ -254,7 +274,7 @@ def test_the_error_of_a_stopped_task_says_what_is_known() -> None:
     assert "was stopped" in str(problem)
     assert str(problem) == (
         "The task was stopped while it waited for the turn. The prompt was not sent again, because it may already have been billed. A "
-        "retry looks for the answer first; with on_interrupted='ask_again' it asks once more if there is none. Session: ses-1."
+        "retry looks for the answer first. With on_interrupted='ask_again', it asks once more if there is none. Session: ses-1."
     )
 
 
