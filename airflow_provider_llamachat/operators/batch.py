@@ -168,7 +168,6 @@ class ChatBatchOperator(LlamaCloudOperator):
                 self.log.info(
                     "A retry asks all prompts again, because there is neither an output_path nor Airflow 3.3's task state store."
                 )
-        self._is_killed = False
         with journal.claimed():
             report, base_url = self._wait_for(self._run(items, scope, options, journal, rate))
         self._tell_end(report, path)
