@@ -41,11 +41,15 @@ async def first_event(trigger: ChatTurnTrigger) -> dict[str, Any]:
     raise AssertionError("no event")
 
 
+async def posted(emulator: LlamaCloudEmulator) -> None:
+    while not emulator.posts():  # noqa: ASYNC110  # the emulator has no event for it
+        await asyncio.sleep(0.01)
+
+
 async def stopped_after_its_post(trigger: ChatTurnTrigger, emulator: LlamaCloudEmulator) -> None:
     """What a triggerer does that is told to stop: it cancels its triggers, and waits for their ends."""
     running = asyncio.create_task(first_event(trigger))
-    while not emulator.posts():
-        await asyncio.sleep(0.01)
+    await posted(emulator)
     running.cancel("by the triggerer")
     with pytest.raises(asyncio.CancelledError, match="by the triggerer"):
         await running
@@ -92,13 +96,11 @@ def test_a_triggerer_that_dies_after_a_post_costs_no_second_turn_if_the_history_
 
     async def dies() -> None:
         running = asyncio.create_task(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
-        while not llamacloud_emulator.posts():
-            await asyncio.sleep(0.01)
+        await posted(llamacloud_emulator)
         await asyncio.sleep(0.1)
         running.cancel()  # and its end is not waited for
 
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chat, "MOMENT", -1.0)  # a process that dies holds nothing up
         asyncio.run(dies())
     event = asyncio.run(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
