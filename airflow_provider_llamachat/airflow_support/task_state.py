@@ -187,14 +187,16 @@ class TurnMemory:
         from airflow_provider_llamachat.conversation.question import Trace
 
         value, is_in_round = self.recall()
-        kept = Trace.read(value) if isinstance(value, dict) else None
+        now = time.time()
+        # 1.0.0 did not store when it posted: it may have been a moment ago.
+        kept = Trace.read({"intended_at": now, **value}) if isinstance(value, dict) else None
         # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
         is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
         is_about_this = kept is not None and self._is_about_this(value, is_in_round=is_in_round)
         if not is_about_this:
             kept = None
         self.trace = begin(
-            session, self._question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=time.time()
+            session, self._question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=now
         )
         self.is_cleared = kept is not None and self.trace.is_open and not is_in_round
         if self.is_cleared:

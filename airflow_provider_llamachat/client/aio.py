@@ -267,6 +267,7 @@ class AsyncLlamaCloudClient:
         *,
         deadline: float,
         ask_again: bool = False,
+        look_first: bool = False,
         keep: AsyncKeep | None = None,
         on_event: Observer | None = None,
     ) -> models.ChatTurn:
@@ -275,7 +276,8 @@ class AsyncLlamaCloudClient:
         :param deadline: epoch seconds at which waiting for the turn ends.
         :param keep: stores what is known about the turn for later attempts.
         """
-        steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
+        limits = calls.limits(self.config, deadline)
+        steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         with responses.redacting(self.config):
             return await carry_out(self, question, trace, steps, deadline, keep, on_event)
 
@@ -293,7 +295,7 @@ class AsyncLlamaCloudClient:
     ) -> AsyncGenerator[models.Event, None]:
         """Post a prompt once, on a new connection, and yield the events of its turn.
 
-        :param on_lost: called for each malformed event, which is skipped.
+        :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
         call = self._calls.stream(question)
         accepted: bool | None = None
@@ -329,12 +331,17 @@ class AsyncLlamaCloudClient:
 
     async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
+
+        def on_resend() -> None:
+            nonlocal doubtful
+            doubtful = True
+
         budget = retry.Budget(self.config, patience)
         policy = retry.policy(call, self.config, budget, self._gate)
         async for attempt in AsyncRetrying(**policy, sleep=self.pause):
             with attempt:
                 try:
-                    return await responses.adecode(call, await self._attempt(call, budget), self.config)
+                    return await responses.adecode(call, await self._attempt(call, budget, on_resend), self.config)
                 except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
                     if doubtful and retry.shows_success(call, problem):
                         return None
@@ -344,7 +351,9 @@ class AsyncLlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    async def _attempt(self, call: endpoints.Call, budget: retry.Budget) -> responses.Reply:
+    async def _attempt(
+        self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]
+    ) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         async with apassing(self.throttle) as passage:
             try:
@@ -353,9 +362,10 @@ class AsyncLlamaCloudClient:
                     try:
                         reply = await self._exchange(self._http, call, deadline, connecting)
                     except responses.DISCONNECTS:
-                        # The server had closed an idle connection. This does not count as a failed attempt.
+                        # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
+                        on_resend()
                         reply = await self._exchange(self._for_one_request(), call, deadline)
             except responses.TRANSPORT_PROBLEMS as problem:
                 raise responses.connection_error(call, problem, self.config) from None

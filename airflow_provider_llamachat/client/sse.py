@@ -22,6 +22,7 @@ from airflow_provider_llamachat.models import (
     MAX_EVENTS,
     Event,
     TextDeltaEvent,
+    TextEvent,
     ThinkingDeltaEvent,
     parse_event,
 )
@@ -78,6 +79,9 @@ class EventReader:
                 self._session_id,
                 excerpt(event.type, secrets=self._secrets, limit=60),
             )
+        if isinstance(event, TextEvent | TextDeltaEvent) and "\ufffd" in event.content and self._on_lost is not None:
+            # What was not UTF-8 became this character. The history may hold the text as it was.
+            self._on_lost()
         self._weigh(event, len(sse.data))
         return event
 
@@ -148,7 +152,7 @@ def read_events(
     """Yield the events of a stream of bytes.
 
     :param secrets: values to remove from malformed events that are logged.
-    :param on_lost: called for each malformed event.
+    :param on_lost: called for each event that is malformed, or whose text was not UTF-8.
     :raises LlamaCloudProtocolError: an event exceeds :data:`MAX_EVENT`, or the turn exceeds :data:`MAX_TURN`.
     """
     text = _Text(chunks)

@@ -236,6 +236,7 @@ class LlamaCloudClient:
         *,
         deadline: float,
         ask_again: bool = False,
+        look_first: bool = False,
         keep: Keep | None = None,
         on_event: Observer | None = None,
     ) -> models.ChatTurn:
@@ -244,7 +245,8 @@ class LlamaCloudClient:
         :param deadline: epoch seconds at which waiting for the turn ends.
         :param keep: stores what is known about the turn for later attempts.
         """
-        steps = ask(question, trace, calls.limits(self.config, deadline), ask_again=ask_again)
+        limits = calls.limits(self.config, deadline)
+        steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         with responses.redacting(self.config):
             return carry_out(self, question, trace, steps, deadline, keep, on_event)
 
@@ -262,7 +264,7 @@ class LlamaCloudClient:
     ) -> Generator[models.Event, None, None]:
         """Post a prompt once, on a new connection, and yield the events of its turn.
 
-        :param on_lost: called for each malformed event, which is skipped.
+        :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
         call = self._calls.stream(question)
         accepted: bool | None = None
@@ -298,12 +300,17 @@ class LlamaCloudClient:
 
     def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
         doubtful = False
+
+        def on_resend() -> None:
+            nonlocal doubtful
+            doubtful = True
+
         budget = retry.Budget(self.config, patience)
         policy = retry.policy(call, self.config, budget, self._gate)
         for attempt in Retrying(**policy, sleep=self.pause):
             with attempt:
                 try:
-                    return responses.decode(call, self._attempt(call, budget), self.config)
+                    return responses.decode(call, self._attempt(call, budget, on_resend), self.config)
                 except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
                     if doubtful and retry.shows_success(call, problem):
                         return None
@@ -313,7 +320,7 @@ class LlamaCloudClient:
                     raise
         raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
 
-    def _attempt(self, call: endpoints.Call, budget: retry.Budget) -> responses.Reply:
+    def _attempt(self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         with passing(self.throttle) as passage:
             try:
@@ -322,9 +329,10 @@ class LlamaCloudClient:
                     try:
                         reply = self._exchange(self._http, call, deadline, connecting)
                     except responses.DISCONNECTS:
-                        # The server had closed an idle connection. This does not count as a failed attempt.
+                        # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
+                        on_resend()
                         reply = self._exchange(self._for_one_request(), call, deadline)
             except responses.TRANSPORT_PROBLEMS as problem:
                 raise responses.connection_error(call, problem, self.config) from None

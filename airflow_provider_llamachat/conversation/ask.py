@@ -1,7 +1,7 @@
-"""The life of a turn, as a generator of steps: one rule for the worker, the triggerer and the batch. No I/O.
+"""The life of a turn, as a generator of steps. The worker, the triggerer and the batch use the same rule. No I/O.
 
-:func:`ask` yields what it wants done and is sent the outcome; :mod:`.driver` carries the steps out. A prompt is never posted
-while an earlier post of it may have been accepted.
+:func:`ask` yields steps and is sent their results. :mod:`.driver` carries the steps out. A prompt is never posted while an earlier
+post of it may have been accepted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from airflow_provider_llamachat.conversation.history import State, Verdict, count_turns, judge
+from airflow_provider_llamachat.conversation.history import State, Verdict, judge
+from airflow_provider_llamachat.conversation.interruption import MAY_ASK_AGAIN, interrupted, reason
 from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
@@ -30,14 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long and how often.
+    """Limits of time and number.
 
     :param deadline: epoch seconds at which waiting ends.
-    :param stall_after: seconds without growth of our turn in the history after which it counts as cut off.
-    :param max_posts: how often the prompt may be posted at most, each time only when the posts before were not accepted.
-    :param lag: seconds that a history may take to show a prompt that was accepted.
-    :param poll: seconds between two reads of the history, growing up to ``poll_max``.
-    :param pause: seconds to wait after failed post number n, given the server's ``Retry-After``.
+    :param stall_after: a turn that has not grown in the history for this many seconds counts as cut off.
+    :param max_posts: maximum number of posts, each of them only if no earlier one was accepted.
+    :param lag: seconds that a history may take to show an accepted prompt.
+    :param poll: seconds between two reads of the history. They grow up to ``poll_max``.
+    :param pause: seconds to wait after the n-th failed post, given the server's ``Retry-After``.
     """
 
     deadline: float
@@ -51,9 +52,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Step: keep what is known of the turn where a later attempt finds it; send back nothing.
+    """Step: store what is known about the turn for later attempts. Send nothing back.
 
-    :param is_intent: a post follows, and must not leave if this could not be kept.
+    :param is_intent: a post follows, and must not leave if this could not be stored.
     """
 
     trace: Trace
@@ -62,14 +63,14 @@ class Remember:
 
 @dataclass(frozen=True, slots=True)
 class ReadHistory:
-    """Step: read the whole session; send back a :class:`~..models.Session`, or why it could not be read."""
+    """Step: read the whole session. Send back a :class:`~..models.Session`, or the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """Step: post the prompt and read the stream; send back an :class:`Outcome`.
+    """Step: post the prompt and read the stream. Send back an :class:`Outcome`.
 
-    :param position: how many turns the session has before this one.
+    :param position: number of turns in the session before this one.
     """
 
     trace: Trace
@@ -78,19 +79,19 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Step: wait; send back nothing."""
+    """Step: wait. Send nothing back."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a post.
+    """The result of a post.
 
-    :param trace: what is known of the turn now.
-    :param turn: what the stream's events made, finished or not; None when there was no stream.
+    :param trace: what is now known about the turn.
+    :param turn: the turn in the stream, finished or not. None if there was no stream.
     :param problem: why there is no finished turn.
-    :param is_damaged: events of the stream were lost because they were malformed.
+    :param is_damaged: events of the stream, or parts of their text, were lost.
     """
 
     trace: Trace
@@ -106,18 +107,15 @@ Steps = Generator[Step, Result, ChatTurn]
 
 @dataclass(frozen=True, slots=True)
 class _Settled:
-    """What the history says of our turn, at last.
+    """What the history finally says about our turn.
 
-    :param turn: the finished turn; None when the prompt was not accepted, or when ``interrupted`` says why its end is not there.
-    :param asked: how often our prompt stands in the history since the baseline.
-    :param turns: how many turns the session has.
+    :param turn: the finished turn. None if the prompt was not accepted, or if ``interrupted`` says why there is no end.
     """
 
     trace: Trace
+    verdict: Verdict
     turn: ChatTurn | None = None
     interrupted: ChatTurnInterruptedError | None = None
-    asked: int = 0
-    turns: int = 0
 
 
 def ask(
@@ -126,35 +124,39 @@ def ask(
     limits: Limits,
     *,
     ask_again: bool = False,
+    look_first: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Steps:
     """Ask once and return the finished turn.
 
-    :param trace: what is known of the turn; where it is open, the history is read before anything is posted, and where it is
-        answered, nothing is posted at all.
-    :param ask_again: post once more when an earlier attempt's turn is there, unfinished and no longer growing, or cannot be found.
+    :param trace: what is known about the turn. If it is open, the history is read before a post. If the turn was answered, nothing is
+        posted.
+    :param ask_again: post once more if an earlier attempt's turn is unfinished and no longer grows, or cannot be found.
+    :param look_first: read the history once before the first post, although no post is in doubt.
     :raises ChatTurnFailedError: the server ended the turn with an error.
-    :raises ChatTurnInterruptedError: the end of the turn could not be seen; nothing was posted twice.
+    :raises ChatTurnInterruptedError: the end of the turn was not seen. Nothing was posted twice.
     :raises LlamaCloudError: refusals, and network errors after which the history shows that nothing was accepted.
     """
     posts, position = 0, trace.baseline
-    was_open = trace.is_open
     problem: LlamaCloudError | None = None
+    if look_first and not trace.is_open and (yield from _may_be_there(question, trace)):
+        trace = replace(trace, intended_at=now())
+    was_open = trace.is_open
     while True:
         if trace.is_open:
             settled = yield from _settle(question, trace, limits, problem, now)
             trace = settled.trace
             if settled.turn is not None:
-                log.info("Session %s already holds the answer to this prompt; adopting it.", question.session_id)
+                log.info("Session %s already holds the answer to this prompt. Using it.", question.session_id)
                 return (yield from _finish(question, trace, settled.turn))
             if settled.interrupted is not None:
                 if isinstance(problem, ConflictError):
-                    # Somebody else's turn keeps the session busy, so ours was refused; without any turn, nobody can tell.
+                    # Another task's turn keeps the session busy, so ours was refused. If there is no turn, this is not known.
                     is_theirs = settled.interrupted.reason == "foreign" and not trace.accepted
                     yield Remember(trace.withdrawn() if is_theirs else trace)
                     raise problem
-                may_again = ask_again and not trace.answered and posts == 0 and settled.asked <= 1
-                if not (may_again and settled.interrupted.reason in _MAY_ASK_AGAIN):
+                may_again = ask_again and not trace.answered and posts == 0 and settled.verdict.asked <= 1
+                if not (may_again and settled.interrupted.reason in MAY_ASK_AGAIN):
                     yield Remember(trace)
                     raise settled.interrupted
                 log.warning(
@@ -163,17 +165,17 @@ def ask(
                     question.session_id,
                     settled.interrupted,
                 )
-                position, ask_again = settled.turns, False
+                position, ask_again = settled.verdict.turns, False
         if problem is not None and posts >= limits.max_posts:
             yield Remember(trace)
             raise problem
         if now() >= limits.deadline:
             yield Remember(trace)
-            raise _interrupted(question, "unasked", problem, trace)
+            raise interrupted(question, "unasked", problem, trace)
         posts += 1
-        trace = replace(trace, intended_at=now())
-        yield Remember(trace, is_intent=True)
-        outcome = yield Post(trace, position)
+        # If this process is lost, nobody knows when the post left: it may have waited for the rate limit, or for a connection.
+        yield Remember(replace(trace, intended_at=limits.deadline), is_intent=True)
+        outcome = yield Post(replace(trace, intended_at=now()), position)
         assert isinstance(outcome, Outcome)  # noqa: S101  # the driver's contract
         trace = outcome.trace
         if outcome.turn is not None and outcome.turn.finished:
@@ -182,7 +184,7 @@ def ask(
             if not turn.is_error and (outcome.is_damaged or not turn.answer.strip()):
                 turn = yield from _whole(question, trace, limits, turn, now)
             return (yield from _finish(question, trace, turn))
-        problem = outcome.problem or _interrupted(question, "stalled", None, trace)
+        problem = outcome.problem or interrupted(question, "stalled", None, trace)
         trace = _after_failure(trace, problem, now(), may_be_ours=was_open or posts > 1)
         yield Remember(trace)
         if not trace.is_open and (_is_final(problem) or isinstance(problem, ConflictError)):
@@ -190,10 +192,17 @@ def ask(
         yield from _pause(problem, trace, posts, limits, now)
 
 
+def _may_be_there(question: Question, trace: Trace) -> Generator[Step, Result, bool]:
+    """Whether the history shows our turn, or tells nothing. Another prompt in its place is no sign of an earlier post of ours."""
+    verdict, failure = yield from _read(question, trace)
+    is_shown = verdict is not None and verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure
+    return is_shown or failure is not None
+
+
 def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_ours: bool) -> Trace:
-    """What is known after a post that brought no finished turn."""
+    """Return what is known after a post without a finished turn."""
     if isinstance(problem, ConflictError):
-        # What keeps the session busy may be an earlier post of ours that the history does not show yet.
+        # An earlier post of ours that the history does not show yet may keep the session busy.
         return replace(trace, intended_at=at) if may_be_ours else trace.withdrawn()
     if trace.accepted:
         return replace(trace, intended_at=at)
@@ -206,12 +215,12 @@ def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_
 def _pause(
     problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits, now: Callable[[], float]
 ) -> Generator[Step, Result, None]:
-    """Wait as long as the failure asks for; after a lost connection the history is read at once."""
+    """Wait as long as the failure requires. After a lost connection, the history is read at once."""
     seconds = 0.0
     if problem.status or not trace.is_open:
         seconds = limits.pause(posts, getattr(problem, "retry_after", None))
     if isinstance(problem, RateLimitError):
-        # Reads count against the rate limit as well: one read, when it can settle the matter.
+        # Reads count against the rate limit too, so there is only one, at a time when it can decide.
         seconds = max(seconds, limits.lag)
     if not trace.is_open and posts >= limits.max_posts:
         return
@@ -224,9 +233,9 @@ def _pause(
 def _finish(question: Question, trace: Trace, turn: ChatTurn) -> Generator[Step, Result, ChatTurn]:
     if turn.is_error:
         yield Remember(replace(trace, answered=True))
-        reason = excerpt(turn.error) if turn.error else "it gave no reason"
+        error = excerpt(turn.error) if turn.error else "it gave no reason"
         raise ChatTurnFailedError(
-            f"LlamaCloud ended the turn with an error: {reason}. A retry of the task asks again; the failed turn may have been "
+            f"LlamaCloud ended the turn with an error: {error}. A retry of the task asks again; the failed turn may have been "
             f"billed. Session: {question.session_id}.",
             session_id=question.session_id,
             usage=turn.usage_as_dict(),
@@ -238,19 +247,24 @@ def _finish(question: Question, trace: Trace, turn: ChatTurn) -> Generator[Step,
 def _whole(
     question: Question, trace: Trace, limits: Limits, turn: ChatTurn, now: Callable[[], float]
 ) -> Generator[Step, Result, ChatTurn]:
-    """Read from the history what the stream of a finished turn lost on its way. Whatever happens, the turn is handed over."""
-    end = min(now() + limits.lag, limits.deadline)
-    log.warning("The answer's stream in session %s was incomplete; reading the history.", question.session_id)
+    """Read from the history what the stream of a finished turn lost. The turn is returned in any case.
+
+    The turn has ended and is paid for, so the deadline does not shorten the time that the history has to show it.
+    """
+    end = now() + limits.lag
+    log.warning("The answer's stream in session %s was incomplete. Reading the history.", question.session_id)
     while True:
-        started = now()
-        read = yield ReadHistory()
-        if isinstance(read, Session):
-            verdict = judge(read.events, question, trace)
-            found = _turn_of(verdict, trace, is_late=started >= end)
-            if found is not None and not found.is_error:
-                return max((turn, found), key=lambda one: len(one.answer))
-        if started >= end or (isinstance(read, LlamaCloudError) and _is_final(read)):
-            log.warning("The history of session %s does not hold the turn; using the stream's.", question.session_id)
+        is_late = now() >= end
+        try:
+            verdict, _ = yield from _read(question, trace)
+        except LlamaCloudError:  # it will not be readable later either
+            verdict, is_late = None, True
+        found = None if verdict is None else _turn_of(verdict, trace, is_late=is_late)
+        if found is not None and not found.is_error:
+            # The history is the record, unless it lost the text too.
+            return found if found.answer.strip() else turn
+        if is_late:
+            log.warning("The history of session %s does not hold the turn. Using the stream's.", question.session_id)
             return turn
         yield Pause(max(0.0, min(limits.poll, end - now())))
 
@@ -258,51 +272,41 @@ def _whole(
 def _settle(
     question: Question, trace: Trace, limits: Limits, problem: LlamaCloudError | None, now: Callable[[], float]
 ) -> Generator[Step, Result, _Settled]:
-    """Read the history until it is clear what became of our turn.
+    """Read the history until it is clear what happened to our turn.
 
-    A history that cannot be read for the moment is no reason to give up a turn that may be paid for.
+    A turn that may be paid for is not given up because its history cannot be read for some time.
     """
     begin = changed_at = now()
-    size, reads, turns = -1, 0, 0
+    size, reads = -1, 0
     said: set[str] = set()
-    # An end that was seen may have been seen a moment ago.
+    # If the end was seen, it may have been seen a moment ago.
     since = begin if trace.answered or trace.intended_at is None else min(begin, trace.intended_at)
     shown_by = since + limits.lag
-    # What the server took, or what keeps the session busy, is not absent because the history does not show it.
+    # The server accepted the prompt, or it keeps the session busy. Then it is not absent because the history does not show it.
     may_come = trace.accepted or trace.answered or isinstance(problem, ConflictError)
     verdict: Verdict | None = None
     while True:
-        started = now()
-        read = yield ReadHistory()
-        reads += 1
-        failure = _unreadable(question, read)
-        if failure is None:
-            assert isinstance(read, Session)  # noqa: S101  # what is no failure is a session
-            turns = count_turns(read.events)
-            verdict = judge(read.events, question, trace)
-            failure = _truncated(question, trace, verdict, turns)
+        is_late = now() >= shown_by
+        seen, failure = yield from _read(question, trace)
+        reads, verdict = reads + 1, seen or verdict
         if failure is None and verdict is not None:
-            is_late = started >= shown_by
-            if (known := _seen(trace, verdict, is_late=is_late)) != trace:
+            if (known := _learned(trace, verdict, is_late=is_late)) != trace:
                 trace = known
                 yield Remember(trace)
-            turn = _turn_of(verdict, trace, is_late=is_late)
-            if turn is not None:
-                return _Settled(trace, turn)
-            if is_late and verdict.state is State.FOREIGN:
-                interrupted = _interrupted(question, "foreign", problem, trace)
-                return _Settled(trace, interrupted=interrupted, turns=turns)
+            if (turn := _turn_of(verdict, trace, is_late=is_late)) is not None:
+                return _Settled(trace, verdict, turn)
             if is_late and verdict.state is State.ABSENT and not may_come:
-                return _Settled(trace.withdrawn(), turns=turns)
+                return _Settled(trace.withdrawn(), verdict)
             if verdict.size != size:
                 size, changed_at = verdict.size, now()
-        over = now() >= limits.deadline
-        if over or now() >= max(changed_at + limits.stall_after, shown_by):
+        is_foreign = failure is None and is_late and verdict is not None and verdict.state is State.FOREIGN
+        is_over = now() >= limits.deadline
+        if is_foreign or is_over or now() >= max(changed_at + limits.stall_after, shown_by):
             if failure is not None and problem is None and verdict is None and not trace.accepted:
-                raise failure  # nothing is known of any turn, so this is all there is to say
-            reason = "deadline" if over else _reason(failure, verdict)
-            interrupted = _interrupted(question, reason, failure or problem, trace, verdict)
-            return _Settled(trace, interrupted=interrupted, asked=verdict.asked if verdict else 0, turns=turns)
+                raise failure  # nothing is known about a turn, so there is nothing else to report
+            verdict = verdict or Verdict(State.TRUNCATED)
+            why = "foreign" if is_foreign else reason(trace, verdict, failure, is_over=is_over)
+            return _Settled(trace, verdict, interrupted=interrupted(question, why, failure or problem, trace, verdict))
         _announce(question, failure, verdict, said)
         seconds = min(limits.poll * 1.5 ** min(reads - 1, 10), limits.poll_max, limits.stall_after / 4)
         if now() < shown_by and (verdict is None or verdict.state is not State.RUNNING):
@@ -310,18 +314,43 @@ def _settle(
         yield Pause(max(0.0, min(seconds, limits.deadline - now())))
 
 
-def _seen(trace: Trace, verdict: Verdict, *, is_late: bool) -> Trace:
-    """What the history adds to what is known: a turn of ours that stands there was accepted, under the text that stands there."""
+def _read(question: Question, trace: Trace) -> Generator[Step, Result, tuple[Verdict | None, LlamaCloudError | None]]:
+    """Read the history. Return what it says about our turn, and why it tells nothing.
+
+    :raises LlamaCloudError: it will not be readable later either.
+    """
+    read = yield ReadHistory()
+    if isinstance(read, LlamaCloudError):
+        if _is_final(read):
+            raise read
+        return None, read
+    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
+    verdict = judge(read.events, question, trace)
+    if read.job_metadata is not None and not read.events:
+        # Half an answer must not prove that nothing was asked here, because this decides about asking again.
+        verdict, lost = None, "The session was asked before, but its history is empty."
+    elif verdict.state is State.TRUNCATED:
+        lost = (
+            f"The session's history lost turns: it shows {verdict.turns}, and does not begin like the {trace.baseline} turns that "
+            "were known before."
+        )
+    else:
+        return verdict, None
+    return verdict, LlamaCloudProtocolError(f"{lost} Session: {question.session_id}.", session_id=question.session_id)
+
+
+def _learned(trace: Trace, verdict: Verdict, *, is_late: bool) -> Trace:
+    """Return what is known after this verdict: a turn of ours in the history was accepted, and shows how the prompt is recorded."""
     if verdict.recorded is None or not (verdict.is_sure or is_late):
         return trace
     return replace(trace, accepted=True, recorded=trace.recorded or verdict.recorded)
 
 
 def _turn_of(verdict: Verdict, trace: Trace, *, is_late: bool) -> ChatTurn | None:
-    """The finished turn that is ours; None as long as there is none.
+    """Return our finished turn, or None as long as there is none.
 
-    One that only may be ours counts once the history had its time: ours would stand beside it by then. A turn that was seen to end
-    is in the history then as well. If a single turn stands at its place, it is that turn, under a text that nobody could know.
+    A turn that is not surely ours counts when the history has had its time, because it would show ours beside it by then. It would
+    also show a turn whose end was seen. So a single turn in its place is that turn, even if its prompt is recorded in an unknown form.
     """
     is_only_one = verdict.state is State.FOREIGN and trace.answered and is_late
     is_ours = verdict.state is State.FINISHED and (verdict.is_sure or is_late)
@@ -337,87 +366,9 @@ def _announce(question: Question, failure: LlamaCloudError | None, verdict: Verd
         log.warning("%s Reading the history again until the turn's time is over.", failure)
     elif failure is None and verdict is not None and verdict.state is State.RUNNING and "running" not in said:
         said.add("running")
-        log.info("Session %s is still answering this prompt; waiting for it.", question.session_id)
+        log.info("Session %s is still answering this prompt. Waiting for it.", question.session_id)
 
 
 def _is_final(problem: LlamaCloudError) -> bool:
     redirect = problem.status is not None and 300 <= problem.status < 400
     return redirect or not problem.retryable
-
-
-def _unreadable(question: Question, read: Result) -> LlamaCloudError | None:
-    """Why what was read tells nothing; None for a history.
-
-    :raises LlamaCloudError: it will not be readable later either.
-    """
-    if isinstance(read, LlamaCloudError):
-        if _is_final(read):
-            raise read
-        return read
-    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
-    if read.job_metadata is not None and not read.events:
-        # "Nothing was ever asked here" is what decides about asking again, so it must not come from half an answer.
-        return LlamaCloudProtocolError(
-            f"The session was asked before, but its history is empty. Session: {question.session_id}.",
-            session_id=question.session_id,
-        )
-    return None
-
-
-def _truncated(question: Question, trace: Trace, verdict: Verdict, turns: int) -> LlamaCloudError | None:
-    if verdict.state is not State.TRUNCATED:
-        return None
-    return LlamaCloudProtocolError(
-        f"The session's history lost turns: it shows {turns}, and its beginning is not the one of the {trace.baseline} turns known "
-        f"before. Session: {question.session_id}.",
-        session_id=question.session_id,
-    )
-
-
-def _reason(failure: LlamaCloudError | None, verdict: Verdict | None) -> str:
-    if failure is not None or verdict is None:
-        return "unreadable"
-    if verdict.state is State.ABSENT:
-        return "vanished"
-    if verdict.state is State.FOREIGN:
-        return "foreign"
-    return "overtaken" if verdict.overtaken else "stalled"
-
-
-_MAY_ASK_AGAIN = {"stalled", "overtaken", "foreign", "vanished"}
-"""Reasons after which ``ask_again`` applies: there is no answer that waiting would bring."""
-
-_REASONS = {
-    "stalled": "The answer stopped partway: the session's history holds the turn without an end, and it no longer grows.",
-    "deadline": "turn_timeout passed before the turn ended.",
-    "vanished": "LlamaCloud accepted the prompt, but the session's history does not show its turn.",
-    "overtaken": "Another turn began in the session before this one ended. Run tasks that share a session one after another.",
-    "foreign": "Another prompt stands in the session where this one should. Run tasks that share a session one after another.",
-    "unasked": "turn_timeout passed before LlamaCloud accepted the prompt.",
-    "unreadable": "The session's history cannot be read, so what became of the turn is not known.",
-    "killed": "The task was stopped while it waited for the turn.",
-}
-_IN_DOUBT = (
-    "The prompt was not sent again, because it may already have been billed. A retry looks for the answer first; with "
-    "on_interrupted='ask_again' it asks once more if there is none."
-)
-
-
-def _interrupted(
-    question: Question, reason: str, problem: LlamaCloudError | None, trace: Trace, verdict: Verdict | None = None
-) -> ChatTurnInterruptedError:
-    advice = "A retry of the task asks." if reason == "unasked" else _IN_DOUBT
-    cause = f" Cause: {problem}" if problem is not None else ""
-    usage = verdict.turn.usage_as_dict() if verdict and verdict.turn and verdict.state is State.RUNNING else None
-    return ChatTurnInterruptedError(
-        f"{_REASONS[reason]} {advice} Session: {question.session_id}.{cause}",
-        reason=reason,
-        accepted=trace.accepted,
-        session_id=question.session_id,
-        usage=usage,
-    )
-
-
-def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:
-    """The error for a turn that nobody waits for any longer, because its task was stopped."""
-    return _interrupted(question, "killed", None, trace)

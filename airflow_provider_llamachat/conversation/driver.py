@@ -15,9 +15,9 @@ from airflow_provider_llamachat.conversation.ask import (
     Remember,
     Result,
     Steps,
-    killed,
 )
 from airflow_provider_llamachat.conversation.history import TurnFolder
+from airflow_provider_llamachat.conversation.interruption import killed
 from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
 from airflow_provider_llamachat.exceptions import LlamaCloudConnectionError, LlamaCloudError
 from airflow_provider_llamachat.models import ChatTurn, Event, Session

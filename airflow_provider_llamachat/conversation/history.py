@@ -156,7 +156,8 @@ class Verdict:
     :param asked: how often our prompt stands in the history since the baseline.
     :param overtaken: a later turn began before ours had its ``stop``.
     :param recorded: the prompt as the server recorded it, as a fingerprint; None where there is no turn of ours.
-    :param is_sure: False for a turn at our position whose prompt only may be ours, cut or with something added.
+    :param is_sure: False for a turn at our position whose prompt may be ours, cut or with something added.
+    :param turns: number of turns that the history shows.
     """
 
     state: State
@@ -166,6 +167,7 @@ class Verdict:
     overtaken: bool = False
     recorded: str | None = None
     is_sure: bool = True
+    turns: int = 0
 
 
 def count_turns(events: Iterable[Event]) -> int:
@@ -219,7 +221,7 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         is_sure = True
         found = [len(starts) - 1] if starts and (trace.accepted or trace.answered) and is_ours(len(starts) - 1) else []
         if not found:
-            return Verdict(State.TRUNCATED)
+            return Verdict(State.TRUNCATED, turns=len(starts))
     else:
         found = [position for position in range(baseline, len(starts)) if is_ours(position)]
         is_sure = bool(found)
@@ -238,12 +240,12 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         state = state or (State.FINISHED if turn.finished else State.RUNNING)
         overtaken = end < len(events) and state is State.RUNNING
         recorded = fingerprint(prompt(position))
-        return Verdict(state, turn, end - starts[position], len(found), overtaken, recorded, is_sure)
+        return Verdict(state, turn, end - starts[position], len(found), overtaken, recorded, is_sure, len(starts))
 
     if not found:
         if len(starts) == baseline + 1:
             return replace(verdict(baseline, State.FOREIGN), recorded=None)
-        return Verdict(State.FOREIGN if len(starts) > baseline else State.ABSENT)
+        return Verdict(State.FOREIGN if len(starts) > baseline else State.ABSENT, turns=len(starts))
     verdicts = [verdict(position) for position in found]
     return next((one for one in verdicts if one.turn and one.turn.finished and not one.turn.is_error), verdicts[-1])
 

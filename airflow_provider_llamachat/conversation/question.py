@@ -145,9 +145,18 @@ def is_same_text(recorded: str, prompt: str) -> bool:
     return recorded == prompt or _plain(recorded) == _plain(prompt)
 
 
+_ENOUGH = 8
+"""Plain characters that two prompts must have in common for one to be a part of the other. Fewer are a word that happens to occur."""
+
+
 def may_be_same_text(recorded: str, prompt: str) -> bool:
-    """Whether ``recorded`` may be ``prompt`` with something added or cut off. A blank text may be any prompt."""
+    """Whether ``recorded`` may be ``prompt``, cut or with something added. A blank text may be any prompt.
+
+    The beginning of a prompt is enough, because a cut leaves that. Otherwise, the shorter one must be a quarter of the longer one.
+    """
     one, other = _plain(recorded), _plain(prompt)
-    # A word that happens to occur in a long prompt is no sign; its beginning is, because that is what a cut leaves.
-    is_cut = other.startswith(one.rstrip(".")) or (one in other and 4 * len(one) >= len(other))
-    return is_cut or other in one
+    beginning = one.rstrip(".")
+    shorter, longer = sorted((one, other), key=len)
+    is_cut = len(beginning) >= _ENOUGH and other.startswith(beginning)
+    is_part = len(shorter) >= max(_ENOUGH, len(longer) / 4) and shorter in longer
+    return not one or is_cut or is_part

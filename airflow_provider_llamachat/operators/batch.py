@@ -174,9 +174,12 @@ class ChatBatchOperator(LlamaCloudOperator):
                 self.log.info(
                     "A retry asks all prompts again, because there is neither an output_path nor Airflow 3.3's task state store."
                 )
-        self._is_killed = False
-        with journal.claimed():
-            report, base_url = self._wait_for(self._run(items, scope, options, journal, rate))
+        try:
+            with journal.claimed():
+                report, base_url = self._wait_for(self._run(items, scope, options, journal, rate))
+        finally:
+            # In a notebook, the same operator may run again. Reset any earlier, a kill before this line would be lost.
+            self._is_killed = False
         self._tell_end(report, path)
         record(self.get_hook(), report.index_ids, base_url, None if path is None else str(path))
         if report.results.lines is not None:

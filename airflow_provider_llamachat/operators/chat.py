@@ -207,10 +207,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.triggers.events import TurnEvent
 
         with self._usage_on_failure(context):
-            # An event of 1.0.0 does not contain the question.
-            told = {
-                name: value for name, value in (event if isinstance(event, dict) else {}).items() if value is not None
-            }
+            # An event of 1.0.0 does not contain the whole question.
+            told = event if isinstance(event, dict) else {}
             outcome = TurnEvent.parse({"prompt": self.prompt, **self.scope(), **known, **told})
             question = outcome.question
             self._memory = memory = TurnMemory(context, self.log, question)

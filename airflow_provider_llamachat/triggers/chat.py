@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Trace
 
 MOMENT = 3.0
-"""Seconds after the deferral within which a start is the first one, because no triggerer restarts that quickly."""
+"""Seconds after the deferral within which a start counts as the first one.
+
+Airflow gives the triggers of a triggerer that died to another one after ``triggerer_health_check_threshold`` (30 seconds by default),
+but those of a triggerer that stopped at once. So a trigger that is cancelled after its post holds the stop up until the moment is over.
+"""
 
 
 class ChatTurnTrigger(BaseTrigger):
     """Ask one question, and fire when its turn has ended.
 
-    The trigger contains ids, the prompt, what is known about the turn and a deadline, but neither an API key nor an answer. When it
-    starts shortly after the deferral, it posts the prompt immediately. When it starts later, for example after a restart of the
-    triggerer, it reads the session's history first and resumes the turn.
+    The trigger contains ids, the prompt, what is known about the turn and a deadline, but neither an API key nor an answer. It reads
+    the session's history before it posts. If the history shows the turn, the trigger resumes it. If not, and the trigger starts
+    shortly after the deferral, it posts the prompt immediately. When it starts later, for example after a restart of the triggerer,
+    it posts only if the history has not shown the turn for ``history_lag`` seconds.
 
     Arguments of earlier releases are accepted, and unknown arguments are ignored, so that deferred tasks survive an upgrade or
     downgrade of the provider.
@@ -121,15 +127,20 @@ class ChatTurnTrigger(BaseTrigger):
         await wait_for_start()
         try:
             async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
-                turn = await client.answer(
+                await client.answer(
                     self.question,
                     self._trace,
                     deadline=self.deadline,
                     ask_again=self.ask_again,
+                    look_first=True,
                     keep=self._keep,
                     on_event=TurnLog(self.log) if self.log_answer else None,
                 )
-            event = TurnEvent(ANSWERED, self.question, self._trace, turn.position)
+            event = TurnEvent(ANSWERED, self.question, self._trace)
+        except asyncio.CancelledError:
+            if is_first and self._trace.is_open and self.deferred_at is not None:
+                await asyncio.sleep(self.deferred_at + MOMENT - time.time())
+            raise
         except LlamaCloudError as problem:
             event = TurnEvent(FAILED, self.question, self._trace, failure=Failure.of(problem))
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,24 +74,17 @@ class TurnEvent:
     :param state: ``answered`` or ``failed``.
     :param question: the question.
     :param trace: what is known about the turn.
-    :param position: number of turns in the session before this one; None if ``failed``.
     :param failure: the error, if ``failed``.
     """
 
     state: str
     question: Question
     trace: Trace
-    position: int | None = None
     failure: Failure = Failure()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the payload of the event."""
-        payload = {
-            "state": self.state,
-            "position": self.position,
-            **self.question.as_dict(),
-            **self.trace.as_dict(),
-        }
+        payload = {"state": self.state, **self.question.as_dict(), **self.trace.as_dict()}
         return payload | self.failure.as_dict() if self.state == FAILED else payload
 
     @classmethod
@@ -102,7 +96,8 @@ class TurnEvent:
         from airflow_provider_llamachat.conversation.question import Question, Trace
 
         values = payload if isinstance(payload, dict) else {}
-        question, trace = Question.read(values), Trace.read(values)
+        # A trigger of 1.0.0 does not say when it posted: it may have been a moment ago.
+        question, trace = Question.read(values), Trace.read({"intended_at": time.time(), **values})
         if question is None or trace is None or values.get("state") not in {ANSWERED, FAILED}:
             raise _foreign("about a chat turn")
         failure = Failure.read(values)
@@ -110,7 +105,7 @@ class TurnEvent:
             trace = replace(trace, accepted=True, answered=True)
         elif (failure.details or {}).get("accepted") is True:
             trace = replace(trace, accepted=True)
-        return cls(values["state"], question, trace, values.get("position"), failure)
+        return cls(values["state"], question, trace, failure)
 
     def raise_for_failure(self) -> None:
         """Raise the error of the trigger, if there is one."""

@@ -374,6 +374,17 @@ def test_stopped_before_its_loop_runs_it_asks_nothing(
     assert llamacloud_emulator.posts() == 0
 
 
+def test_stopped_before_it_reads_its_journal_it_asks_nothing(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+    path = task._path  # noqa: SLF001  # the first thing that takes time
+    monkeypatch.setattr(task, "_path", lambda: (task.on_kill(), path())[1])
+    with pytest.raises(ChatBatchError, match="The task was stopped"):
+        task.execute(a_try(task, 1))
+    assert llamacloud_emulator.requests == []
+
+
 def test_it_works_where_an_event_loop_runs_already(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
 

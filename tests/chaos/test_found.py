@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.chaos.handmade import ASK, BATCH, make
+from airflow_provider_llamachat.testing import Fault
+from tests.chaos.handmade import ASK, BATCH, SETTINGS, make
 from tests.chaos.lanes import Verdict
 from tests.chaos.plans import INDEX, Kill, Schedule, Task
 
@@ -55,3 +56,31 @@ def test_a_complete_batch_that_is_cleared_is_asked_anew_also_when_its_first_try_
     )
     assert verdict.violations == []
     assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (1, 6, 6)
+
+
+def test_a_short_turn_timeout_does_not_cost_the_text_that_only_the_history_has(
+    run: Callable[[Schedule], Verdict],
+) -> None:
+    verdict = run(
+        make(
+            Task("create", "create", 1, {"index_ids": [INDEX]}),
+            Task("ask", "ask", 0, {**ASK, "turn_timeout": 3.0}, (3,)),
+            settings={**SETTINGS, "turn_latency": 0.1, "text_in": "history", "history_lag": 4.0},
+            connection={"timeout": 1.0, "max_retries": 2, "history_lag": 8.0},
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["answered"], verdict.counts["turns"]) == (1, 1)
+
+
+def test_text_that_was_no_utf8_is_read_from_the_history(run: Callable[[Schedule], Verdict]) -> None:
+    verdict = run(
+        make(
+            Task("create", "create", 1, {"index_ids": [INDEX]}),
+            Task("ask", "ask", 0, ASK, (3,)),
+            settings={**SETTINGS, "turn_latency": 0.1, "text_in": "history"},
+            faults=(Fault("invalid_utf8", endpoint="stream", after_events=2),),
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["answered"], verdict.counts["turns"]) == (1, 1)

@@ -317,7 +317,7 @@ def test_a_fault_free_turn_costs_no_more_requests_than_it_needs(
         made
         == {
             "worker": ["get", "stream"],
-            "deferred": ["get", "stream", "get"],
+            "deferred": ["get", "get", "stream", "get"],
             "batch": ["get", "stream"],
         }[mode]
     )

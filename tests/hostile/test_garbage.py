@@ -195,6 +195,37 @@ def test_a_server_can_not_make_later_requests_heavier_with_cookies(caller: Calle
         assert all(request.header("cookie") is None for request in server.requests)
 
 
+def test_a_request_that_is_sent_again_on_a_new_connection_may_have_worked_the_first_time(caller: Caller) -> None:
+    # The server takes the request on the connection that is open, and closes it instead of an answer.
+    def answer(request: Request) -> list[bytes | float]:
+        if request.method == "GET":
+            return [http(b'{"session_id": "ses-1"}', "200 OK", KEEP_ALIVE)]
+        changes = [one for one in server.requests if one.method != "GET"]
+        refusal = "404 Not Found" if request.method == "DELETE" else "409 Conflict"
+        return [] if len(changes) == 1 else [http(b'{"detail": "as it is"}', refusal)]
+
+    def delete(client: Any) -> Any:
+        client.get_session_summary(SESSION)
+        return client.delete_session(SESSION)
+
+    async def adelete(client: Any) -> Any:
+        await client.get_session_summary(SESSION)
+        return await client.delete_session(SESSION)
+
+    def sync(client: Any) -> Any:
+        client.get_session_summary(SESSION)
+        return client.sync_index("idx-1")
+
+    async def async_sync(client: Any) -> Any:
+        await client.get_session_summary(SESSION)
+        return await client.sync_index("idx-1")
+
+    for call, acall, expected in ((delete, adelete, None), (sync, async_sync, True)):
+        with RawServer(answer) as server:
+            assert caller(acall if caller.asynchronous else call, server.url, max_retries=0) is expected
+            assert [one.method for one in server.requests][1:] == [server.requests[1].method] * 2
+
+
 def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) -> None:
     # The HTTP library takes what follows an answer for the beginning of the next one.
     def answer(request: Request) -> list[bytes | float]:

@@ -102,7 +102,10 @@ class World:
                 step = steps.send(result)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]  # a generator's value is untyped
-            assert not isinstance(step, Post) or self.steps[-1] == Remember(step.trace, is_intent=True)
+            if isinstance(step, Post):
+                # A later attempt cannot know when the post left before the deadline.
+                assert step.trace.intended_at == self.clock
+                assert self.steps[-1] == Remember(replace(step.trace, intended_at=deadline), is_intent=True)
             self.steps.append(step)
             self.at.append(self.clock)
             result = None

@@ -36,8 +36,18 @@ def test_a_first_attempt_that_works_is_three_steps() -> None:
     world = World(clock=5.0)
     assert world.run(Trace(2, anchor="x")).answer == "a"
     trace = Trace(2, intended_at=5.0, anchor="x")
+    intent = replace(trace, intended_at=600.0)
     done = replace(trace, accepted=True, answered=True)
-    assert world.steps == [Remember(trace, is_intent=True), Post(trace, 2), Remember(done)]
+    assert world.steps == [Remember(intent, is_intent=True), Post(trace, 2), Remember(done)]
+
+
+def test_a_process_that_was_lost_may_have_posted_at_any_time_until_then() -> None:
+    # The post waited for 30 seconds, for the rate limit or a connection. Then the process was lost, and its retry began at once.
+    first = World()
+    first.run()
+    intent = first.of(Remember)[0].trace
+    retry = World(shown=[(0.0, []), (32.0 + LAG - 0.1, OURS)], clock=32.0)
+    assert (retry.run(intent).answer, retry.posts) == ("a", 0)
 
 
 def test_what_the_history_already_holds_is_adopted_with_the_indexes_of_the_question() -> None:
@@ -212,13 +222,13 @@ def test_a_foreign_turn_that_shows_before_ours_is_waited_past() -> None:
 
 
 def test_a_prompt_that_only_may_be_ours_counts_once_ours_would_stand_beside_it() -> None:
-    alike = [asked("What"), text("not ours"), stop()]
+    alike = [asked("What is it"), text("not ours"), stop()]
     world = World([LOST], [(0.0, alike), (6.0, [*alike, *OURS])])
     assert (world.run().answer, world.posts) == ("a", 1)
     assert world.kept.recorded == fingerprint(QUESTION.prompt)
-    cut = World([LOST], [(0.0, [asked("What"), text("cut"), stop()])])
+    cut = World([LOST], [(0.0, [asked("What is it"), text("cut"), stop()])])
     assert (cut.run().answer, cut.posts, cut.clock) == ("cut", 1, LAG)
-    assert cut.kept.recorded == fingerprint("What")
+    assert cut.kept.recorded == fingerprint("What is it")
 
 
 def test_the_turn_that_was_seen_to_end_is_the_only_one_at_its_place_once_the_history_had_its_time() -> None:
@@ -242,3 +252,42 @@ def test_what_was_answered_is_never_posted(history: list[dict[str, Any]]) -> Non
 def test_an_answer_that_the_history_shows_late_is_waited_for() -> None:
     world = World(shown=[(0.0, []), (25.0, OURS)])
     assert (world.run(ENDED).answer, world.posts) == ("a", 0)
+
+
+@pytest.mark.parametrize(("history", "is_resumed"), [([], False), (THEIRS, False), (OURS, True), (OURS + THEIRS, True)])
+def test_looking_first_takes_a_turn_that_is_there_and_waits_for_none(history: list[Any], is_resumed: bool) -> None:
+    world = World(shown=[(0.0, history)])
+    assert world.run(look_first=True).answer == "a"
+    assert (world.posts, world.clock) == (0 if is_resumed else 1, 0.0)
+    assert world.reads == (2 if is_resumed else 1)
+
+
+def test_looking_first_waits_for_a_turn_that_runs() -> None:
+    world = World(shown=[(0.0, [asked()]), (20.0, OURS)])
+    assert (world.run(look_first=True).answer, world.posts) == ("a", 0)
+
+
+@pytest.mark.parametrize(
+    ("shown", "trace"),
+    [(BROKEN, Trace(0)), (THEIRS, Trace(2)), (THEIRS, Trace(0, anchor="another begin"))],
+)
+def test_a_first_look_that_tells_nothing_leaves_doubt(shown: Any, trace: Trace) -> None:
+    world = World(shown=[(0.0, shown), (5.0, [*OURS] * 3)])
+    world.interrupted(trace, look_first=True) if trace.anchor else world.run(trace, look_first=True)
+    assert world.posts == 0
+
+
+def test_a_first_look_does_not_take_a_prompt_that_only_may_be_ours() -> None:
+    world = World(shown=[(0.0, [asked(""), text("b"), stop()])])
+    assert (world.run(look_first=True).answer, world.posts) == ("a", 1)
+
+
+def test_a_first_look_at_what_will_never_be_readable_is_the_end_and_remembers_nothing() -> None:
+    world = World(shown=[(0.0, GONE)])
+    world.fails(errors.NotFoundError, look_first=True)
+    assert (world.posts, world.of(Remember)) == (0, [])
+
+
+def test_where_a_post_is_in_doubt_a_first_look_is_the_usual_one() -> None:
+    world = World(shown=[(0.0, OURS)])
+    assert (world.run(DOUBT, look_first=True).answer, world.reads) == ("a", 1)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Outcome, Pause, Post, ReadHistory, Remember, killed
+from airflow_provider_llamachat.conversation.ask import Outcome, Pause, Post, ReadHistory, Remember
+from airflow_provider_llamachat.conversation.interruption import killed
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.models import ChatTurn, Usage
 from tests.unit.scripted import (
@@ -16,6 +17,7 @@ from tests.unit.scripted import (
     BUSY,
     CUT,
     DOUBT,
+    ENDED,
     GONE,
     LAG,
     LOST,
@@ -195,7 +197,7 @@ def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) 
 
 
 @pytest.mark.parametrize(
-    "shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text("a"), stop()], [asked()]]
+    "shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text(" "), stop()], [asked()]]
 )
 def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it(shown: Any) -> None:
     world = World([HALF], [(0.0, shown)])
@@ -203,11 +205,21 @@ def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it
     assert (world.posts, world.clock <= LAG) == (1, True)
 
 
-def test_completing_ends_at_once_when_there_is_no_hope_and_with_the_deadline() -> None:
+def test_the_history_is_the_record_also_where_the_stream_has_more_text() -> None:
+    garbled = replace(HALF, turn=ChatTurn(session_id="ses-1", prompt="q", answer="caf\ufffd\ufffd", finished=True))
+    assert World([garbled], [(0.0, [asked(), text("caf\u00e9"), stop()])]).run().answer == "caf\u00e9"
+
+
+def test_a_deadline_does_not_cost_an_answer_that_the_history_has_yet_to_show() -> None:
+    world = World([BLANK], [(0.0, []), (9.0, WHOLE)])
+    assert (world.run(deadline=1.0).answer, world.posts, world.clock) == ("all of it", 1, 9.0)
+
+
+def test_completing_ends_at_once_when_there_is_no_hope_and_with_the_lag() -> None:
     hopeless = World([HALF], [(0.0, GONE)])
     assert (hopeless.run().answer, hopeless.reads, hopeless.clock) == ("al", 1, 0.0)
     short = World([HALF])
-    assert (short.run(deadline=4.0).answer, short.clock) == ("al", 4.0)
+    assert (short.run(deadline=4.0).answer, short.clock) == ("al", LAG)
     at_once = World([HALF])
     assert (at_once.run(lag=0.0).answer, at_once.reads, at_once.clock) == ("al", 1, 0.0)
     assert {step.seconds for step in short.of(Pause)} == {1.0}
@@ -225,6 +237,22 @@ def test_an_outcome_without_a_reason_is_a_doubt() -> None:
     assert (world.run().answer, world.posts) == ("a", 1)
 
 
+@pytest.mark.parametrize("shown", [[], BROKEN, [asked()], THEIRS * 2])
+def test_the_time_for_reading_an_answer_is_not_the_time_of_its_turn(shown: Any) -> None:
+    world = World(shown=[(0.0, shown)])
+    assert world.interrupted(ENDED, deadline=5.0) == ("unread", True)
+    assert World([LOST], [(0.0, shown)]).interrupted(deadline=5.0)[0] == "deadline"
+
+
+def test_a_turn_that_ended_did_not_stop_partway() -> None:
+    problem = World(shown=[(0.0, [asked()])]).fails(errors.ChatTurnInterruptedError, ENDED)
+    assert problem.reason == "unread"
+    assert str(problem) == (
+        "The turn ended, but its answer could not be read from the session's history in time. A retry of the task reads it again. "
+        "Session: ses-1."
+    )
+
+
 def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     World([LOST], [(0.0, BROKEN), (9.0, [asked()]), (30.0, OURS)]).run()
@@ -232,8 +260,8 @@ def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
     assert lines == [
         "silence Reading the session's history in 0.0 s.",
         "boom Reading the history again until the turn's time is over.",
-        "Session ses-1 is still answering this prompt; waiting for it.",
-        "Session ses-1 already holds the answer to this prompt; adopting it.",
+        "Session ses-1 is still answering this prompt. Waiting for it.",
+        "Session ses-1 already holds the answer to this prompt. Using it.",
     ]
     caplog.clear()
     World([NO_ROUTE]).run()
@@ -246,7 +274,7 @@ def test_the_error_of_a_stopped_task_says_what_is_known() -> None:
     assert "was stopped" in str(problem)
     assert str(problem) == (
         "The task was stopped while it waited for the turn. The prompt was not sent again, because it may already have been billed. A "
-        "retry looks for the answer first; with on_interrupted='ask_again' it asks once more if there is none. Session: ses-1."
+        "retry looks for the answer first. With on_interrupted='ask_again', it asks once more if there is none. Session: ses-1."
     )
 
 
@@ -295,7 +323,7 @@ def test_a_stream_is_completed_from_the_only_turn_at_its_place_under_whatever_te
     world = World([HALF], [(0.0, unknown)])
     assert (world.run().answer, world.clock) == ("all of it", LAG)
     theirs_first = World([HALF], [(0.0, unknown), (8.0, [*unknown, *OURS])])
-    assert theirs_first.run().answer == "al"
+    assert theirs_first.run().answer == "a"
     assert theirs_first.clock < LAG
     later = World([HALF], [(0.0, []), (24.0, WHOLE)], clock=20.0)
     assert (later.run().answer, later.clock) == ("all of it", 24.0)
@@ -311,8 +339,8 @@ def test_what_costs_money_or_text_is_logged_in_full(caplog: pytest.LogCaptureFix
     World(shown=[(0.0, [asked()])]).run(TAKEN, ask_again=True, stall=1.0)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:2] == [
-        "The answer's stream in session ses-1 was incomplete; reading the history.",
-        "The history of session ses-1 does not hold the turn; using the stream's.",
+        "The answer's stream in session ses-1 was incomplete. Reading the history.",
+        "The history of session ses-1 does not hold the turn. Using the stream's.",
     ]
     assert lines[-1].startswith("Asking once more in session ses-1, because this task may (it was cleared, or has ")
     assert ". The interrupted turn may already have been billed. The answer stopped partway: " in lines[-1]

@@ -127,6 +127,14 @@ def test_a_turn_without_a_fault_costs_one_post_and_a_worker_reads_nothing(
 TAKEN = ("reset", True)
 
 
+@pytest.mark.parametrize("crash_at", ["taken", "learning", "answered"])
+@pytest.mark.parametrize("gap", [0.1, 2.9])
+def test_a_trigger_that_is_replaced_within_a_moment_looks_before_it_posts(crash_at: str, gap: float) -> None:
+    first = Attempt(crash_at=crash_at, gap=gap)
+    life = Life(Service()).run([Attempt(is_deferred=True, restarts=[first])])
+    assert (life.service.paid, [turn.answer for turn in life.answers]) == (1, ["ours 1"])
+
+
 @pytest.mark.parametrize(
     ("service", "attempts", "has_store"),
     [

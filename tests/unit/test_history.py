@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,12 +187,13 @@ def test_the_form_that_the_server_was_seen_to_record_is_ours_wherever_it_stands(
     assert judge(events(turn("#1: 0u4s")), Q, Trace(0)).state is State.FOREIGN
 
 
-@pytest.mark.parametrize("recorded", ["", "ou", "User: ours"])
+@pytest.mark.parametrize("recorded", ["", "ours, and", "User: ours, and no other"])
 def test_a_text_that_may_be_ours_counts_at_our_position_only_and_is_not_sure(recorded: str) -> None:
-    verdict = judge(events(turn(recorded)), Q, Trace(0))
+    question = replace(Q, prompt="ours, and no other")
+    verdict = judge(events(turn(recorded)), question, Trace(0))
     assert (verdict.state, verdict.is_sure, verdict.asked) == (State.FINISHED, False, 1)
-    assert judge(events(turn("theirs"), turn(recorded)), Q, Trace(0)).state is State.FOREIGN
-    sure = judge(events(turn(recorded), turn("ours", "right")), Q, Trace(0))
+    assert judge(events(turn("theirs"), turn(recorded)), question, Trace(0)).state is State.FOREIGN
+    sure = judge(events(turn(recorded), turn("ours, and no other", "right")), question, Trace(0))
     assert sure.turn is not None
     assert (sure.turn.answer, sure.is_sure) == ("right", True)
 

@@ -161,6 +161,8 @@ def test_a_prompt_is_recognized_in_each_form_that_keeps_its_words(name: str, pro
 @settings(deadline=None)
 @given(prompt=_PROMPT)
 def test_a_prompt_may_be_the_one_that_was_cut_or_added_to(name: str, prompt: str) -> None:
+    # Less than a few characters would be no sign of anything.
+    prompt = f"Tell me about {prompt}"
     recorded = RECORDS[name](prompt)
     assert is_same_text(recorded, prompt) or may_be_same_text(recorded, prompt)
 
@@ -190,43 +192,59 @@ def test_other_words_figures_and_signs_are_another_prompt(recorded: str, prompt:
     assert not is_same_text(recorded, prompt)
 
 
-TWELVE = "abcdefghijkl"
+LONG = "abcdefghijklmnopqrstuvwxyz0123456789+-*="
 
 
 @pytest.mark.parametrize(
     ("recorded", "expected"),
     [
-        (TWELVE, True),
+        (LONG, True),
         ("", True),
         ("  \n", True),
-        ("a", True),
-        ("abc", True),
-        ("ABC...", True),
-        ("abc\u2026", True),
-        ("...", True),
-        (f"User: {TWELVE}", True),
-        (f"{TWELVE} Answer briefly.", True),
+        # A cut leaves the beginning, and only dots behind it. A few characters are no sign.
+        ("abcdefgh", True),
+        ("ABCDEFGH...", True),
+        ("abcdefgh\u2026", True),
+        ("abcdefg", False),
+        ("a", False),
+        ("...", False),
+        ("\u2026", False),
+        ("...abcdefghX", False),
+        ("abcdefgX", False),
+        (f"User: {LONG}", True),
+        (f"{LONG} Answer briefly.", True),
         # What stands in the midst of our prompt has to be a quarter of it.
-        ("def", True),
-        ("de", False),
+        ("defghijklm", True),
+        ("defghijkl", False),
         ("xyz", False),
-        ("abx", False),
-        # A cut leaves the beginning, and only dots behind it.
-        ("...abcX", False),
-        ("abX", False),
     ],
 )
-def test_a_text_may_be_ours_if_one_holds_the_other(recorded: str, expected: bool) -> None:
-    assert may_be_same_text(recorded, TWELVE) is expected
+def test_a_text_may_be_ours_if_one_holds_enough_of_the_other(recorded: str, expected: bool) -> None:
+    assert may_be_same_text(recorded, LONG) is expected
 
 
-def test_less_than_a_quarter_of_a_prompt_is_a_word_that_happens_to_occur_there() -> None:
-    assert not may_be_same_text("cd", "abcdefghi")
-    assert may_be_same_text("cd", "abcdefgh")
+@pytest.mark.parametrize(
+    ("recorded", "prompt"),
+    [
+        ("Hi", "Highlight the risks in the annual report."),
+        ("S", "Summarize the report."),
+        ("\u2026", "Summarize the report."),
+        ("What was the revenue in 2023?", "2023"),
+        ("Why? Explain the difference to last year.", "Why?"),
+    ],
+)
+def test_a_short_prompt_of_somebody_else_is_not_ours(recorded: str, prompt: str) -> None:
+    assert not may_be_same_text(recorded, prompt)
+
+
+def test_ours_has_to_be_a_quarter_of_what_is_recorded() -> None:
+    assert may_be_same_text("x" * 24 + "abcdefgh", "abcdefgh")
+    assert not may_be_same_text("x" * 25 + "abcdefgh", "abcdefgh")
+    assert not may_be_same_text("x" + "abcdefg", "abcdefg")
 
 
 def test_a_cut_between_a_letter_and_its_accent_is_a_cut() -> None:
-    assert may_be_same_text("cafe", "cafe\u0301 au lait, and a lot of other things")
+    assert may_be_same_text("a new cafe", "a new cafe\u0301 au lait, and a lot of other things")
     assert unicodedata.normalize("NFC", "e\u0301") == "\u00e9"
 
 

@@ -67,6 +67,14 @@ def test_invalid_utf8_costs_characters_and_not_the_answer() -> None:
     assert [event.model_dump()["content"] for event in read_events([stream], "s")] == ["a\ufffd\ufffdb"]
 
 
+@pytest.mark.parametrize(("kind", "is_lost"), [("text", True), ("text_delta", True), ("thinking", False)])
+def test_text_that_was_no_utf8_is_told_as_lost(kind: str, is_lost: bool) -> None:
+    lost: list[bool] = []
+    stream = block(f'data: {{"type": "{kind}", "content": "caf')[:-2] + b'\xff"}\n\n'
+    events = list(read_events([stream], "ses-1", on_lost=lambda: lost.append(True)))
+    assert (len(events), bool(lost)) == (1, is_lost)
+
+
 def test_a_character_cut_between_chunks_is_whole() -> None:
     stream = b"data: " + json.dumps(TEXT, ensure_ascii=False).encode() + b"\n\n"
     assert [e.model_dump() for e in read_events([stream[i : i + 1] for i in range(len(stream))], "s")] == [TEXT]

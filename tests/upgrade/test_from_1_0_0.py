@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError
+from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
+from airflow_provider_llamachat.conversation.question import Question, Trace
+from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudConnectionError
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers.events import FAILED, Failure, TurnEvent
 from tests.airflow.tries import Store, a_try
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
@@ -77,6 +80,41 @@ def test_an_event_of_the_earlier_trigger_is_understood(
             a_try(task, 1, store=store), event=left("failed_event", SESSION=session_id), **left("resume_kwargs")
         )
     assert store["turn"]["value"]["accepted"] is True
+
+
+def test_what_1_0_0_posted_may_have_been_posted_a_moment_ago(session_id: str) -> None:
+    store, now = Store(), time.time()
+    event = left("failed_event", SESSION=session_id) | {"details": {"reason": "unreadable"}}
+    task = SendChatMessageOperator(task_id="task", session_id=session_id, prompt=PROMPT, retries=2)
+    with pytest.raises(ChatTurnInterruptedError):
+        task.execute_complete(a_try(task, 1, store=store), event=event, **left("resume_kwargs"))
+    assert now <= store["turn"]["value"]["intended_at"] <= time.time()
+    memory = TurnMemory(
+        a_try(task, 2, store=Store({"turn": left("task_state", SESSION=session_id)["about_to_ask"]})),
+        task.log,
+        Question(session_id, PROMPT),
+    )
+    intended_at = memory.begin(LlamaCloudHook().get_session(session_id)).intended_at
+    assert intended_at is not None
+    assert now <= intended_at <= time.time()
+
+
+@pytest.mark.parametrize("intended_at", [None, 5.0])
+def test_an_event_that_says_when_is_believed_and_what_else_it_carries_is_passed_over(intended_at: float | None) -> None:
+    payload = {"state": "failed", "session_id": "ses-1", "prompt": PROMPT, "baseline": 0, "position": 3}
+    event = TurnEvent.parse({**payload, "intended_at": intended_at, "accepted": False, "done": False})
+    assert event.trace == Trace(0, intended_at=intended_at)
+    assert "position" not in event.as_dict()
+
+
+def test_a_prompt_that_provably_was_not_taken_is_not_in_doubt_for_the_retry(session_id: str) -> None:
+    question, store = Question(session_id, PROMPT, [INDEX_FILINGS]), Store()
+    failure = Failure("LlamaCloudConnectionError", "no route", {"accepted": False})
+    event = json.loads(json.dumps(TurnEvent(FAILED, question, Trace(0), failure).as_dict()))
+    task = SendChatMessageOperator(task_id="task", session_id=session_id, prompt=PROMPT, retries=2)
+    with pytest.raises(LlamaCloudConnectionError):
+        task.execute_complete(a_try(task, 1, store=store), event=event, try_number=1)
+    assert store["turn"]["value"]["intended_at"] is None
 
 
 @pytest.mark.parametrize("name", ["about_to_ask", "accepted", "done"])

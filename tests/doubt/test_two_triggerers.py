@@ -1,0 +1,107 @@
+"""A triggerer that is replaced right after it posted: its successor's start must not be taken for the first one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers import chat
+from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
+from tests.doubt.lives import connect
+
+PROMPT = "What was the revenue in Q3?"
+
+
+@pytest.fixture
+def arguments(llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of a trigger of a task that deferred now, while a history may be a second late."""
+    connect(llamacloud_emulator, monkeypatch, history_lag=1.5)
+    session_id = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
+    now = time.time()
+    return {
+        "llamacloud_conn_id": "llamacloud_default",
+        "session_id": session_id,
+        "prompt": PROMPT,
+        "index_ids": [INDEX_FILINGS],
+        "baseline": 0,
+        "intended_at": None,
+        "deadline": now + 60.0,
+        "deferred_at": now,
+    }
+
+
+async def first_event(trigger: ChatTurnTrigger) -> dict[str, Any]:
+    async for event in trigger.run():
+        return dict(event.payload)
+    raise AssertionError("no event")
+
+
+async def posted(emulator: LlamaCloudEmulator) -> None:
+    while not emulator.posts():  # noqa: ASYNC110  # the emulator has no event for it
+        await asyncio.sleep(0.01)
+
+
+async def stopped_after_its_post(trigger: ChatTurnTrigger, emulator: LlamaCloudEmulator) -> None:
+    """What a triggerer does that is told to stop: it cancels its triggers, and waits for their ends."""
+    running = asyncio.create_task(first_event(trigger))
+    await posted(emulator)
+    running.cancel("by the triggerer")
+    with pytest.raises(asyncio.CancelledError, match="by the triggerer"):
+        await running
+
+
+def test_a_triggerer_that_stops_after_a_post_holds_its_successor_off_until_a_moment_is_over(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "MOMENT", 1.0)
+    llamacloud_emulator.settings.history_lag = 1.0
+    llamacloud_emulator.settings.turn_latency = 0.3
+    asyncio.run(stopped_after_its_post(ChatTurnTrigger(**arguments), llamacloud_emulator))
+    assert time.time() >= arguments["deferred_at"] + 1.0
+    event = asyncio.run(first_event(ChatTurnTrigger(**arguments)))
+    assert (event["state"], llamacloud_emulator.posts()) == ("answered", 1)
+
+
+def test_a_stop_before_the_post_or_after_the_moment_is_not_held_up(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "MOMENT", 5.0)
+
+    async def stop_at_once() -> float:
+        running = asyncio.create_task(first_event(ChatTurnTrigger(**arguments)))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return time.monotonic() - began
+
+    assert asyncio.run(stop_at_once()) < 1.0
+    llamacloud_emulator.settings.turn_latency = 3.0
+    began = time.monotonic()
+    late = ChatTurnTrigger(**{**arguments, "deferred_at": time.time() - 60.0})
+    asyncio.run(stopped_after_its_post(late, llamacloud_emulator))
+    assert time.monotonic() - began < 4.0  # the lag of 1.5 s, and nothing behind the post
+
+
+def test_a_triggerer_that_dies_after_a_post_costs_no_second_turn_if_the_history_is_not_late(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.turn_latency = 0.5
+
+    async def dies() -> None:
+        running = asyncio.create_task(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
+        await posted(llamacloud_emulator)
+        await asyncio.sleep(0.1)
+        running.cancel()  # and its end is not waited for
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "MOMENT", -1.0)  # a process that dies holds nothing up
+        asyncio.run(dies())
+    event = asyncio.run(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
+    assert (event["state"], llamacloud_emulator.posts()) == ("answered", 1)
