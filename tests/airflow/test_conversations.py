@@ -73,8 +73,8 @@ def test_mapped_sessions_and_prompts(llamacloud_emulator: LlamaCloudEmulator) ->
 
 
 def test_a_retry_adopts_the_answer_that_the_first_try_did_not_wait_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.settings.turn_latency = 2.0
-    result = go("retried", turn_timeout=1)
+    llamacloud_emulator.settings.turn_latency = 4.0
+    result = go("retried", turn_timeout=3)
     assert result.tasks == RETRIED
     assert result.tries == {"create": 1, "direct": 2, "deferred": 2}
     for task_id in RETRIES_THAT_LOOK:
@@ -201,8 +201,8 @@ def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
     for name in ("direct", "deferred"):
-        llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=name, status=429, retry_after="9"))
-    result = go("retried", turn_timeout=1)
+        llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=name, status=429, retry_after="60"))
+    result = go("retried", turn_timeout=3)
     assert result.tasks == RETRIED
     assert result.tries == {"create": 1, "direct": 2, "deferred": 2}
     looked = len(RETRIES_THAT_LOOK)
@@ -216,10 +216,10 @@ def test_a_prompt_that_was_taken_before_the_connection_went_silent_is_not_asked_
 
     if not AIRFLOW_V_3_3_PLUS:
         pytest.skip("only Airflow 3.3's task state store remembers that the server took the prompt")
-    connection = json.loads(llamacloud_emulator.airflow_connection_json) | {"extra": '{"timeout": 0.5}'}
+    connection = json.loads(llamacloud_emulator.airflow_connection_json) | {"extra": '{"timeout": 1.0}'}
     monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
     llamacloud_emulator.settings.records = "end"
-    llamacloud_emulator.settings.turn_latency = 4.0
+    llamacloud_emulator.settings.turn_latency = 5.0
     llamacloud_emulator.inject(Fault("stall", endpoint="stream", times=None))
     go("retried")
     asked = [request.prompt for request in llamacloud_emulator.requests if request.endpoint == "stream"]

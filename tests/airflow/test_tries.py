@@ -50,8 +50,8 @@ def ask(session_id: str | dict[str, Any], **arguments: Any) -> SendChatMessageOp
 
 def interrupt(session_id: str, emulator: LlamaCloudEmulator, store: Store | None) -> None:
     """A first and last try that gives up before the turn has ended."""
-    emulator.settings.turn_latency = 1.0
-    task = ask(session_id, turn_timeout=0.3, retries=0)
+    emulator.settings.turn_latency = 3.0
+    task = ask(session_id, turn_timeout=1.5, retries=0)
     with pytest.raises(ChatTurnInterruptedError):
         task.execute(a_try(task, 1, store=store))
 
@@ -61,7 +61,8 @@ def test_clearing_a_task_that_failed_takes_up_the_answer_that_came_meanwhile(
 ) -> None:
     store = Store()
     interrupt(session_id, llamacloud_emulator, store)
-    time.sleep(1.0)
+    while llamacloud_emulator.completed() == 0:
+        time.sleep(0.05)
     task = ask(session_id, retries=0)
     assert "47.5 million" in task.execute(a_try(task, 2, 1, store))
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1

@@ -37,7 +37,7 @@ class Runner:
     config: ClientConfig
     output: Path
     prompts: Any
-    options: Options = field(default_factory=lambda: Options(index_ids=[INDEX_FILINGS], turn_timeout=20))
+    options: Options = field(default_factory=lambda: Options(index_ids=[INDEX_FILINGS], turn_timeout=60))
     scope: Scope = SCOPE
     throttle: Callable[[], Throttle] = Throttle
     journal: Callable[[], Journal] | None = None
@@ -91,6 +91,24 @@ def once_each(emulator: LlamaCloudEmulator) -> bool:
     )
 
 
+def kill_when(batch: Batch, condition: Callable[[], Any]) -> None:
+    """Stop a batch, on its loop, as soon as something has come about."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if condition():
+            batch.kill()
+        else:
+            loop.call_later(0.02, look)
+
+    look()
+
+
+def running(emulator: LlamaCloudEmulator) -> int:
+    """How many turns are under way."""
+    return sum(turn.state == "running" for turn in emulator.turns)
+
+
 @pytest.fixture(autouse=True)
 def _without_pauses() -> Iterator[None]:
     with no_backoff():
@@ -103,7 +121,7 @@ def config(llamacloud_emulator: LlamaCloudEmulator) -> ClientConfig:
         history_lag=0.0,
         api_key=llamacloud_emulator.api_key,
         base_url=llamacloud_emulator.url,
-        timeout=2.0,
+        timeout=30.0,
         max_retries=2,
     )
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.journal import MemoryJournal
 from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
-from tests.batch.conftest import PROMPT, Runner, once_each, outcomes, prompts
+from tests.batch.conftest import PROMPT, Runner, kill_when, once_each, outcomes, prompts
 
 
 def test_each_prompt_is_asked_once_in_a_session_of_its_own_and_stands_in_its_place(
@@ -148,7 +146,8 @@ def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = survives
     emulator.settings.turn_latency = 0.1
-    runner.config = replace(runner.config, timeout=0.3)
+    # How long a silent turn is listened to; its history, twice as long.
+    runner.config = replace(runner.config, timeout=1.0)
     emulator.inject(Fault(kind, endpoint="stream", times=3, after_events=2))
     report = runner.run()
     if survives:
@@ -163,7 +162,7 @@ def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=0.2)
+    runner.config = replace(runner.config, timeout=1.0)
     runner.prompts = ["First", "Second", "Third"]
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
     report = runner.run(session_mode="shared")
@@ -333,10 +332,10 @@ def test_a_session_in_which_an_answer_may_still_come_outlives_a_refusal(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 0.6
+    emulator.settings.turn_latency = 2.0
     runner.prompts = runner.prompts[:1]
     with pytest.raises(errors.ChatBatchError):
-        runner.run(lambda batch: _kill_when_asked(batch, emulator))
+        runner.run(lambda batch: kill_when(batch, emulator.posts))
     emulator.inject(Fault("status", endpoint="get", status=403, times=None))
     with pytest.raises(errors.ChatBatchRefusedError):
         runner.run(delete_sessions=True)
@@ -345,15 +344,3 @@ def test_a_session_in_which_an_answer_may_still_come_outlives_a_refusal(
     runner.run(delete_sessions=True)
     assert outcomes(runner) == ["answered"]
     assert emulator.posts() == 1
-
-
-def _kill_when_asked(batch: Batch, emulator: LlamaCloudEmulator) -> None:
-    loop = asyncio.get_running_loop()
-
-    def look() -> None:
-        if emulator.posts():
-            batch.kill()
-        else:
-            loop.call_later(0.05, look)
-
-    look()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import signal
 import threading
@@ -202,8 +203,8 @@ def test_without_a_file_a_retry_remembers_where_airflow_can(llamacloud_emulator:
 
 
 def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.settings.turn_latency = 1.5
-    result = go("stopped", output_path=str(tmp_path / "results.jsonl"))
+    llamacloud_emulator.settings.turn_latency = 4.0
+    result = go("stopped", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
     manifest = result.xcom("batch")
     assert (manifest["try_number"], manifest["answered"]) == (2, 6)
@@ -213,8 +214,8 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamaclou
 
 @pytest.mark.skipif(VERSION < (3, 0), reason="in Airflow 2, dag.test() ends with the task's timeout and makes no retry")
 def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.settings.turn_latency = 3.0
-    result = go("timed_out", output_path=str(tmp_path / "results.jsonl"))
+    llamacloud_emulator.settings.turn_latency = 5.0
+    result = go("timed_out", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
     assert (result.xcom("batch")["try_number"], result.xcom("batch")["settled"]) == (2, 6)
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
@@ -313,16 +314,15 @@ class Heard(ChatBatchOperator):
 
 
 class Stopped(Heard):
-    """Is told to stop when so many requests of a kind have arrived."""
+    """Is told to stop when two requests of a kind have arrived."""
 
     emulator: LlamaCloudEmulator
     endpoint = ""
 
     def execute(self, context: Any) -> dict[str, Any]:
         def stop() -> None:
-            while not any(request.endpoint == self.endpoint for request in self.emulator.requests):
+            while sum(request.endpoint == self.endpoint for request in self.emulator.requests) < 2:
                 time.sleep(0.01)
-            time.sleep(0.1)
             self.on_kill()
 
         thread = threading.Thread(target=stop)
@@ -344,9 +344,9 @@ def test_what_is_said_of_a_stopped_batch_is_true(
     llamacloud_emulator: LlamaCloudEmulator,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    llamacloud_emulator.settings.turn_latency = 1.0
+    llamacloud_emulator.settings.turn_latency = 60.0
     if endpoint == "create":
-        llamacloud_emulator.inject(Fault("delay", endpoint="create", delay=1.0, times=None))
+        llamacloud_emulator.inject(Fault("delay", endpoint="create", delay=60.0, times=None))
     task = Stopped(
         task_id="batch", prompts=["a?", "b?"], index_ids=[INDEX_FILINGS], output_path=str(tmp_path / "results.jsonl")
     )
@@ -417,19 +417,26 @@ def test_where_an_event_loop_runs_already_it_can_be_stopped_too(
     llamacloud_emulator.settings.turn_latency = 5.0
     task = batch(output_path=str(tmp_path / "results.jsonl"))
     before = signal.signal(signal.SIGALRM, handle)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+
+    def alarm() -> None:
+        while sum(turn.state == "running" for turn in llamacloud_emulator.turns) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    thread = threading.Thread(target=alarm)
+    thread.start()
 
     async def cell() -> Any:
         return task.execute(a_try(task, 1))
 
-    begun = time.monotonic()
     try:
         with pytest.raises(ChatBatchError if how == "told" else TimedOut):
             asyncio.run(cell())
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        thread.join()
         signal.signal(signal.SIGALRM, before)
-    assert time.monotonic() - begun < 4
+    # It does not wait for its turns.
+    assert [turn.state for turn in llamacloud_emulator.turns] == ["running", "running"]
     assert llamacloud_emulator.posts() == 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("llamachat-batch")]
     llamacloud_emulator.settings.turn_latency = 0.0

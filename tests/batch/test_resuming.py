@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from tests.batch.conftest import Runner, once_each, outcomes, prompts
+from tests.batch.conftest import Runner, kill_when, once_each, outcomes, prompts, running
 
 
 @pytest.mark.parametrize(
@@ -49,9 +48,9 @@ def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 0.8
+    emulator.settings.turn_latency = 2.0
     runner.prompts = prompts(2)
-    report = runner.run(turn_timeout=0.5, max_concurrency=1)
+    report = runner.run(turn_timeout=1.5, max_concurrency=1)
     assert outcomes(runner) == ["answered"] * 2
     assert emulator.posts() == emulator.completed() == 2
     assert report.results.counts["interrupted"] == 0
@@ -61,7 +60,7 @@ def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=0.2)
+    runner.config = replace(runner.config, timeout=1.0)
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     runner.run(ask_again=True)
     assert outcomes(runner).count("interrupted") == 1
@@ -72,11 +71,11 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 1.0
+    emulator.settings.turn_latency = 3.0
     runner.prompts = prompts(8)
 
     def during(batch: Batch) -> None:
-        asyncio.get_running_loop().call_later(0.5, batch.kill)
+        kill_when(batch, lambda: running(emulator) == 4)
 
     with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(during, max_concurrency=4, delete_sessions=True)
@@ -92,10 +91,10 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    llamacloud_emulator.settings.turn_latency = 1.0
+    llamacloud_emulator.settings.turn_latency = 3.0
 
     def kill_soon(batch: Batch) -> None:
-        asyncio.get_running_loop().call_later(0.5, batch.kill)
+        kill_when(batch, lambda: running(llamacloud_emulator) == 6)
 
     with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(kill_soon)
@@ -119,7 +118,7 @@ def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_s
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=0.2)
+    runner.config = replace(runner.config, timeout=1.0)
     emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     with pytest.raises(errors.ChatBatchError):
         runner.run(fail_fast=True, max_concurrency=1)
@@ -184,7 +183,7 @@ def test_an_intent_whose_forerunner_never_came_about_is_asked_where_the_session_
     emulator.inject(Fault("hang", endpoint="stream", prompt="Second"))
 
     def during(batch: Batch) -> None:
-        asyncio.get_running_loop().call_later(1.2, batch.kill)
+        kill_when(batch, lambda: emulator.posts(prompt="Second"))
 
     with pytest.raises(errors.ChatBatchError):
         runner.run(during, session_mode="shared")
@@ -333,7 +332,7 @@ def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_s
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=0.2)
+    runner.config = replace(runner.config, timeout=1.0)
     llamacloud_emulator.inject(Fault("cut", endpoint="stream", prompt="Question 0:", after_events=2))
     hand_over = PartsJournal.hand_over
 

@@ -46,9 +46,9 @@ class ConnectionPages:
         """Return an entry of *Standard Fields* by its label."""
         return self.dialog.locator(f"[name={STANDARD[label]}]")
 
-    def labels(self) -> list[str]:
-        """Return the labels of the section that is open."""
-        return [text.strip() for text in self.dialog.locator("[data-state=open] label").all_inner_texts()]
+    def expect_labels(self, *labels: str) -> None:
+        """Wait until the section that is open has these labels: its fields appear one after the other."""
+        expect(self.dialog.locator("[data-state=open] label")).to_have_text(list(labels))
 
     def open_extras(self) -> None:
         """Open *Extra Fields*; the section before closes."""
@@ -62,10 +62,10 @@ class ConnectionPages:
         for name, value in labels.items():
             self.field(names[name]).fill(value)
 
-    def region_choices(self) -> list[str]:
-        """Open the choice of regions and return what it offers."""
+    def expect_regions(self, *regions: str) -> None:
+        """Open the choice of regions and wait until it offers these."""
         self._region().click()
-        return self.page.get_by_role("option").all_inner_texts()
+        expect(self.page.get_by_role("option")).to_have_text(list(regions))
 
     def choose_region(self, region: str) -> None:
         """Choose a region in the open choice."""
@@ -82,10 +82,10 @@ class ConnectionPages:
             number.fill(value)
             number.blur()
 
-    def extras(self) -> dict[str, str]:
-        """Return what the extra fields show, by their names in ``extra``."""
-        names = ("region", "project_id", "organization_id", "timeout", "max_retries", "history_lag")
-        return {name: self.dialog.locator(f"[name=element_{name}]").input_value() for name in names}
+    def expect_extras(self, extra: dict[str, Any]) -> None:
+        """Wait until the extra fields show this, by their names in ``extra``."""
+        for name, value in extra.items():
+            expect(self.dialog.locator(f"[name=element_{name}]")).to_have_value(str(value))
 
     def save(self) -> None:
         """Save; the form closes."""

@@ -38,26 +38,19 @@ def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, 
     pages.page.set_viewport_size({"width": 1280, "height": 1160})
     pages.add("llamacloud_default")
     # This version's Test button wants a port, so there is a field for it.
-    assert pages.labels() == ["Description", "Base URL", "API Key", "Port"]
-    assert pages.field("API Key").get_attribute("type") == "password"
-    assert pages.field("API Key").get_attribute("placeholder") == "llx-…"
-    assert pages.field("Base URL").get_attribute("placeholder") == "empty: chosen by Region"
+    pages.expect_labels("Description", "Base URL", "API Key", "Port")
+    expect(pages.field("API Key")).to_have_attribute("type", "password")
+    expect(pages.field("API Key")).to_have_attribute("placeholder", "llx-…")
+    expect(pages.field("Base URL")).to_have_attribute("placeholder", "empty: chosen by Region")
     for hidden in ("login", "schema"):
-        assert pages.dialog.locator(f"[name={hidden}]").count() == 0
+        expect(pages.dialog.locator(f"[name={hidden}]")).to_have_count(0)
     pages.fill(api_key="llx-not-a-real-key")
     picture(pages.dialog, "connection-form", repository)
     pages.open_extras()
-    assert pages.labels() == [
-        "Region",
-        "Project ID",
-        "Organization ID",
-        "Timeout (s)",
-        "Max retries",
-        "History lag (s)",
-    ]
+    pages.expect_labels("Region", "Project ID", "Organization ID", "Timeout (s)", "Max retries", "History lag (s)")
     expect(pages.dialog).to_contain_text("Where the API key was made: us (default) or eu.")
     expect(pages.dialog).to_contain_text("Seconds without a byte before a read fails.")
-    assert pages.region_choices() == ["us", "eu"]
+    pages.expect_regions("us", "eu")
     picture(pages.dialog, "connection-form-extra", repository)
 
 
@@ -67,7 +60,7 @@ def test_what_is_entered_is_stored_and_survives_another_look(
     pages.add("all_fields")
     pages.fill(description="Nightly questions", base_url="https://llamacloud.example/api/v1/", api_key=KEY, port="8443")
     pages.open_extras()
-    assert pages.region_choices() == ["us", "eu"]
+    pages.expect_regions("us", "eu")
     pages.choose_region("eu")
     pages.fill_extras(
         project_id=OTHER_PROJECT_ID,
@@ -100,9 +93,9 @@ def test_what_is_entered_is_stored_and_survives_another_look(
     assert config.items() <= found["config"].items()
 
     pages.reopen("all_fields")
-    assert pages.field("API Key").input_value() == "***"
-    assert pages.field("Base URL").input_value() == "https://llamacloud.example/api/v1/"
-    assert pages.extras() == {name: str(value) for name, value in extra.items()}
+    expect(pages.field("API Key")).to_have_value("***")
+    expect(pages.field("Base URL")).to_have_value("https://llamacloud.example/api/v1/")
+    pages.expect_extras(extra)
     pages.fill(description="Nightly questions, and more")
     pages.save()
     assert stored_config(airflow, "all_fields") == found

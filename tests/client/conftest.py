@@ -25,7 +25,7 @@ def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfi
         defaults = {
             "api_key": llamacloud_emulator.api_key,
             "base_url": llamacloud_emulator.url,
-            "timeout": 0.4,
+            "timeout": 30.0,
             "max_retries": 2,
             "history_lag": 0.0,
         }
@@ -36,7 +36,7 @@ def config(llamacloud_emulator: LlamaCloudEmulator) -> Callable[..., ClientConfi
 
 @pytest.fixture
 def client(config: Callable[..., ClientConfig]) -> Iterator[LlamaCloudClient]:
-    with LlamaCloudClient(config(timeout=5.0)) as made:
+    with LlamaCloudClient(config()) as made:
         yield made
 
 

@@ -97,7 +97,7 @@ def test_the_asynchronous_client_sends_what_the_synchronous_one_sends(
     name: str, client: LlamaCloudClient, config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     async def run(session_id: str) -> Any:
-        async with await AsyncLlamaCloudClient.open(config(timeout=5.0)) as other:
+        async with await AsyncLlamaCloudClient.open(config()) as other:
             return await _awaited(PAIRS[name][0], other, session_id)
 
     results, sent = [], []
@@ -184,7 +184,7 @@ def test_pages_are_fetched_when_the_iteration_comes_to_them(
 def test_project_and_organization_travel_on_every_call(
     config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    with LlamaCloudClient(config(timeout=5.0, **SCOPE)) as client:
+    with LlamaCloudClient(config(**SCOPE)) as client:
         session = client.create_session([INDEX_FILINGS])
         client.send_message(session.session_id, "What was the revenue?")
         client.get_session_summary(session.session_id)

@@ -154,6 +154,7 @@ async def _first(trigger: Any) -> Any:
 def connect(emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
     """The connection ``llamacloud_default`` with these extra fields."""
     known = json.loads(emulator.airflow_connection_json)
+    # Sets the pace at which a history is looked at too. A silence that ends a stream early is one more doubt, and costs no turn either.
     chosen = {"timeout": 1.0, "max_retries": 2, "history_lag": 0, **extra}
     monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps({**known, "extra": chosen}))
 

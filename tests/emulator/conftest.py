@@ -23,7 +23,7 @@ class Api:
         self.http = httpx.Client(
             base_url=emulator.url,
             headers={"Authorization": f"Bearer {emulator.api_key}"},
-            timeout=10.0,
+            timeout=60.0,
             trust_env=False,
         )
 
@@ -72,12 +72,39 @@ def events(text: str) -> Events:
     return found
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait for something that happens at the server a moment later."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to be"
         time.sleep(0.01)
+
+
+class Clock:
+    """The time of this process, which a test moves on: nothing is too late on a busy machine, and nobody waits.
+
+    It goes by itself as well, so what lasts a minute is under way until :meth:`forward` says otherwise.
+    """
+
+    def __init__(self, emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._emulator = emulator
+        self._ahead = 0.0
+        for name in ("time", "monotonic"):
+            monkeypatch.setattr(time, name, self._moved(getattr(time, name)))
+
+    def _moved(self, real: Callable[[], float]) -> Callable[[], float]:
+        return lambda: real() + self._ahead
+
+    def forward(self, seconds: float = 60.0) -> None:
+        """Let time pass, and what was due in it happen."""
+        self._ahead += seconds
+        # Reading this wakes the emulator's event loop, which otherwise sleeps until its next timer was due before.
+        assert self._emulator.turns is not None
+
+
+@pytest.fixture
+def clock(emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(emulator, monkeypatch)
 
 
 @pytest.fixture

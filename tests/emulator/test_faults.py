@@ -47,11 +47,11 @@ def test_delay(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.inject(Fault("delay", delay=0.3))
     started = time.monotonic()
     api.create()
-    assert 0.3 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.3
     # Whoever leaves during the delay has not had anything done.
-    emulator.inject(Fault("delay", delay=5))
+    emulator.inject(Fault("delay", delay=60))
     with pytest.raises(httpx.ReadTimeout):
-        api.http.post("/api/v1/chat", json={}, timeout=0.2)
+        api.http.post("/api/v1/chat", json={}, timeout=1.0)
     assert len(emulator.sessions) == 1
     assert [(record.status, record.fault) for record in emulator.requests] == [(201, "delay"), (None, "delay")]
 
@@ -66,7 +66,11 @@ def test_a_delayed_failure_takes_its_time_as_well(api: Api, emulator: LlamaCloud
 @pytest.mark.parametrize(("kind", "processed"), [("hang", False), ("hang_after", True)])
 def test_hang(kind: str, processed: bool, emulator: LlamaCloudEmulator) -> None:
     emulator.inject(Fault(kind))
-    assert exchange(emulator, *CREATE) == (b"", "silence")
+
+    def noted(received: bytes) -> bool:
+        return [record.fault for record in emulator.requests] == [kind] and len(emulator.sessions) == processed
+
+    assert exchange(emulator, *CREATE, silent_after=noted) == (b"", "silence")
     assert len(emulator.sessions) == processed
     (record,) = emulator.requests
     assert (record.status, record.fault, record.body) == (None, kind, {"index_ids": [INDEX_FILINGS]})
@@ -150,7 +154,7 @@ def test_a_huge_event_and_other_requests_meanwhile(api: Api, emulator: LlamaClou
         first = next(chunks) + next(chunks)
         assert first.startswith(b'event: message\ndata: {"type":"text","content":"a')
         # Read no further: the server waits for this client, and serves others.
-        assert httpx.get(f"{emulator.url}/nowhere", timeout=5).status_code == 404
+        assert httpx.get(f"{emulator.url}/nowhere", timeout=60).status_code == 404
     assert emulator.turns == []
 
 
@@ -228,7 +232,7 @@ def test_faults_that_make_no_sense(arguments: dict[str, Any], words: str) -> Non
 def test_a_prompt_that_never_was(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
     session_id = api.bound()
     emulator.inject(Fault(kind, endpoint="stream"))
-    ask(emulator, session_id, patience=0.3)
+    ask(emulator, session_id, silent_after=lambda _: emulator.posts(session_id) == 1)
     assert emulator.posts(session_id) == 1
     assert emulator.turns == []
     assert api.history(session_id) == []
@@ -242,7 +246,7 @@ def test_a_prompt_whose_answer_never_began(
     emulator.settings.survives_disconnect = survives
     session_id = api.bound()
     emulator.inject(Fault(kind, endpoint="stream"))
-    assert ask(emulator, session_id, patience=0.3) == (b"", end)
+    assert ask(emulator, session_id, silent_after=lambda _: bool(emulator.turns)) == (b"", end)
     eventually(lambda: emulator.turns[0].state != "running")
     assert emulator.turns[0].state == ("completed" if survives else "abandoned")
     assert api.types(session_id)[-1] == ("stop" if survives else "user_input")
@@ -265,10 +269,10 @@ def test_a_prompt_whose_answer_was_spoilt_on_the_way(
 
 
 def test_whoever_does_not_wait_for_the_spoilt_answer_has_left(api: Api, emulator: LlamaCloudEmulator) -> None:
-    emulator.update_settings(survives_disconnect=False, turn_latency=5.0)
+    emulator.update_settings(survives_disconnect=False, turn_latency=60.0)
     session_id = api.bound()
     emulator.inject(Fault("truncated_body", endpoint="stream"))
-    assert ask(emulator, session_id, patience=0.2) == (b"", "silence")
+    assert ask(emulator, session_id, silent_after=lambda _: bool(emulator.turns)) == (b"", "silence")
     eventually(lambda: emulator.turns[0].state == "abandoned")
 
 

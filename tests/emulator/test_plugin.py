@@ -96,7 +96,7 @@ def test_loading_the_plugin_imports_next_to_nothing() -> None:
     ]
 
 
-@pytest.mark.parametrize("named", ["option", "conftest", "both", "neither"])
+@pytest.mark.parametrize("named", ["option", "conftest", pytest.param("both", marks=pytest.mark.long), "neither"])
 def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: pytest.Pytester) -> None:
     plugin = "airflow_provider_llamachat.testing.pytest_plugin"
     if named in ("conftest", "both"):
@@ -142,6 +142,7 @@ def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
     result.assert_outcomes(passed=3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "early"), [("AIRFLOW__SECRETS__BACKEND", True), ("AIRFLOW__WORKERS__SECRETS_BACKEND", False)]
 )
@@ -194,6 +195,7 @@ class Vault(BaseSecretsBackend):
 """
 
 
+@pytest.mark.long
 def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -216,6 +218,7 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
     assert "llx-secret" not in result.stdout.str()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "other"), [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")])
 def test_a_proxy_of_the_environment_is_passed_by(
     name: str, other: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

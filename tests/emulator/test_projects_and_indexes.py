@@ -148,4 +148,4 @@ def test_wrong_words_of_a_test_are_refused(emulator: LlamaCloudEmulator) -> None
         emulator.add_index("idx-mine", documents=["good", {"page": 1}])
     started = time.monotonic()
     assert "idx-mine" not in emulator.indexes
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25

@@ -158,8 +158,8 @@ def test_how_often_the_sdk_asks_when_a_stream_stalls(survives: bool) -> None:
             session_id = sdk.chat.create(index_ids=[INDEX_FILINGS]).session_id
             started = time.monotonic()
             with pytest.raises(APITimeoutError):
-                sdk.chat.stream(session_id, index_ids=[INDEX_FILINGS], prompt="x", timeout=0.2)
-            assert time.monotonic() - started < 20
+                sdk.chat.stream(session_id, index_ids=[INDEX_FILINGS], prompt="x", timeout=1.0)
+            assert time.monotonic() - started < 60
         assert emulator.posts(session_id) == 3
         eventually(lambda: all(turn.state != "running" for turn in emulator.turns))
         assert emulator.completed(session_id) == (3 if survives else 0)

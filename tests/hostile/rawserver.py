@@ -149,7 +149,7 @@ def http(
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
 
 
-def endless(piece: bytes, begin: bytes = b"", pause: float = 0.0, patience: float = 60.0) -> Iterable[bytes | float]:
+def endless(piece: bytes, begin: bytes = b"", pause: float = 0.0, patience: float = 250.0) -> Iterable[bytes | float]:
     """``begin``, then ``piece`` again and again, for longer than any test waits."""
     yield begin
     until = time.monotonic() + patience

@@ -20,7 +20,7 @@ from airflow_provider_llamachat.client.decoding import Unpacker, parse_json
 from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import TurnFolder
 from airflow_provider_llamachat.models import Session, TextDeltaEvent, parse_event
-from tests.hostile.conftest import SESSION, Caller
+from tests.hostile.conftest import IN_SHORT, SESSION, Caller, send_in
 from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -51,7 +51,7 @@ DRIPS: dict[str, Answer] = {
 def test_whatever_is_dripped_ends_at_the_deadline(drip: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "LAST_LOOK", 0.2)
     for name in ("get", "send"):
-        problem = caller.meets(name, DRIPS[drip], within=5.0, max_retries=0, total_timeout=0.3)
+        problem = caller.meets(IN_SHORT[name], DRIPS[drip], max_retries=0, total_timeout=0.3)
         assert isinstance(problem, errors.LlamaCloudError), name
         if drip not in {"100 Continue, fast", "the name in gzip, fast"}:
             assert isinstance(problem, errors.LlamaCloudTimeoutError | errors.ChatTurnInterruptedError), (name, problem)
@@ -59,14 +59,13 @@ def test_whatever_is_dripped_ends_at_the_deadline(drip: str, caller: Caller, mon
 
 def test_a_stream_without_the_safety_net_ends_at_its_deadline(caller: Caller) -> None:
     for drip in ("100 Continue", "the size of a chunk", "keep-alives", "deltas"):
-        assert isinstance(caller.meets("stream", DRIPS[drip], within=5.0), errors.LlamaCloudTimeoutError)
+        assert isinstance(caller.meets(IN_SHORT["stream"], DRIPS[drip]), errors.LlamaCloudTimeoutError)
 
 
 def test_all_attempts_of_a_call_share_its_time(caller: Caller) -> None:
-    begin = time.monotonic()
-    problem = caller.meets("get", DRIPS["a body"], max_retries=50, total_timeout=0.7)
+    # One after the other they would take four minutes.
+    problem = caller.meets("get", DRIPS["a body"], max_retries=400, total_timeout=0.7)
     assert isinstance(problem, errors.LlamaCloudTimeoutError)
-    assert time.monotonic() - begin < 3.0
 
 
 def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +74,9 @@ def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, m
     def answer(request: Request) -> Iterable[bytes | float]:
         return [http(kind=STREAM)] if request.method == "POST" else endless(b" ", http(length=False), 0.05)
 
-    begin = time.monotonic()
-    problem = caller.meets("send", answer, max_retries=20, total_timeout=300.0)
+    problem = caller.meets(send_in(2.0), answer, max_retries=20, total_timeout=300.0)
     assert isinstance(problem, errors.ChatTurnInterruptedError)
     assert (problem.reason, problem.accepted) == ("deadline", True)
-    assert time.monotonic() - begin < 5.0
 
 
 @cache
@@ -95,16 +92,13 @@ def test_a_gzip_bomb_is_not_unpacked(
 ) -> None:
     monkeypatch.setattr(responses, "MAX_BODY", 2**22)
     monkeypatch.setattr(sse, "MAX_EVENT", 2**22)
-    bomb = packed(200)  # 200 MiB in 200 kB
+    bomb = packed(100)  # 100 MiB in 100 kB
     answer = http(bomb, "200 OK", "Content-Encoding: gzip", kind=kind)
     ways: dict[str, Callable[[Any], Any]] = {
         "get": lambda c: c.get_session(SESSION),
         "stream": lambda c: c.stream_message(SESSION, "q", index_ids=["idx-1"], turn_timeout=60.0),
     }
-    # Allocations are traced, which makes all of it slow: time is not what this is about.
-    problem = caller.meets(
-        ways[name], lambda _r: [answer], within=60.0, timeout=30.0, total_timeout=60.0, max_retries=0
-    )
+    problem = caller.meets(ways[name], lambda _r: [answer], max_retries=0)
     assert isinstance(problem, errors.LlamaCloudProtocolError)
     assert "more than 4 MiB" in str(problem)
     assert peak() < 30
@@ -112,8 +106,7 @@ def test_a_gzip_bomb_is_not_unpacked(
 
 def test_a_bomb_in_a_bomb_is_refused_unopened(caller: Caller, peak: Callable[[], float]) -> None:
     answer = http(gzip.compress(packed(100)), "200 OK", "Content-Encoding: gzip, gzip")
-    # As above.
-    problem = caller.meets("get", lambda _r: [answer], within=60.0, timeout=30.0, total_timeout=60.0, max_retries=0)
+    problem = caller.meets("get", lambda _r: [answer], max_retries=0)
     assert isinstance(problem, errors.LlamaCloudConnectionError)
     assert "was not requested" in str(problem)
     assert peak() < 10
@@ -131,7 +124,7 @@ def test_compressed_answers_are_read(caller: Caller) -> None:
         # The first answer breaks off in the middle: it is asked for again.
         return [http(whole[: -9 if request.number == 0 else None], "200 OK", "Content-Encoding: GZIP")]
 
-    assert caller.meets("get", answer, timeout=5.0, total_timeout=10.0).events[0].content == "x" * 100_000
+    assert caller.meets("get", answer).events[0].content == "x" * 100_000
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -150,7 +143,7 @@ def test_a_large_answer_is_left_at_the_bound(
     monkeypatch.setattr(responses, "MAX_BODY", 2**20)
     with RawServer(lambda _r: endless(b" " * 65536, http(length=False))) as server:
         with pytest.raises(errors.LlamaCloudProtocolError, match="more than 1 MiB"):
-            caller("get", server.url, timeout=5.0, total_timeout=20.0)
+            caller("get", server.url)
         assert server.sent < 20 * 2**20  # what the network's buffers hold
     assert peak() < 15
 
@@ -165,15 +158,15 @@ def many(item: str, size: int) -> bytes:
 def test_small_values_do_not_become_large_memory(
     item: str, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "MAX_ELEMENTS", 200_000)
-    text = many(item, 4_000_000 // len(item))
+    monkeypatch.setattr(decoding, "MAX_ELEMENTS", 50_000)
+    text = many(item, 1_000_000 // len(item))
     begin = time.process_time()
-    with pytest.raises(ValueError, match="200000 values"):
+    with pytest.raises(ValueError, match="50000 values"):
         parse_json(text)
     assert time.process_time() - begin < 6
-    assert peak() < 30  # what making the text took
-    assert len(parse_json(many("[]", 60_000))["events"]) == 60_000
-    assert peak() < 40
+    assert peak() < 8  # what making the text took
+    assert len(parse_json(many("[]", 15_000))["events"]) == 15_000
+    assert peak() < 10
 
 
 def test_values_in_texts_do_not_count() -> None:
@@ -222,13 +215,13 @@ def test_a_turn_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deltas_are_kept_in_the_memory_of_their_characters(peak: Callable[[], float]) -> None:
     folder = TurnFolder(SESSION, "q")
     event = TextDeltaEvent(type="text_delta", content="ab")
-    for _ in range(400_000):
+    for _ in range(100_000):
         folder.add(event)
-    assert len(folder.turn().answer) == 800_000
-    assert peak() < 12  # four bytes a character at the most, and the answer itself; as a list of pieces 25
+    assert len(folder.turn().answer) == 200_000
+    assert peak() < 3  # four bytes a character at the most, and the answer itself; as a list of pieces 6
 
 
-@pytest.mark.parametrize("text", ["x" * 4_000_000, "word " * 800_000, " " * 4_000_000, "\n" * 1_000_000])
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "word " * 200_000, " " * 1_000_000, "\n" * 250_000])
 def test_a_huge_delta_is_logged_in_linear_time(text: str) -> None:
     logger = logging.getLogger("tests.hostile.quiet")
     logger.disabled = True

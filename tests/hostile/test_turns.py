@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import ClientConfig, LlamaCloudClient
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from tests.hostile.conftest import KEY, PROMPT, SESSION, Caller, assert_harmless
+from tests.hostile.conftest import KEY, PROMPT, SESSION, Caller, assert_harmless, send_in
 from tests.hostile.rawserver import RawServer, Request, http
 
 STREAM = "text/event-stream"
@@ -68,7 +68,7 @@ def test_a_prompt_that_is_recorded_in_an_unknown_form_is_not_asked_again(content
             return [b""]  # the connection breaks: nobody knows whether the prompt arrived
         return [history([{"type": "user_input", "content": content}] * posts)]
 
-    problem = caller.meets("send", answer)
+    problem = caller.meets(send_in(2.0), answer)
     assert isinstance(problem, errors.ChatTurnInterruptedError)
     assert problem.reason == "deadline"  # it stands in our place, so it may be ours: waited for
     assert posts == 1
@@ -102,7 +102,7 @@ def test_garbage_after_the_stream_began_is_no_reason_to_ask_again(
             return [http(b"x" * 300_000, kind=STREAM)]
         return [history([])]  # the server records a turn only when it is over
 
-    problem = caller.meets("send", answer, max_retries=3)
+    problem = caller.meets(send_in(2.0), answer, max_retries=3)
     assert isinstance(problem, errors.ChatTurnInterruptedError)
     assert problem.reason in {"vanished", "deadline"}
     assert posts == 1
@@ -153,14 +153,15 @@ def test_a_prompt_arrives_as_it_is(prompt: str, caller: Caller, llamacloud_emula
     config = ClientConfig(api_key=llamacloud_emulator.api_key, base_url=llamacloud_emulator.url)
     with LlamaCloudClient(config) as client:
         session_id = client.create_session([INDEX_FILINGS]).session_id
-    values = {"api_key": llamacloud_emulator.api_key, "timeout": 5.0, "total_timeout": 10.0}
-    turn = caller(ask, llamacloud_emulator.url, **values)
+    turn = caller(ask, llamacloud_emulator.url, api_key=llamacloud_emulator.api_key)
     assert turn.answer
     assert "forged" not in turn.answer or "forged" in prompt
     (post,) = [request for request in llamacloud_emulator.requests if request.path.endswith("/messages/stream")]
     assert post.body["prompt"] == prompt
     llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"))
-    assert caller(ask, llamacloud_emulator.url, **values).answer, "it is recognized in the history too"
+    assert caller(ask, llamacloud_emulator.url, api_key=llamacloud_emulator.api_key).answer, (
+        "it is recognized in the history too"
+    )
     assert llamacloud_emulator.completed(prompt=prompt) == 2
 
 
@@ -176,8 +177,6 @@ def test_a_prompt_that_is_too_large_is_refused_once_and_in_few_words(
             lambda c: c.send_message(session_id, "x" * size, index_ids=[INDEX_FILINGS]),
             llamacloud_emulator.url,
             api_key=llamacloud_emulator.api_key,
-            timeout=5.0,
-            total_timeout=10.0,
         )
     assert_harmless(caught.value)
     assert caught.value.status in {413, 422}

@@ -8,35 +8,40 @@ import pytest
 
 from airflow_provider_llamachat.triggers import pacing
 
-
-@pytest.fixture(autouse=True)
-def _slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a busy machine adds to a start is small beside this.
-    monkeypatch.setattr(pacing, "SPACING", 0.1)
+_sleep = asyncio.sleep
 
 
-async def _starts(count: int) -> list[float]:
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were asked for; nobody waits for them."""
+    found: list[float] = []
 
-    async def one() -> float:
-        await pacing.wait_for_start()
-        return loop.time() - began
+    async def note(seconds: float) -> None:
+        found.append(seconds)
 
-    return sorted(await asyncio.gather(*(one() for _ in range(count))))
-
-
-def test_starts_are_spaced_within_one_loop_only() -> None:
-    starts = asyncio.run(_starts(6))
-    assert starts[0] < pacing.SPACING
-    assert starts[-1] >= 5 * pacing.SPACING * 0.9
-    assert asyncio.run(_starts(1))[0] < pacing.SPACING
+    monkeypatch.setattr(asyncio, "sleep", note)
+    return found
 
 
-def test_a_pause_resets_the_spacing() -> None:
-    async def twice() -> float:
-        await _starts(3)
-        await asyncio.sleep(4 * pacing.SPACING)
-        return (await _starts(1))[0]
+async def _start(count: int) -> None:
+    await asyncio.gather(*(pacing.wait_for_start() for _ in range(count)))
 
-    assert asyncio.run(twice()) < pacing.SPACING
+
+def test_starts_are_spaced_within_one_loop_only(pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "SPACING", 60.0)
+    asyncio.run(_start(6))
+    assert pauses == pytest.approx([60.0, 120.0, 180.0, 240.0, 300.0], abs=30.0)
+    pauses.clear()
+    asyncio.run(_start(1))
+    assert pauses == []
+
+
+def test_a_pause_resets_the_spacing(pauses: list[float]) -> None:
+    async def twice() -> None:
+        await _start(3)
+        pauses.clear()
+        await _sleep(4 * pacing.SPACING)
+        await _start(1)
+
+    asyncio.run(twice())
+    assert pauses == []

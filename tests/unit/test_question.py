@@ -251,11 +251,11 @@ def test_a_cut_between_a_letter_and_its_accent_is_a_cut() -> None:
 def test_a_long_hostile_text_is_compared_in_no_time() -> None:
     import time
 
-    began = time.perf_counter()
+    began = time.process_time()
     hostile = "&" + "amp;" * 200_000
     assert not is_same_text(hostile, "q")
     assert not may_be_same_text(hostile, "q")
-    assert time.perf_counter() - began < 5.0
+    assert time.process_time() - began < 5.0
     assert html.unescape(hostile) != hostile
 
 

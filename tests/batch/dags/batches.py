@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
 
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.testing import EmulatorControl
 
 COMMON: dict[str, Any] = {"schedule": None, "catchup": False}
 NATIVE: dict[str, Any] = {**COMMON, "render_template_as_native_obj": True}
@@ -103,13 +106,35 @@ with DAG(dag_id="one_path", **COMMON) as one_path:
 
 
 class StoppedOnce(ChatBatchOperator):
-    """Is told to stop in the middle of its first try, as by Airflow's signal handler."""
+    """Is told to stop in the middle of its first try, when so many turns are under way, as by Airflow's signal handler."""
+
+    turns = 1
+
+    def stop(self) -> None:
+        """What ends the first try."""
+        self.on_kill()
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Run, and be stopped once."""
         if context["ti"].try_number == 1:
-            threading.Timer(1.0, self.on_kill).start()
+            service = EmulatorControl(context["dag_run"].conf["service"])
+            threading.Thread(target=self._watch, args=(service,), daemon=True).start()
         return super().execute(context)
+
+    def _watch(self, service: EmulatorControl) -> None:
+        while sum(turn.state == "running" for turn in service.turns) < self.turns:
+            time.sleep(0.02)
+        self.stop()
+
+
+class TimedOutOnce(StoppedOnce):
+    """The time of its first try is over when all its turns are under way: the clock of Airflow's timeout is put forward."""
+
+    turns = 6
+
+    def stop(self) -> None:
+        """What ends the first try."""
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 with DAG(dag_id="stopped", **NATIVE) as stopped:
@@ -123,12 +148,12 @@ with DAG(dag_id="stopped", **NATIVE) as stopped:
     )
 
 with DAG(dag_id="timed_out", **NATIVE) as timed_out:
-    ChatBatchOperator(
+    TimedOutOnce(
         task_id="batch",
         prompts=[f"Question {number}?" for number in range(6)],
         index_ids="idx-filings",
-        execution_timeout=timedelta(seconds=1.5),
+        execution_timeout=timedelta(seconds=120),
         retries=1,
-        retry_delay=3.0,
+        retry_delay=0.1,
         **given("output_path"),
     )

@@ -19,19 +19,29 @@ def given(*names: str) -> dict[str, Any]:
     return {name: CONF % name for name in names}
 
 
-with DAG(dag_id="waiting", **NATIVE) as waiting:
-    for mode in (False, True):
+def wait_in_both_modes(seconds: float) -> None:
+    """One sensor after the other."""
+    poking, deferred = (
         IndexReadySensor(
             task_id="deferred" if mode else "poking",
             deferrable=mode,
             poke_interval=0.1,
-            timeout=3,
+            timeout=seconds,
             soft_fail=False,
             **given("index_ids"),
             wait_for_sync="{{ dag_run.conf.get('wait_for_sync', False) }}",
             trigger_rule="all_done",
         )
-    waiting.get_task("poking") >> waiting.get_task("deferred")
+        for mode in (False, True)
+    )
+    poking >> deferred
+
+
+with DAG(dag_id="waiting", **NATIVE) as waiting:
+    wait_in_both_modes(120)
+
+with DAG(dag_id="waiting_in_vain", **NATIVE) as waiting_in_vain:
+    wait_in_both_modes(2)
 
 with DAG(dag_id="soft", **NATIVE) as soft:
     for mode in (False, True):
