@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.control import EmulatorControl, EmulatorProcess
-    from airflow_provider_llamachat.testing.faults import Fault
-    from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
+    from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
     from airflow_provider_llamachat.testing.server import LlamaCloudEmulator
     from airflow_provider_llamachat.testing.settings import Settings
 
@@ -64,10 +63,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    homes = {"Fault": "faults", "Settings": "settings", "LlamaCloudEmulator": "server"}
+    homes = {"Fault": "records", "Settings": "settings", "LlamaCloudEmulator": "server"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = homes.get(name, "ledger" if name.endswith("Record") else "control")
+    home = homes.get(name, "records" if name.endswith("Record") else "control")
     try:
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:

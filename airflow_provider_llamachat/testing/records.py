@@ -1,15 +1,15 @@
-"""Faults on demand: what goes wrong, for which requests, and how often.
-
-The wire side of each kind is in :mod:`.broken_answers` and :mod:`.turn_stream`.
-"""
+"""Faults to inject, and what the emulator remembers of requests and turns. Standard library only: a remote control reads them too."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
-from airflow_provider_llamachat.testing.ledger import RequestRecord
+TurnState = Literal["running", "completed", "failed", "abandoned"]
 
 ENDPOINTS = {
     "create": ("POST", "/chat"),
@@ -27,7 +27,7 @@ ENDPOINTS = {
 """The endpoints by the names that faults and request records use, with method and path below ``/api/v1``."""
 
 PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
-"""Request kinds where the server does what was asked and only the answer suffers."""
+"""Request kinds where the server does what was asked and only the answer is spoilt."""
 
 REQUEST_KINDS = PROCESSED_KINDS | {"status", "delay", "hang", "reset_before", "redirect", "html", "huge"}
 """Kinds that can meet a request of any endpoint."""
@@ -38,16 +38,31 @@ STREAM_KINDS = frozenset(
 """Kinds that meet a turn after it was accepted and has begun."""
 
 
+def to_json(value: Any) -> Any:
+    """JSON form of a time, or of anything with a method of this name."""
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
+
+
+encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=to_json).encode
+"""Compact JSON, as the service sends it; one encoder for all, because making one costs more than most events."""
+
+
+class _Record:
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return dict(vars(self))
+
+
 @dataclass(frozen=True)
-class Fault:
+class Fault(_Record):
     """Something that goes wrong.
 
     Kinds that meet any endpoint:
 
     ==================  ===========================================================================================
     ``status``          not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
-    ``status_after``    processed (a turn runs to its end), all the same answers like ``status``, with 429
-    ``delay``           waits ``delay`` seconds, then all is normal
+    ``status_after``    processed (a turn runs to its end), but answered like ``status``, with 429
+    ``delay``           waits ``delay`` seconds, then everything is normal
     ``hang``            not processed, never answered
     ``hang_after``      processed, never answered
     ``reset_before``    not processed, TCP reset
@@ -62,26 +77,25 @@ class Fault:
     Kinds of a turn's stream, after ``after_events`` events (deltas count):
 
     ==================  ===========================================================================================
-    ``stall``           nothing more is sent, keep-alives neither; the connection stays open
+    ``stall``           nothing more is sent, not even keep-alives; the connection stays open
     ``stream_reset``    TCP reset
-    ``cut``             the body ends in good order, without a stop event
+    ``cut``             the body ends properly, without a stop event
     ``error_stop``      the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
-    ``garbage``         an event with malformed JSON, then all goes on
-    ``unknown_event``   an event of a type nobody knows, then all goes on
-    ``invalid_utf8``    an event whose text is no UTF-8, then all goes on
+    ``garbage``         an event with malformed JSON, then the stream continues
+    ``unknown_event``   an event of an unknown type, then the stream continues
+    ``invalid_utf8``    an event whose text is not UTF-8, then the stream continues
     ``slow``            from there on one byte every ``delay`` seconds
     ==================  ===========================================================================================
 
-    In the first three the client's leaving (or the server's hanging up on it) decides by ``Settings.survives_disconnect``
-    what becomes of the turn.
+    After the first three, ``Settings.survives_disconnect`` decides what becomes of the turn when the client is gone.
 
     :param endpoint: one of :data:`ENDPOINTS`; None for any.
     :param method: HTTP method; None for any.
     :param path: regular expression searched in the percent-encoded path.
     :param session_id: the session in the path.
     :param prompt: text that the prompt in the body contains.
-    :param times: how many requests it meets; None for ever.
-    :param skip: how many matching requests pass unharmed first. For stream kinds only accepted turns count.
+    :param times: how many requests it meets; None for no limit.
+    :param skip: how many matching requests pass first. For stream kinds only accepted turns count.
     :param status: None takes the kind's own, given above in brackets.
     :param retry_after: text of a Retry-After header, sent as it is.
     :param detail: ``detail`` of the error body (any JSON value), or the ``error`` of an error stop.
@@ -116,14 +130,16 @@ class Fault:
         if self.kind == "redirect" and self.location is None:
             raise ValueError("A redirect needs a location")
         if min(self.skip, self.delay, self.after_events) < 0 or (self.times is not None and self.times < 1):
-            raise ValueError("skip, delay and after_events cannot be negative; times is 1 or more, or None for ever")
+            raise ValueError(
+                "skip, delay and after_events cannot be negative; times is 1 or more, or None for no limit"
+            )
         try:
             re.compile(self.path or "")
         except re.error as error:
             raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
 
     def meets(self, record: RequestRecord) -> bool:
-        """Whether such a request is one that the fault is for."""
+        """Whether the fault is for such a request."""
         return (
             self.endpoint in (None, record.endpoint)
             and (self.method is None or self.method.upper() == record.method)
@@ -132,43 +148,83 @@ class Fault:
             and (self.path is None or re.search(self.path, record.path) is not None)
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The fault as JSON values."""
-        return dict(vars(self))
+
+class Headers(dict[str, str]):
+    """Request headers; names are stored in lower case and looked up in any case."""
+
+    def __init__(self, items: Mapping[str, str]) -> None:
+        super().__init__({name.lower(): value for name, value in items.items()})
+
+    def __getitem__(self, name: str) -> str:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name.lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Value of the header ``name``, in any case."""
+        return super().get(name.lower(), default)
 
 
-class FaultPlan:
-    """The injected faults, in order of injection; of those that meet a request the first that is due acts."""
+@dataclass
+class RequestRecord(_Record):
+    """One request as it arrived.
 
-    def __init__(self) -> None:
-        self._armed: list[Fault] = []
-        # How many matching requests each of them has seen.
-        self._seen: list[int] = []
+    :ivar number: 1 for the first request since the start or the last reset.
+    :ivar time: arrival, seconds since the epoch.
+    :ivar path: as sent, percent-encoded, without the query.
+    :ivar query: parameters; one that was repeated has a list of its values.
+    :ivar headers: with ``Authorization`` replaced by ``Bearer <accepted>`` or ``Bearer <refused>``: no key is kept.
+    :ivar body: the parsed JSON body; None without a body, or when it is not JSON.
+    :ivar status: the status sent; None while or when none was sent.
+    :ivar fault: kind of the fault that met the request, None without one.
+    :ivar endpoint: name of the endpoint (see :class:`Fault`), None for a path that does not exist.
+    :ivar session_id: id in the path of session endpoints.
+    :ivar request_id: the ``x-request-id`` of the answer.
+    """
 
-    def add(self, fault: Fault) -> None:
-        """Arm a fault."""
-        self._armed.append(fault)
-        self._seen.append(0)
+    number: int
+    time: float
+    method: str
+    path: str
+    query: dict[str, str | list[str]]
+    headers: Headers
+    body: Any = None
+    status: int | None = None
+    fault: str | None = None
+    endpoint: str | None = None
+    session_id: str | None = None
+    request_id: str = ""
 
-    def clear(self) -> None:
-        """Disarm all."""
-        self._armed.clear()
-        self._seen.clear()
+    def __post_init__(self) -> None:
+        self.headers = Headers(self.headers)
 
     @property
-    def pending(self) -> list[Fault]:
-        """Faults that can still act."""
-        return list(self._armed)
+    def prompt(self) -> str | None:
+        """The prompt in the body, if there is one."""
+        prompt = self.body.get("prompt") if isinstance(self.body, dict) else None
+        return prompt if isinstance(prompt, str) else None
 
-    def take(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
-        """The fault among ``kinds`` that meets this request, used up by one and noted in its record; None if there is none."""
-        for place, fault in enumerate(self._armed):
-            if fault.kind in kinds and fault.meets(record):
-                self._seen[place] += 1
-                if self._seen[place] <= fault.skip:
-                    continue
-                if fault.times is not None and self._seen[place] == fault.skip + fault.times:
-                    del self._armed[place], self._seen[place]
-                record.fault = fault.kind
-                return fault
-        return None
+
+@dataclass
+class TurnRecord(_Record):
+    """One turn that was accepted and begun: what a customer would be billed for.
+
+    :ivar position: how many prompts (``user_input`` events) the session's history held before this one.
+    :ivar index_ids: as requested.
+    :ivar skipped_index_ids: those among them that could not be queried.
+    :ivar state: ``running``; ``completed`` with a good stop event; ``failed`` with an error stop event; ``abandoned`` without any.
+    :ivar started, ended: seconds since the epoch; ``ended`` is None while the turn runs.
+    :ivar input_tokens, output_tokens: set when the turn has ended with a stop event.
+    """
+
+    session_id: str
+    prompt: str
+    position: int
+    index_ids: list[str]
+    skipped_index_ids: list[str]
+    state: TurnState
+    started: float
+    ended: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None

@@ -1,19 +1,16 @@
-"""Answers in good order through aiohttp, and those that are not: what the faults that meet any request do on the socket."""
+"""Answers as the API words them, and what the faults that meet any request do on the socket."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import struct
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.faults import Fault
-from airflow_provider_llamachat.testing.ledger import RequestRecord
-from airflow_provider_llamachat.testing.script import encode
+from airflow_provider_llamachat.testing.records import Fault, RequestRecord, encode
 
 HUGE = 64 * 1024 * 1024
 """Bytes of the body that fault ``huge`` sends."""
@@ -26,21 +23,25 @@ STREAM_HEADERS = {
 """Headers of a turn's stream."""
 
 _HTML = """<!DOCTYPE html>
-<html><head><title>{status} {reason}</title></head>
-<body><center><h1>{status} {reason}</h1></center><hr><center>nginx/1.25.4</center></body></html>
+<html><head><title>{0.status} {0.reason}</title></head>
+<body><center><h1>{0.status} {0.reason}</h1></center><hr><center>nginx/1.25.4</center></body></html>
 """
 
 
-def as_json(payload: Any, status: int = 200, headers: Any = None, *, default: Any = None) -> web.Response:
-    """An answer with a JSON body; ``default`` as :func:`json.dumps` has it."""
-    text = encode(payload) if default is None else json.dumps(payload, default=default)
-    body = text.encode("utf-8", "backslashreplace")
+class ApiError(Exception):
+    """An answer with an error status; ``detail`` is what its body says."""
+
+    def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """An answer with a JSON body."""
+    body = encode(payload).encode("utf-8", "backslashreplace")
     return web.Response(status=status, body=body, headers=headers, content_type="application/json")
-
-
-def _reason(status: int) -> str:
-    """The standard phrase of a status, empty for one that has none."""
-    return HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else ""
 
 
 async def park(_: web.Request) -> NoReturn:
@@ -50,7 +51,7 @@ async def park(_: web.Request) -> NoReturn:
 
 
 async def flushed(request: web.Request) -> None:
-    """Wait until the kernel has all that was written (at most a second, for a client that does not read)."""
+    """Wait until the kernel has everything that was written (at most a second, for a client that does not read)."""
     for _ in range(100):
         if request.transport is None or not request.transport.get_write_buffer_size():
             return
@@ -71,35 +72,33 @@ async def unprocessed(request: web.Request, record: RequestRecord, fault: Fault)
     """Answer, or do not, as a fault wants that keeps the request from being processed."""
     if fault.kind == "status":
         return _refusal(fault, 500)
-    headers = _retry_after(fault)
     if fault.kind == "html":
-        status = fault.status or 500
-        text = _HTML.format(status=status, reason=_reason(status))
-        return web.Response(status=status, text=text, content_type="text/html", headers=headers)
+        page = web.Response(status=fault.status or 500, content_type="text/html", headers=_retry_after(fault))
+        page.text = _HTML.format(page)
+        return page
     if fault.kind == "redirect":
-        return as_json(None, fault.status or 307, {"location": fault.location})
+        return as_json(None, fault.status or 307, {"location": fault.location or ""})
     if fault.kind == "huge":
-        status = fault.status or 200
-        return await _huge(request, status, stream=record.endpoint == "stream" and status < 300)
+        return await _huge(request, fault.status or 200, stream=record.endpoint == "stream")
     return await (reset if fault.kind == "reset_before" else park)(request)
 
 
-async def spoilt(request: web.Request, record: RequestRecord, fault: Fault, good: web.Response) -> web.StreamResponse:
+async def spoilt(request: web.Request, fault: Fault, good: web.Response) -> web.StreamResponse:
     """Answer a request that was processed as the fault wants, in place of the ``good`` answer."""
     body = good.body if isinstance(good.body, bytes) else b""
     if fault.kind == "status_after":
         return _refusal(fault, 429)
     if fault.kind == "malformed_json":
-        # A stream has many JSON values to break; its answer is one that is none, as a gateway gone wrong would give it.
+        # A stream has many JSON values to break; it is answered like a gateway out of order, with a value that is none.
         good_json = good.content_type == "application/json"
         half = body[: len(body) // 2] if good_json and body else b'{"session_id": "ses-'
         status = 200 if good.status == 204 else good.status
         return web.Response(status=status, body=half, content_type="application/json")
     if fault.kind == "truncated_body" and request.transport is not None:
-        record.status = good.status
-        head = [f"HTTP/1.1 {good.status} {_reason(good.status)}", f"content-type: {good.headers.get('content-type')}"]
-        head += [f"x-request-id: {record.request_id}", f"content-length: {len(body) + 512}", "", ""]
-        request.transport.write("\r\n".join(head).encode() + body[: max(1, len(body) // 2)])
+        answer = web.StreamResponse(status=good.status, headers={"content-type": good.headers["content-type"]})
+        answer.content_length = len(body) + 512
+        await answer.prepare(request)
+        await answer.write(body[: max(1, len(body) // 2)])
         request.transport.close()
     return await (reset if fault.kind == "reset_after" else park)(request)
 
@@ -110,12 +109,13 @@ def _retry_after(fault: Fault) -> dict[str, str]:
 
 def _refusal(fault: Fault, default: int) -> web.Response:
     status = fault.status or default
-    detail = fault.detail if fault.detail is not None else _reason(status) or "Error"
+    detail = fault.detail if fault.detail is not None else web.Response(status=status).reason or "Error"
     return as_json({"detail": detail}, status, _retry_after(fault))
 
 
 async def _huge(request: web.Request, status: int, *, stream: bool) -> web.StreamResponse:
     """Send :data:`HUGE` bytes that never complete a JSON value, or for a stream an event."""
+    stream = stream and status < 300
     answer = web.StreamResponse(status=status)
     answer.headers["content-type"] = STREAM_HEADERS["content-type"] if stream else "application/json"
     await answer.prepare(request)
