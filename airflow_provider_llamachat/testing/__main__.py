@@ -30,15 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     add("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
-    ends = "end when standard input closes, hence with the process that holds it"
-    add("--until-stdin-closes", action="store_true", help=ends)
-    add(
-        "--settings",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="settings as a JSON object; override single ones",
-    )
+    add("--until-stdin-closes", action="store_true", help="end with the process that holds the standard input")
+    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; these override single options")
     group = found.add_argument_group("behaviour, where the API's documentation is silent, and pace")
     for item in fields(Settings):
         kind, *others = setting_kinds()[item.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
@@ -100,7 +101,7 @@ class Control:
 
     def inject(self, *faults: Fault) -> None:
         """Arm faults; see :class:`~.records.Fault`."""
-        self._state.arm(faults)
+        self._state.armed += [(fault, itertools.count()) for fault in faults]
 
     @property
     def faults(self) -> list[Fault]:
@@ -169,7 +170,8 @@ class Control:
         :param documents: its content: texts, or objects with ``text`` and, optionally, ``document`` and ``page``.
         :raises ValueError: an unknown project, or documents of another form.
         """
-        self._state.add_index(index_id, project_id, name or index_id, status, documents, error_message)
+        known = {"status": status, "error_message": error_message, "documents": documents}
+        self._state.add_index(id=index_id, project_id=project_id, name=name or index_id, **known)
 
     def set_index(self, index_id: str, **values: Any) -> None:
         """Change an index at once; its schedule is forgotten.

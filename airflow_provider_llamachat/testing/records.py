@@ -59,33 +59,29 @@ class Fault(_Record):
 
     Kinds that meet any endpoint:
 
-    ==================  ===========================================================================================
-    ``status``          not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
-    ``status_after``    processed (a turn runs to its end), but answered like ``status``, with 429
-    ``delay``           waits ``delay`` seconds, then everything is normal
-    ``hang``            not processed, never answered
-    ``hang_after``      processed, never answered
-    ``reset_before``    not processed, TCP reset
-    ``reset_after``     processed, TCP reset instead of an answer
-    ``truncated_body``  processed; Content-Length promises more than is sent before the connection closes
-    ``malformed_json``  processed; the usual status with broken JSON
-    ``redirect``        not processed; 307 to ``location``
-    ``html``            not processed; a proxy's HTML page with ``status`` (500)
-    ``huge``            not processed; ``status`` (200) and 64 MiB that never complete a JSON value or an event
-    ==================  ===========================================================================================
+    - ``status``: not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
+    - ``status_after``: processed (a turn runs to its end), but answered like ``status``, with 429
+    - ``delay``: waits ``delay`` seconds, then everything is normal
+    - ``hang``: not processed, never answered
+    - ``hang_after``: processed, never answered
+    - ``reset_before``: not processed, TCP reset
+    - ``reset_after``: processed, TCP reset instead of an answer
+    - ``truncated_body``: processed; Content-Length promises more than is sent before the connection closes
+    - ``malformed_json``: processed; the usual status with broken JSON
+    - ``redirect``: not processed; 307 to ``location``
+    - ``html``: not processed; a proxy's HTML page with ``status`` (500)
+    - ``huge``: not processed; ``status`` (200) and 64 MiB that never complete a JSON value or an event
 
     Kinds of a turn's stream, after ``after_events`` events (deltas count):
 
-    ==================  ===========================================================================================
-    ``stall``           nothing more is sent, not even keep-alives; the connection stays open
-    ``stream_reset``    TCP reset
-    ``cut``             the body ends properly, without a stop event
-    ``error_stop``      the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
-    ``garbage``         an event with malformed JSON, then the stream continues
-    ``unknown_event``   an event of an unknown type, then the stream continues
-    ``invalid_utf8``    an event whose text is not UTF-8, then the stream continues
-    ``slow``            from there on one byte every ``delay`` seconds
-    ==================  ===========================================================================================
+    - ``stall``: nothing more is sent, not even keep-alives; the connection stays open
+    - ``stream_reset``: TCP reset
+    - ``cut``: the body ends properly, without a stop event
+    - ``error_stop``: the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
+    - ``garbage``: an event with malformed JSON, then the stream continues
+    - ``unknown_event``: an event of an unknown type, then the stream continues
+    - ``invalid_utf8``: an event whose text is not UTF-8, then the stream continues
+    - ``slow``: from there on one byte every ``delay`` seconds
 
     After the first three, ``Settings.survives_disconnect`` decides what becomes of the turn when the client is gone.
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import ipaddress
 import json
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from email.utils import formatdate
 from typing import Any, Self
 
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.control import COMMANDS, PREFIX, Control
-from airflow_provider_llamachat.testing.records import (
-    ENDPOINTS,
-    PROCESSED_KINDS,
-    REQUEST_KINDS,
-    Fault,
-    Headers,
-    RequestRecord,
-)
+from airflow_provider_llamachat.testing.records import ENDPOINTS, REQUEST_KINDS, Fault, Headers, RequestRecord
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import Exchange, ServiceState
-from airflow_provider_llamachat.testing.wire import ApiError, as_json, spoilt, unprocessed
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from airflow_provider_llamachat.testing.wire import ApiError, Handler, answer_with, as_json
 
 DEFAULT_API_KEY = "llx-emulator-0000"
 """Key that is accepted when none is given."""
@@ -82,54 +76,55 @@ class LlamaCloudEmulator(Control):
         :raises OSError: the port is taken, or the host is not an address of this machine.
         """
         if self._thread is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="llamacloud-emulator", daemon=True)
+            ready: Future[None] = Future()
+            serve = functools.partial(asyncio.run, self._serve(ready))
+            self._thread = threading.Thread(target=serve, name="llamacloud-emulator", daemon=True)
             self._thread.start()
             try:
-                self._in_loop(self._listen())
+                ready.result(_TIMEOUT)
             except BaseException:
-                self._end_thread()
+                self._thread = None
                 raise
         return self
 
-    async def _listen(self) -> None:
-        app = _Application(self, self._state, self._keys).build()
+    async def _serve(self, ready: Future[None]) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered, self._admitted])
+        for name, (method, path) in ENDPOINTS.items():
+            app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
+        app.on_response_prepare.append(self._sign)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True).start()
+            site = web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True)
+            await site.start()
         except (OSError, UnicodeError) as error:
             await runner.cleanup()
             # Without what asyncio says about the address, which is said here.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
-            raise OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}") from None
-        self._runner = runner
+            ready.set_exception(OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}"))
+            return
         self._port = runner.addresses[0][1]
+        ready.set_result(None)
+        await self._stopping.wait()
+        await site.stop()
+        self._state.break_off()
+        await runner.cleanup()
+        # Whatever an open connection asked for in the meantime.
+        self._state.break_off()
 
     def stop(self) -> None:
         """Break every connection and end the thread; records stay readable."""
-        if self._thread is not None:
-            self._in_loop(self._runner.cleanup())
-            self._end_thread()
-
-    def _end_thread(self) -> None:
         thread, self._thread = self._thread, None
-        self._loop.call_soon_threadsafe(self._loop.stop)
         if thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
             thread.join(_TIMEOUT)
-        self._loop.close()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_TIMEOUT)
-        except TimeoutError:
-            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do something while nothing else happens: in the loop's thread, if there is one."""
@@ -139,28 +134,12 @@ class LlamaCloudEmulator(Control):
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        return self._in_loop(done())
+        try:
+            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
 
-
-class _Application:
-    """Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits."""
-
-    def __init__(self, control: Control, state: ServiceState, keys: Sequence[str]) -> None:
-        self._control = control
-        self._state = state
-        self._keys = keys
-
-    def build(self) -> web.Application:
-        """The service as aiohttp runs it."""
-        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered, self._admitted])
-        for name, (method, path) in ENDPOINTS.items():
-            app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
-        app.on_response_prepare.append(self._sign)
-        app.on_shutdown.append(self._break_off)
-        return app
-
-    async def _break_off(self, _: web.Application) -> None:
-        self._state.break_off()
+    # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 
     @web.middleware
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -203,20 +182,10 @@ class _Application:
     async def _faulted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the fault that meets the request act before, instead of or after what is asked for."""
         exchange = self._state.current
-        record = exchange.record
-        record.body = _parsed(await request.read())
-        fault = self._state.take_fault(REQUEST_KINDS, record)
-        if fault is None:
-            return await handler(request)
-        await asyncio.sleep(fault.delay)
-        if fault.kind == "delay":
-            return await handler(request)
-        if fault.kind not in PROCESSED_KINDS:
-            return await unprocessed(request, record, fault)
-        exchange.fault = fault
-        good = await handler(request)
-        assert isinstance(good, web.Response)
-        return await spoilt(request, fault, good)
+        with contextlib.suppress(ValueError, RecursionError):
+            exchange.record.body = json.loads(await request.read())
+        exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
+        return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
 
     @web.middleware
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -232,19 +201,18 @@ class _Application:
         wait = self._state.admit(key, endpoint)
         if wait is None:
             return await handler(request)
-        # A date has whole seconds only: rounded up, so that a client that waits until then is let in.
-        until = {
-            "seconds": {"Retry-After": str(max(1, math.ceil(wait)))},
-            "date": {"Retry-After": formatdate(math.ceil(time.time() + wait), usegmt=True)},
-            "none": {},
-        }
-        raise ApiError(429, "Rate limit exceeded. Please retry later.", until[self._state.settings.retry_after_style])
+        headers = {"Retry-After": str(max(1, math.ceil(wait)))}
+        if self._state.settings.retry_after_style == "date":
+            # It has whole seconds only: rounded up, so that a client that waits until then is let in.
+            headers = {"Retry-After": formatdate(math.ceil(time.time() + wait), usegmt=True)}
+        elif self._state.settings.retry_after_style == "none":
+            headers = {}
+        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
 
     async def _endpoint(self, request: web.Request) -> web.StreamResponse:
         from airflow_provider_llamachat.testing.endpoints import Call
 
-        answer: web.StreamResponse = await getattr(Call(self._state, request), request.match_info.route.name or "")()
-        return answer
+        return await Call(self._state, request).answer()
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give the answer its id, and note that it is sent."""
@@ -262,13 +230,13 @@ class _Application:
             return as_json({"detail": f"There is no control {request.method} {PREFIX}/{name}"}, 404)
         try:
             if read:
-                return as_json(getattr(self._control, name))
+                return as_json(getattr(self, name))
             # Documents for an index may be larger than what the API takes in one request.
             given = json.loads(await request.clone(client_max_size=_CONTROL_BODY).read() or b"[]")
             if name == "inject":
                 given = [Fault(**item) for item in given]
             args, kwargs = ([], given) if isinstance(given, dict) else (given, {})
-            return as_json(getattr(self._control, name)(*args, **kwargs))
+            return as_json(getattr(self, name)(*args, **kwargs))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return as_json({"detail": str(error)}, 400)
 
@@ -284,10 +252,3 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         allow = error.headers.get("Allow", "")
         headers = {"Allow": ", ".join(sorted(allow.split(","), reverse=True))} if allow else {}
         return as_json({"detail": error.reason}, error.status, headers)
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body) if body else None
-    except (ValueError, RecursionError):
-        return None

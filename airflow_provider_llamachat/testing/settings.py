@@ -36,8 +36,8 @@ class Settings:
     records: Literal["start", "end"] = _setting("start", "events enter the history one by one, or all at a turn's end")
     history_lag: float = _setting(
         0.0,
-        "seconds until GET shows a turn's events; until the first turn's are shown, job_metadata and generated_title are null"
-        " (applied when the history is read: a lower value lets it catch up)",
+        "seconds until GET shows a turn's events; before the first are shown, job_metadata and generated_title are null"
+        " (applied when the history is read: after a lower value, it catches up)",
     )
     history_window: int | None = _setting(None, "GET full session shows only this many last events; not given: all")
     recorded_as: Literal[
@@ -48,11 +48,12 @@ class Settings:
         " NFKC, HTML-escaped, in lower case, with typographic quotes, without surrounding white space, without zero-width or"
         " control characters (line ends included), with a fixed text before or after it, its first half only, or empty",
     )  # fmt: skip
-    text_in: Literal["both", "history"] = _setting("both", "the answer's text is in stream and history, or only there")
+    text_in: Literal["both", "history"] = _setting(
+        "both", "where the answer's text is: in stream and history, or in the history only"
+    )
     malformed_text: Literal["none", "broken_json", "null", "list"] = _setting(
         "none",
-        "what is wrong with the stream's text event, which then comes without text deltas: broken JSON, or a content that is null"
-        " or a list; the history is complete",
+        "form of the stream's text event, then without text deltas: broken JSON, or content that is null or a list",
     )
     foreign_first: str | None = _setting(None, "another client's prompt that enters the history before each turn's own")
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
@@ -60,23 +61,25 @@ class Settings:
         "a second turn in a busy session waits (200 and keep-alives), is refused with 409, or runs beside the first",
     )
     delete_while_running: Literal["finish", "refuse"] = _setting(
-        "finish", "DELETE during a turn: the turn goes on, or 409"
+        "finish", "DELETE during a turn deletes the session and lets the turn finish, or is refused with 409"
     )
 
     # A turn's sources
     mismatch: Literal["refuse", "accept"] = _setting(
-        "refuse", "a turn's indexes are not its session's: 422, or searched"
+        "refuse", "a turn names other indexes than its locked session has: 422, or answered from those it names"
     )
-    unlocked_mismatch: Literal["rebind", "refuse"] = _setting("rebind", "the same in the first turn: rebound, or 422")
+    unlocked_mismatch: Literal["rebind", "refuse"] = _setting(
+        "rebind", "a bound session's first turn names other indexes: the session is bound to these, or 422"
+    )
     binds_unbound: bool = _setting(False, "the first turn of an unbound session binds it; off: index_ids stays null")
     unknown_index: Literal["refuse", "skip"] = _setting(
         "refuse", "a turn's index is not in the project: 404, or skipped"
     )
     unready_required: Literal["refuse", "error_stop"] = _setting(
-        "refuse", "require_all_indexes with an index that is not ready: 422, or a turn that fails (stop with is_error)"
+        "refuse", "require_all_indexes with an index that is not ready: 422, or a turn that fails (error stop)"
     )
     nothing_to_query: Literal["error_stop", "answer"] = _setting(
-        "error_stop", "every index of a turn is skipped: the turn fails, or answers that there is nothing to search"
+        "error_stop", "every index of a turn is skipped: it fails, or answers that there is nothing to search"
     )
 
     # Shapes
@@ -113,7 +116,9 @@ class Settings:
         kinds = setting_kinds().get(name)
         if kinds is None:
             raise AttributeError(f"There is no setting {name!r}. Settings: {', '.join(setting_kinds())}")
-        if not any(_fits(value, kind) for kind in kinds):
+        # A whole number is a float, but True is no number.
+        fits = value in kinds or type(value) in kinds or (float in kinds and type(value) is int)
+        if not fits or (type(value) in (int, float) and value < 0):
             taken = Settings.__annotations__[name]
             raise ValueError(f"Setting {name} cannot be {value!r}. It takes {taken}; a number is 0 or more.")
         object.__setattr__(self, name, value)
@@ -139,10 +144,3 @@ def setting_kinds() -> dict[str, tuple[Any, ...]]:
     """What each setting takes: types, or the values of a choice."""
     hints = typing.get_type_hints(Settings)
     return {item.name: typing.get_args(hints[item.name]) or (hints[item.name],) for item in fields(Settings)}
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if not isinstance(kind, type):
-        return bool(value == kind)
-    exact = type(value) is kind or (kind is float and type(value) is int)
-    return exact and (kind not in (int, float) or value >= 0)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_llamachat.testing.corpus import Snippet, snippets_from
+from airflow_provider_llamachat.testing.corpus import snippets_from
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -33,23 +32,23 @@ def utc(epoch: float) -> str:
 class StoredIndex:
     """An index: its build state, its schedule of states to come, and its documents."""
 
-    number: int
     id: str
     project_id: str
     name: str
-    description: str | None
+    documents: InitVar[Sequence[str | Mapping[str, Any]]]
     status: str
-    error_message: str | None
-    snippets: list[Snippet]
+    description: str | None = None
+    error_message: str | None = None
+    number: int = 0
     created: str = field(default_factory=lambda: utc(time.time()))
     last_synced_at: str | None = None
     sync_in_progress: bool = False
     sync_ends: float | None = None
     schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
-    def __post_init__(self) -> None:
-        if self.status == "ready":
-            self.last_synced_at = self.created
+    def __post_init__(self, documents: Sequence[str | Mapping[str, Any]]) -> None:
+        self.snippets = snippets_from(documents)
+        self.last_synced_at = self.created if self.status == "ready" else None
 
     def syncing(self) -> bool:
         """Whether a sync is running, by its clock or because a test says so; one whose time is over ends now."""
@@ -209,7 +208,7 @@ class ServiceState:
         self.armed: list[tuple[Fault, itertools.count[int]]] = []
         self.indexes: dict[str, StoredIndex] = {}
         self._admitted: dict[str, deque[float]] = {}
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
         seed = json.loads(Path(__file__).with_name("corpus.json").read_text(encoding="utf-8"))
         made = {"created_at": utc(time.time()), "updated_at": utc(time.time())}
         self.projects: dict[str, dict[str, Any]] = {project["id"]: project | made for project in seed["projects"]}
@@ -237,10 +236,6 @@ class ServiceState:
         """The request that the running task answers."""
         return self.busy[asyncio.current_task()]
 
-    def arm(self, faults: Sequence[Fault]) -> None:
-        """Arm faults, after those that are armed already."""
-        self.armed += [(fault, itertools.count()) for fault in faults]
-
     def take_fault(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
         """The first fault among ``kinds`` that is due for this request. It is used up by one, and noted in the request's record."""
         for armed in self.armed:
@@ -266,30 +261,13 @@ class ServiceState:
         seen.append(now)
         return None
 
-    def add_index(
-        self,
-        index_id: str,
-        project_id: str,
-        name: str,
-        status: str,
-        documents: Sequence[str | Mapping[str, Any]],
-        error_message: str | None = None,
-        description: str | None = None,
-    ) -> None:
-        """Add an index, or replace the one with that id."""
-        if project_id not in self.projects:
-            raise ValueError(f"There is no project {project_id!r}")
-        snippets = snippets_from(documents)
-        number = self.indexes[index_id].number if index_id in self.indexes else next(self._numbers)
-        values = (index_id, project_id, name, description, status, error_message, snippets)
-        self.indexes[index_id] = StoredIndex(number, *values)
-
-    def add_session(self, project_id: str, index_ids: list[str] | None, shared_access: str | None) -> StoredSession:
-        """Create a session."""
-        session_id = f"ses-{secrets.token_hex(8)}"
-        session = StoredSession(next(self._numbers), session_id, project_id, index_ids, shared_access)
-        self.sessions[session_id] = session
-        return session
+    def add_index(self, **values: Any) -> None:
+        """Add an index, or replace the one with that id; ``values`` as :class:`StoredIndex` takes them."""
+        if values["project_id"] not in self.projects:
+            raise ValueError(f"There is no project {values['project_id']!r}")
+        index = StoredIndex(**values)
+        index.number = self.indexes[index.id].number if index.id in self.indexes else next(self.numbers)
+        self.indexes[index.id] = index
 
     def running(self, session: StoredSession) -> list[TurnRun]:
         """The session's turns that have not ended."""

@@ -9,15 +9,14 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.corpus import Answer, Snippet, answer
 from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, flushed, park, reset
+from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.state import ServiceState, StoredSession
@@ -40,29 +39,8 @@ _RECORDED: dict[str, Callable[[str], str]] = {
 """What ``Settings.recorded_as`` makes of a prompt."""
 
 
-@dataclass
-class AcceptedPrompt:
-    """A prompt that was accepted.
-
-    :ivar sources: what can be searched, by index id.
-    :ivar skipped: ids of indexes that cannot be queried.
-    :ivar error: reason of a turn that is to fail; None for one that is to succeed.
-    :ivar error_after: events before the failing stop; the prompt's own always comes first.
-    """
-
-    text: str
-    index_ids: list[str]
-    sources: dict[str, list[Snippet]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    error: str | None = None
-    error_after: int = 1
-
-
-class Step(NamedTuple):
-    """One event of a turn: its bytes on the wire, and what it leaves in the history (deltas leave nothing)."""
-
-    frame: bytes
-    event: dict[str, Any] | None
+Step = tuple[bytes, dict[str, Any] | None]
+"""One event of a turn: its bytes on the wire, and what it leaves in the history (deltas leave nothing)."""
 
 
 def _frame(kind: str, data: str, newline: str) -> bytes:
@@ -73,21 +51,18 @@ def _frame(kind: str, data: str, newline: str) -> bytes:
 def _message(newline: str, kind: str, **values: Any) -> Step:
     """An event that the history keeps."""
     event = {"type": kind, **values}
-    return Step(_frame("message", encode(event), newline), event)
+    return _frame("message", encode(event), newline), event
 
 
-def _script(prompt: AcceptedPrompt, said: Answer, position: int, settings: Settings) -> list[Step]:
+def _script(turn: TurnRun, said: Answer, position: int, settings: Settings) -> list[Step]:
     """A turn as it will go, except for its stop, whose usage is known only at the end."""
     message = functools.partial(_message, settings.newline)
 
     def deltas(kind: str, text: str, count: int) -> list[Step]:
         # Pieces of about the same length, none of them empty.
-        length = len(text)
-        count = max(1, min(count, length))
+        length, count = len(text), max(1, min(count, len(text)))
         pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
-        return [
-            Step(_frame("delta", encode({"type": kind, "content": piece}), settings.newline), None) for piece in pieces
-        ]
+        return [(_frame("delta", encode({"type": kind, "content": piece}), settings.newline), None) for piece in pieces]
 
     size = max(1, settings.delta_chars)
     thinking_count, text_count = -(-len(said.thinking) // size), -(-len(said.text) // size)
@@ -98,23 +73,22 @@ def _script(prompt: AcceptedPrompt, said: Answer, position: int, settings: Setti
         text_count = room - thinking_count
     call = {"name": "retrieve", "call_id": f"call-{position + 1}-1"}
     steps = [
-        message("user_input", content=_RECORDED[settings.recorded_as](prompt.text)),
+        message("user_input", content=_RECORDED[settings.recorded_as](turn.prompt)),
         *deltas("thinking_delta", said.thinking, thinking_count),
         message("thinking", content=said.thinking),
-        message("tool_call", arguments={"query": said.query, "index_ids": list(prompt.sources)}, **call),
+        message("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
         message("tool_result", **call, result=said.found, image_attachment=None),
     ]
+    frame, event = message("text", content=said.text)
+    if settings.malformed_text != "none":
+        content = {"broken_json": said.text, "null": None, "list": [said.text]}[settings.malformed_text]
+        sent = encode({"type": "text", "content": content})
+        frame = _frame("message", sent[: len(sent) // 2] if content == said.text else sent, settings.newline)
+    elif settings.text_in == "both":
+        steps += deltas("text_delta", said.text, text_count)
     if settings.text_in == "both":
-        text = message("text", content=said.text)
-        if settings.malformed_text == "none":
-            steps += deltas("text_delta", said.text, text_count)
-        else:
-            content = {"broken_json": said.text, "null": None, "list": [said.text]}[settings.malformed_text]
-            sent = encode({"type": "text", "content": content})
-            sent = sent[: len(sent) // 2] if content == said.text else sent
-            text = Step(_frame("message", sent, settings.newline), text.event)
-        steps.append(text)
-    return steps if prompt.error is None else steps[: max(1, prompt.error_after)]
+        steps.append((frame, event))
+    return steps if turn.error is None else steps[: max(1, turn.error_after)]
 
 
 class TurnRun:
@@ -123,43 +97,55 @@ class TurnRun:
     A turn that survives its client runs by itself, at its own pace, and the stream only watches. One that does not is coupled to the
     stream: each event comes to be when it is about to be sent, so a stream that stops stops the turn, with no race between the two.
 
+    :ivar sources: what can be searched, by index id; ``skipped`` are the others.
+    :ivar error: reason of a turn that is to fail, after ``error_after`` events; None for one that is to succeed.
     :ivar frames: bytes of the events that exist so far.
     :ivar length: how many events it will have, its stop included; 0 while it waits for its session's earlier turns.
     :ivar ended: True after the stop, or after the turn was abandoned.
     :ivar task: done when the session is free for the next turn.
     """
 
-    def __init__(self, state: ServiceState, session: StoredSession, prompt: AcceptedPrompt) -> None:
+    def __init__(self, state: ServiceState, session: StoredSession, prompt: str, index_ids: list[str]) -> None:
         self.session = session
+        self.prompt = prompt
+        self.index_ids = index_ids
+        self.sources: dict[str, list[Snippet]] = {}
+        self.skipped: list[str] = []
+        self.error: str | None = None
+        self.error_after = 1
         self.frames: list[bytes] = []
         self.length = 0
         self.ended = False
-        self._coupled = not state.settings.survives_disconnect
+        self._coupled = False
         self._alone = False
         self._state = state
-        self._prompt = prompt
         self._record: TurnRecord | None = None
         self._held_back: list[dict[str, Any]] = []
         self._news = asyncio.Event()
         self._wanted = asyncio.Event()
-        earlier = [] if state.settings.concurrent_turns == "allow" else state.running(session)
+
+    def start(self) -> None:
+        """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
+        settings, session = self._state.settings, self.session
+        self._coupled = not settings.survives_disconnect
+        earlier = [] if settings.concurrent_turns == "allow" else self._state.running(session)
         session.locked = True
-        state.live.append(self)
+        self._state.live.append(self)
         self.task: asyncio.Task[None] = asyncio.create_task(self._run([turn.task for turn in earlier]))
 
     async def _run(self, earlier: list[asyncio.Task[None]]) -> None:
         """Live through the turn: events come in time, late ones in one go, and those of a coupled turn when they are wanted."""
         if earlier:
             await asyncio.wait(earlier)
-        session, prompt, settings = self.session, self._prompt, self._state.settings
+        session, settings = self.session, self._state.settings
         if (foreign := settings.foreign_first) is not None:
             session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
-        said = answer(prompt.text, before[-1] if before else None, prompt.sources, settings.answer_chars)
-        steps = _script(prompt, said, len(before), settings)
+        said = answer(self.prompt, before[-1] if before else None, self.sources, settings.answer_chars)
+        steps = _script(self, said, len(before), settings)
         self.length = len(steps) + 1
-        asked, skipped = prompt.index_ids, prompt.skipped
-        record = TurnRecord(session.id, prompt.text, len(before), asked, skipped, "running", time.time())
+        place, asked, skipped = len(before), self.index_ids, self.skipped
+        record = TurnRecord(session.id, self.prompt, place, asked, skipped, "running", time.time())
         self._record = record
         self._state.turns.append(record)
         clock = asyncio.get_running_loop().time
@@ -173,38 +159,30 @@ class TurnRun:
             if wait > 0:
                 await asyncio.sleep(wait)
             if step is not None:
-                self._add(step)
+                self._add(*step)
         self._stop(record, said, clock() - began)
 
-    def _add(self, step: Step) -> None:
-        self.frames.append(step.frame)
-        if step.event is not None:
-            self._held_back.append(step.event)
-        if self._state.settings.records == "start":
-            self._record_held_back()
+    def _add(self, frame: bytes, event: dict[str, Any] | None, *, last: bool = False) -> None:
+        self.frames.append(frame)
+        self._held_back += [] if event is None else [event]
+        if last or self._state.settings.records == "start":
+            for held in self._held_back:
+                self.session.record(held, self.prompt)
+            self._held_back.clear()
         self._news.set()
 
-    def _record_held_back(self) -> None:
-        for event in self._held_back:
-            self.session.record(event, self._prompt.text)
-        self._held_back.clear()
-
     def _stop(self, record: TurnRecord, said: Answer, duration: float) -> None:
-        error, settings = self._prompt.error, self._state.settings
+        error, newline = self.error, self._state.settings.newline
         record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if error is None else 0
-        usage = {
-            "total_input_tokens": record.input_tokens,
-            "total_output_tokens": record.output_tokens,
-            "turns": 1,
-            "duration_ms": round(duration * 1000, 3),
-        }
+        usage: dict[str, Any] = {"total_input_tokens": record.input_tokens, "total_output_tokens": record.output_tokens}
+        usage |= {"turns": 1, "duration_ms": round(duration * 1000, 3)}
         verdict = {"is_error": error is not None, "error": error}
-        if error is None and settings.text_in == "history":
+        if error is None and self._state.settings.text_in == "history":
             self._held_back.append({"type": "text", "content": said.text})
-        self._add(_message(settings.newline, "stop", usage=usage, **verdict, skipped_index_ids=self._prompt.skipped))
-        self._record_held_back()
-        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self._prompt.sources]
+        stop = _message(newline, "stop", usage=usage, **verdict, skipped_index_ids=self.skipped)
+        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self.sources]
         self.session.job = {**usage, **verdict, "export_config_ids": exports}
+        self._add(*stop, last=True)
         self._end("completed" if error is None else "failed")
 
     def _end(self, how: TurnState) -> None:
@@ -273,9 +251,8 @@ class TurnStream:
             await self._wait()
         await self._send(min(fault.after_events, self._turn.length - (fault.kind == "cut")))
         if fault.kind == "stall":
-            await park(self._request)
+            await park()
         elif fault.kind == "stream_reset":
-            await flushed(self._request)
             await reset(self._request)
         elif fault.kind == "slow":
             self._drip = fault.delay

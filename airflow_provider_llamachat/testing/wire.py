@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.records import Fault, RequestRecord, encode
+from airflow_provider_llamachat.testing.records import PROCESSED_KINDS, Fault, encode
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 HUGE = 64 * 1024 * 1024
 """Bytes of the body that fault ``huge`` sends."""
@@ -44,78 +46,63 @@ def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None =
     return web.Response(status=status, body=body, headers=headers, content_type="application/json")
 
 
-async def park(_: web.Request) -> NoReturn:
+async def park() -> NoReturn:
     """Wait for ever: until the client leaves, or the emulator resets or stops, which cancels the request's task."""
     await asyncio.get_running_loop().create_future()
     raise AssertionError("a parked request goes on only by being cancelled")
 
 
-async def flushed(request: web.Request) -> None:
-    """Wait until the kernel has everything that was written (at most a second, for a client that does not read)."""
-    for _ in range(100):
-        if request.transport is None or not request.transport.get_write_buffer_size():
-            return
-        await asyncio.sleep(0.01)
-
-
 async def reset(request: web.Request) -> NoReturn:
-    """Break the connection with a TCP reset."""
+    """Break the connection with a TCP reset, after what was written (at most a second, for a client that does not read)."""
+    for _ in range(100):
+        if request.transport is not None and request.transport.get_write_buffer_size():
+            await asyncio.sleep(0.01)
     if request.transport is not None:
         sock = request.transport.get_extra_info("socket")
         # A linger time of zero makes the kernel answer close() with RST in place of FIN.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         request.transport.abort()
-    await park(request)
+    await park()
 
 
-async def unprocessed(request: web.Request, record: RequestRecord, fault: Fault) -> web.StreamResponse:
-    """Answer, or do not, as a fault wants that keeps the request from being processed."""
-    if fault.kind == "status":
-        return _refusal(fault, 500)
+async def answer_with(fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer, or do not, as a fault wants; what is processed in spite of it goes through ``handler``."""
+    await asyncio.sleep(fault.delay)
+    if fault.kind == "delay":
+        return await handler(request)
+    good: Any = await handler(request) if fault.kind in PROCESSED_KINDS else web.Response()
+    body = good.body or b""
+    status = fault.status or {"status_after": 429, "redirect": 307, "huge": 200}.get(fault.kind, 500)
+    headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+    if fault.kind in ("status", "status_after"):
+        detail = fault.detail if fault.detail is not None else web.Response(status=status).reason or "Error"
+        return as_json({"detail": detail}, status, headers)
     if fault.kind == "html":
-        page = web.Response(status=fault.status or 500, content_type="text/html", headers=_retry_after(fault))
+        page = web.Response(status=status, content_type="text/html", headers=headers)
         page.text = _HTML.format(page)
         return page
     if fault.kind == "redirect":
-        return as_json(None, fault.status or 307, {"location": fault.location or ""})
-    if fault.kind == "huge":
-        return await _huge(request, fault.status or 200, stream=record.endpoint == "stream")
-    return await (reset if fault.kind == "reset_before" else park)(request)
-
-
-async def spoilt(request: web.Request, fault: Fault, good: web.Response) -> web.StreamResponse:
-    """Answer a request that was processed as the fault wants, in place of the ``good`` answer."""
-    body = good.body if isinstance(good.body, bytes) else b""
-    if fault.kind == "status_after":
-        return _refusal(fault, 429)
+        return as_json(None, status, {"location": fault.location or ""})
     if fault.kind == "malformed_json":
-        # A stream has many JSON values to break; it is answered like a gateway out of order, with a value that is none.
-        good_json = good.content_type == "application/json"
-        half = body[: len(body) // 2] if good_json and body else b'{"session_id": "ses-'
-        status = 200 if good.status == 204 else good.status
-        return web.Response(status=status, body=half, content_type="application/json")
-    if fault.kind == "truncated_body" and request.transport is not None:
-        answer = web.StreamResponse(status=good.status, headers={"content-type": good.headers["content-type"]})
+        # A stream has many JSON values to break; in its place comes what a broken gateway might send.
+        good_json = good.content_type == "application/json" and body
+        half = body[: len(body) // 2] if good_json else b'{"session_id": "ses-'
+        return web.Response(status=good.status if good_json else 200, body=half, content_type="application/json")
+    if fault.kind == "huge":
+        return await _huge(request, status)
+    if fault.kind == "truncated_body":
+        answer = web.StreamResponse(status=good.status, headers={"content-type": good.headers.get("content-type", "")})
         answer.content_length = len(body) + 512
         await answer.prepare(request)
         await answer.write(body[: max(1, len(body) // 2)])
-        request.transport.close()
-    return await (reset if fault.kind == "reset_after" else park)(request)
+        if request.transport is not None:
+            request.transport.close()
+    return await (reset(request) if fault.kind in ("reset_before", "reset_after") else park())
 
 
-def _retry_after(fault: Fault) -> dict[str, str]:
-    return {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
-
-
-def _refusal(fault: Fault, default: int) -> web.Response:
-    status = fault.status or default
-    detail = fault.detail if fault.detail is not None else web.Response(status=status).reason or "Error"
-    return as_json({"detail": detail}, status, _retry_after(fault))
-
-
-async def _huge(request: web.Request, status: int, *, stream: bool) -> web.StreamResponse:
+async def _huge(request: web.Request, status: int) -> web.StreamResponse:
     """Send :data:`HUGE` bytes that never complete a JSON value, or for a stream an event."""
-    stream = stream and status < 300
+    stream = request.match_info.route.name == "stream" and status < 300
     answer = web.StreamResponse(status=status)
     answer.headers["content-type"] = STREAM_HEADERS["content-type"] if stream else "application/json"
     await answer.prepare(request)
