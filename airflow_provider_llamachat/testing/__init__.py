@@ -9,8 +9,8 @@ Install the extra ``testing``; then::
         ...  # a client at emulator.url with emulator.api_key
         assert emulator.posts() == 1
 
-or ``python -m airflow_provider_llamachat.testing``, or the pytest fixtures of :mod:`.pytest_plugin`. Names are loaded when they are
-first used, and only :class:`LlamaCloudEmulator` needs aiohttp, so a remote control works without the extra.
+or run ``python -m airflow_provider_llamachat.testing``, or use the pytest fixtures of :mod:`.pytest_plugin`. Names are loaded on
+first use, and only :class:`LlamaCloudEmulator` needs aiohttp: a remote control works without the extra.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.control import EmulatorControl, EmulatorProcess
-    from airflow_provider_llamachat.testing.faults import Fault
-    from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
+    from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
     from airflow_provider_llamachat.testing.server import LlamaCloudEmulator
     from airflow_provider_llamachat.testing.settings import Settings
 
@@ -43,16 +42,6 @@ INDEX_OTHER_PROJECT = "idx-contracts"
 """A ready index of :data:`OTHER_PROJECT_ID`."""
 
 __all__ = [
-    "DEFAULT_ORGANIZATION_ID",
-    "DEFAULT_PROJECT_ID",
-    "FOREIGN_PROJECT_ID",
-    "INDEX_BUILDING",
-    "INDEX_FAILED",
-    "INDEX_FILINGS",
-    "INDEX_HANDBOOK",
-    "INDEX_OTHER_PROJECT",
-    "OTHER_ORGANIZATION_ID",
-    "OTHER_PROJECT_ID",
     "EmulatorControl",
     "EmulatorProcess",
     "Fault",
@@ -61,13 +50,21 @@ __all__ = [
     "Settings",
     "TurnRecord",
 ]
+__all__ += [
+    "DEFAULT_ORGANIZATION_ID",
+    "DEFAULT_PROJECT_ID",
+    "FOREIGN_PROJECT_ID",
+    "OTHER_ORGANIZATION_ID",
+    "OTHER_PROJECT_ID",
+]
+__all__ += ["INDEX_BUILDING", "INDEX_FAILED", "INDEX_FILINGS", "INDEX_HANDBOOK", "INDEX_OTHER_PROJECT"]
 
 
 def __getattr__(name: str) -> Any:
-    homes = {"Fault": "faults", "Settings": "settings", "LlamaCloudEmulator": "server"}
+    homes = {"Fault": "records", "Settings": "settings", "LlamaCloudEmulator": "server"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = homes.get(name, "ledger" if name.endswith("Record") else "control")
+    home = homes.get(name, "records" if name.endswith("Record") else "control")
     try:
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:

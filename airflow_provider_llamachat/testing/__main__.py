@@ -1,6 +1,6 @@
 """``python -m airflow_provider_llamachat.testing``: the emulator as a process of its own.
 
-When it listens it prints one line, ``LlamaCloud emulator: url=... key=...``; SIGTERM and SIGINT end it in good order with status 0.
+When it is listening it prints one line, ``LlamaCloud emulator: url=... key=...``; SIGTERM and SIGINT end it with status 0.
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from airflow_provider_llamachat.testing.settings import Settings, setting_kinds
 
 _NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
-
-
-def _optional(kind: type[Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    read.__name__ = kind.__name__
-    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,24 +30,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     add("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     add("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
-    ends = "end with standard input, hence with the process that holds it"
-    add("--until-stdin-closes", action="store_true", help=ends)
-    wins = "settings as one JSON object; win over single ones"
-    add("--settings", type=json.loads, default={}, metavar="JSON", help=wins)
-    group = found.add_argument_group("behaviour, where the API's documents are silent, and pace")
+    add("--until-stdin-closes", action="store_true", help="end with the process that holds the standard input")
+    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; these override single options")
+    group = found.add_argument_group("behaviour, where the API's documentation is silent, and pace")
     for item in fields(Settings):
-        kinds = setting_kinds()[item.name]
+        kind, *others = setting_kinds()[item.name]
         options: dict[str, Any] = {"default": item.default, "help": item.metadata["help"] + " (default: %(default)s)"}
         if item.name == "newline":
             options.update(choices=sorted(_NEWLINES), default="lf")
-        elif kinds[0] is bool:
+        elif kind is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif isinstance(kinds[0], type):
-            options["type"] = _optional(kinds[0]) if len(kinds) > 1 else kinds[0]
+        elif not isinstance(kind, type):
+            options["choices"] = (kind, *others)
         else:
-            options["choices"] = kinds
+            options["type"] = _optional(kind) if others else kind
         group.add_argument("--" + item.name.replace("_", "-"), **options)
     return found
+
+
+def _optional(kind: type[Any]) -> Any:
+    def read(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def _allow_many_sockets() -> None:
@@ -76,7 +74,7 @@ def _end_with_input() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator until a signal ends it.
 
-    :returns: exit status: 0, or 1 with a plain message when it cannot start.
+    :returns: exit status: 0, or 1 with a message when it cannot start.
     """
     cli = _parser()
     arguments = cli.parse_args(argv)
@@ -89,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.error(str(error))
     _allow_many_sockets()
     endings = {signal.SIGTERM, signal.SIGINT}
-    # Held back in all threads, so that none is lost in what runs when it arrives.
+    # Blocked in all threads, so that no signal is lost in the code that runs when it arrives.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     try:
         from airflow_provider_llamachat.testing import LlamaCloudEmulator
@@ -99,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
             if arguments.until_stdin_closes:
                 threading.Thread(target=_end_with_input, daemon=True).start()
-            # The first request needs it: while none is there, it costs nobody's time.
-            importlib.import_module("airflow_provider_llamachat.testing.request_models")
+            # The first request needs it: imported before one arrives, it delays nobody.
+            importlib.import_module("airflow_provider_llamachat.testing.endpoints")
             signal.sigwait(endings)
     except (ImportError, OSError, ValueError) as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

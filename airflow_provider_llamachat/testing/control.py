@@ -1,26 +1,25 @@
-"""What a test sees of an emulator and does to it: in its own process, or in another one. Standard library only."""
+"""What a test sees of an emulator and does to it, in its own process or in another one. Standard library only."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
-from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID, corpus
-from airflow_provider_llamachat.testing.faults import Fault
-from airflow_provider_llamachat.testing.ledger import RequestRecord, TurnRecord
+from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
+from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.state import ServiceState
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.testing.state import ServiceState
 
 C = TypeVar("C")
 
@@ -30,12 +29,7 @@ PREFIX = "/_emulator"
 _RECORDS: dict[str, type[Any]] = {"requests": RequestRecord, "turns": TurnRecord, "faults": Fault}
 
 COMMANDS: dict[str, Any] = {}
-"""Properties and methods of :class:`Control`."""
-
-
-def to_json(value: Any) -> Any:
-    """JSON form of what commands take and give."""
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
+"""Properties and methods of :class:`Control`, except those that say where the emulator is."""
 
 
 def _dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,40 +43,15 @@ def _dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
 def _commands(kind: type[C]) -> type[C]:
     """Let ``_do`` decide where each property and method of a class is carried out."""
     for name, found in list(vars(kind).items()):
-        if not name.startswith("_"):
+        if not name.startswith(("_", "url", "airflow_")):
             is_read = isinstance(found, property)
             COMMANDS[name] = property(_dispatched(found.fget), found.fset) if is_read else _dispatched(found)
             setattr(kind, name, COMMANDS[name])
     return kind
 
 
-class Reachable(ABC):
-    """Something with a base URL and a key that is accepted there."""
-
-    @property
-    @abstractmethod
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-
-    @property
-    @abstractmethod
-    def api_key(self) -> str:
-        """A key that is accepted."""
-
-    @property
-    def airflow_connection_json(self) -> str:
-        """The Airflow connection that leads here, as JSON for ``AIRFLOW_CONN_...``."""
-        extra = json.dumps({"history_lag": 0})  # by default the emulator's history shows a prompt at once
-        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url, "extra": extra})
-
-    @property
-    def airflow_connection_uri(self) -> str:
-        """The same as URI; the host is a whole URL, hence percent-encoded."""
-        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}?history_lag=0"
-
-
 @_commands
-class Control(Reachable):
+class Control:
     """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
 
     def __init__(self, state: ServiceState, api_key: str) -> None:
@@ -93,13 +62,29 @@ class Control(Reachable):
         return work(self, *args, **kwargs)
 
     @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+        raise NotImplementedError
+
+    @property
+    def airflow_connection_json(self) -> str:
+        """The Airflow connection to the emulator, as JSON for ``AIRFLOW_CONN_...``."""
+        extra = json.dumps({"history_lag": 0})  # by default the emulator's history shows a prompt at once
+        return json.dumps({"conn_type": "llamacloud", "password": self.api_key, "host": self.url, "extra": extra})
+
+    @property
+    def airflow_connection_uri(self) -> str:
+        """The same as a URI; the host is a whole URL, hence percent-encoded."""
+        return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}?history_lag=0"
+
+    @property
     def api_key(self) -> str:
         """A key that is accepted."""
         return self._api_key
 
     @property
     def settings(self) -> Settings:
-        """The settings as they are now; assigning to an attribute counts at once."""
+        """The settings as they are now; an assignment to an attribute applies at once."""
         return self._state.settings
 
     @settings.setter
@@ -109,52 +94,50 @@ class Control(Reachable):
     def update_settings(self, **values: Any) -> None:
         """Change several settings.
 
-        :raises AttributeError: a name that is no setting (``ValueError`` from another process).
-        :raises ValueError: a value that does not fit.
+        :raises AttributeError: a name that is not a setting (``ValueError`` from another process).
+        :raises ValueError: a value that the setting does not take.
         """
         self._state.settings.update(**values)
 
     def inject(self, *faults: Fault) -> None:
-        """Arm faults; see :class:`~.faults.Fault`."""
-        for fault in faults:
-            self._state.plan.add(fault)
+        """Arm faults; see :class:`~.records.Fault`."""
+        self._state.armed += [(fault, itertools.count()) for fault in faults]
 
     @property
     def faults(self) -> list[Fault]:
         """Faults that can still act."""
-        return self._state.plan.pending
+        return [fault for fault, _ in self._state.armed]
 
     def clear_faults(self) -> None:
         """Disarm all faults."""
-        self._state.plan.clear()
+        self._state.armed.clear()
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """Requests that arrived, in order. In its own process the records are live: a status appears when it is sent."""
+        """Requests that arrived, in order. In the emulator's own process the records are live: a status appears when it is sent."""
         return list(self._state.requests)
 
     @property
     def turns(self) -> list[TurnRecord]:
-        """Turns that began, in order. In its own process the records are live: their state changes when they end."""
+        """Turns that began, in order. In the emulator's own process the records are live: their state changes when they end."""
         return list(self._state.turns)
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
+        """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
         asked = [record for record in self._state.requests if record.endpoint == "stream"]
         return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in asked)
 
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Turns that ran to a good end; ``prompt`` is compared as a whole."""
+        """Number of turns that ended well; ``prompt`` is compared as a whole."""
         done = [turn for turn in self._state.turns if turn.state == "completed"]
         return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in done)
 
     @property
     def sessions(self) -> dict[str, dict[str, Any]]:
-        """Sessions that were not deleted, by id, as GET full session answers them; ``events`` is whole, without lag or window."""
-        settings = self._state.settings
+        """Sessions that were not deleted, by id, as GET full session answers; ``events`` is complete, without lag or window."""
         return {
-            session.id: {**session.to_json(settings), "events": session.shown(0.0)}
-            for session in self._state.sessions.values()
+            key: {**session.to_json(self._state.settings), "events": [stored.event for stored in session.shown()]}
+            for key, session in self._state.sessions.items()
         }
 
     @property
@@ -170,8 +153,7 @@ class Control(Reachable):
     @property
     def indexes(self) -> dict[str, dict[str, Any]]:
         """Indexes of all projects by id, as the API answers them, ``sync_in_progress`` included."""
-        settings = self._state.settings
-        return {index.id: index.to_json(settings, expand=True) for index in self._state.indexes.values()}
+        return {key: index.to_json(self._state.settings, expand=True) for key, index in self._state.indexes.items()}
 
     def add_index(
         self,
@@ -183,23 +165,21 @@ class Control(Reachable):
         error_message: str | None = None,
         documents: Sequence[str | Mapping[str, Any]] = (),
     ) -> None:
-        """Add an index, or replace the one of that id.
+        """Add an index, or replace the one with that id.
 
-        :param documents: what it knows: texts, or objects with ``text`` and, if wanted, ``document`` and ``page``.
+        :param documents: its content: texts, or objects with ``text`` and, optionally, ``document`` and ``page``.
         :raises ValueError: an unknown project, or documents of another form.
         """
-        if project_id not in self._state.projects:
-            raise ValueError(f"There is no project {project_id!r}")
-        snippets = corpus.snippets_from(documents)
-        self._state.store_index(index_id, project_id, name or index_id, None, status, error_message, snippets)
+        known = {"status": status, "error_message": error_message, "documents": documents}
+        self._state.add_index(id=index_id, project_id=project_id, name=name or index_id, **known)
 
     def set_index(self, index_id: str, **values: Any) -> None:
-        """Change an index at once; a schedule it had is forgotten.
+        """Change an index at once; its schedule is forgotten.
 
         :param values: ``status``, ``error_message``, ``sync_in_progress``, ``last_synced_at`` (ISO text or datetime).
         :raises ValueError: an unknown index or value.
         """
-        self._state.scheduled(index_id).clear()
+        self.index_schedule(index_id, ())
         self._state.indexes[index_id].change(values)
 
     def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
@@ -208,12 +188,14 @@ class Control(Reachable):
         :param steps: statuses, or objects with what :meth:`set_index` takes.
         :raises ValueError: an unknown index.
         """
-        schedule = self._state.scheduled(index_id)
+        if index_id not in self._state.indexes:
+            raise ValueError(f"There is no index {index_id!r}")
+        schedule = self._state.indexes[index_id].schedule
         schedule.clear()
         schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put somebody else's finished turn into a session's history; it is no turn of :attr:`turns`.
+        """Put a finished turn of another client into a session's history; it is not one of :attr:`turns`.
 
         It is shown at once, hence before what lags by ``Settings.history_lag``.
 
@@ -227,23 +209,8 @@ class Control(Reachable):
         self._state.sessions[session_id].intrude(prompt, after)
 
     def reset(self) -> None:
-        """State, log, faults and settings back to the start; requests and turns under way are broken off."""
+        """Set state, log, faults and settings back to the start; requests and turns under way are broken off."""
         self._state.reset()
-
-
-class _RemoteSettings(Settings):
-    """Settings of another process: read at once when made, each assignment is sent there."""
-
-    def __init__(self, control: EmulatorControl, values: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_control", None)
-        super().__init__(**values)
-        object.__setattr__(self, "_control", control)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        control: EmulatorControl | None = self.__dict__["_control"]
-        if control is not None:
-            control.update_settings(**{name: value})
 
 
 class EmulatorControl(Control):
@@ -255,7 +222,7 @@ class EmulatorControl(Control):
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
-        # An emulator is on this machine: a proxy of the environment is no way to it.
+        # An emulator is on this machine: a proxy of the environment does not lead to it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @property
@@ -283,25 +250,28 @@ class EmulatorControl(Control):
                 raise ValueError(json.loads(detail)["detail"]) from None
             raise
         if name == "settings":
-            return _RemoteSettings(self, found)
+            settings = Settings(**found)
+            # Each assignment is sent to the emulator.
+            object.__setattr__(settings, "_on_change", self.update_settings)
+            return settings
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
 
 class EmulatorProcess(EmulatorControl):
-    """Context manager: starts ``python -m airflow_provider_llamachat.testing``, is its control, and ends it.
+    """Context manager: starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
     :param settings: behaviour; :meth:`reset` goes back to these.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted.
-    :raises RuntimeError: on entering, when the process does not come up; with what it said.
+    :raises RuntimeError: on entering, when the process does not start; with its error output.
     """
 
     def __init__(
         self, settings: Settings | None = None, *, port: int = 0, api_keys: Sequence[str] | None = None
     ) -> None:
         super().__init__("")
+        # Its input is a pipe of this process: it closes, and the emulator ends, even when this process is killed.
         module = "airflow_provider_llamachat.testing"
-        # Its input is a pipe of ours: it closes, and the emulator ends, even when this process is killed.
         self._command = [sys.executable, "-m", module, "--until-stdin-closes", "--port", str(port)]
         if settings is not None:
             self._command += ["--settings", json.dumps(settings.to_json())]
@@ -320,22 +290,20 @@ class EmulatorProcess(EmulatorControl):
         return self._process.pid
 
     def __enter__(self) -> Self:
-        with tempfile.TemporaryFile(mode="w+") as complaints:
+        with tempfile.TemporaryFile(mode="w+") as errors:
             process = subprocess.Popen(  # noqa: S603 - this interpreter and this module
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
             line = process.stdout.readline() if process.stdout is not None else ""
             if "url=" not in line:
                 process.communicate(timeout=30)
-                complaints.seek(0)
-                raise RuntimeError(f"The emulator's process did not start: {complaints.read().strip()}")
+                errors.seek(0)
+                raise RuntimeError(f"The emulator's process did not start: {errors.read().strip()}")
         self._process = process
         self._url = line.split("url=")[1].split()[0]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
         if process is None:
             return

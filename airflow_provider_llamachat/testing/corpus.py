@@ -1,11 +1,24 @@
-"""The seeded projects, indexes and documents: filings and a handbook of a company that does not exist."""
+"""Answers a prompt from the documents of indexes: a small, deterministic stand-in for the service's model.
+
+The same prompt over the same indexes gives the same words and the same token counts; only a question that leans on the one
+before it ("and in Q2?") takes its subject from there.
+"""
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from airflow_provider_llamachat import testing as ids
+_PERIOD = re.compile(r"q[1-4]|(19|20)\d\d")
+_FOLLOW_UP = re.compile(r"\s*(and|or|what about|how about|then|also)\b", re.IGNORECASE)
+_STOP_WORDS = """
+a about an and are at be by can did do does for from give had has have how i in is it its me of on or our please say tell than that the
+their then there these they this to was we were what when where which who why will with you your
+"""
+_PROMPT_OVERHEAD = 180
+"""Tokens of the instructions that a service puts around a prompt."""
 
 
 class Snippet(NamedTuple):
@@ -16,89 +29,19 @@ class Snippet(NamedTuple):
     text: str
 
 
-PROJECTS = (
-    {
-        "id": ids.DEFAULT_PROJECT_ID,
-        "name": "Default",
-        "organization_id": ids.DEFAULT_ORGANIZATION_ID,
-        "is_default": True,
-    },
-    {
-        "id": ids.OTHER_PROJECT_ID,
-        "name": "Contracts",
-        "organization_id": ids.DEFAULT_ORGANIZATION_ID,
-        "is_default": False,
-    },
-    {"id": ids.FOREIGN_PROJECT_ID, "name": "Default", "organization_id": ids.OTHER_ORGANIZATION_ID, "is_default": True},
-)
+class Answer(NamedTuple):
+    """What the model thinks, searches, finds and says."""
 
-_FILINGS = """
-Halden Instruments, report Q1 2025
-2 Revenue in Q1 was 41.2 million euros, 6 % above the year before; operating margin was 11.8 %.
-5 In Q1 two customers accounted for 34 % of receivables, which the board names as the main risk.
-Halden Instruments, report Q2 2025
-2 Revenue in Q2 was 43.9 million euros, 8 % above the year before; operating margin was 12.4 %.
-6 In Q2 the second production line for flow sensors started in Trondheim; capital expenditure was 7.1 million euros.
-Halden Instruments, report Q3 2025
-2 Revenue in Q3 was 47.5 million euros, 11 % above the year before; operating margin was 13.1 %.
-4 The main findings in Q3: flow sensors outsold pressure gauges for the first time, and the order backlog grew to 96 million euros.
-7 Risk factors in Q3: a single supplier of ceramic membranes, and the exchange rate of the Norwegian krone.
-Halden Instruments, report Q4 2025
-2 Revenue in Q4 was 45.0 million euros, 3 % above the year before; operating margin was 12.0 %.
-Halden Instruments, annual report 2025
-3 The board proposes a dividend of 1.40 euros a share for the year 2025; headcount at its end was 612.
-"""
-
-_HANDBOOK = """
-Employee handbook
-4 Employees have 28 days of paid vacation a year; five unused days can be carried over until the end of March.
-7 Working from home is possible on up to three days a week, agreed with the team lead.
-9 Parental leave is 32 weeks at full pay, to be announced three months ahead.
-12 Travel expenses are refunded within ten days when receipts are handed in within one month.
-15 Security incidents are reported to the duty officer at once, by telephone and at any hour; passwords are never shared.
-18 Each employee has a training budget of 1,500 euros a year.
-"""
-
-_DRAFTS = """
-Draft report Q1 2026
-1 Revenue in Q1 2026 is expected between 44 and 46 million euros.
-2 The acquisition of a maker of ceramic membranes is being prepared.
-"""
-
-_CONTRACTS = """
-Supply contract, ceramic membranes
-3 The supplier delivers within six weeks; a delay costs one percent of the order value a week.
-Lease, Trondheim plant
-1 The lease of the Trondheim plant runs until 2034 and can be ended with a notice of 18 months.
-"""
-
-_ENCRYPTED = "Parsing failed: letters-1998.pdf is encrypted."
-
-INDEXES = (
-    (ids.INDEX_FILINGS, ids.DEFAULT_PROJECT_ID, "Filings", "Quarterly and annual reports", "ready", None, _FILINGS),
-    (ids.INDEX_HANDBOOK, ids.DEFAULT_PROJECT_ID, "Handbook", "Rules for employees", "ready", None, _HANDBOOK),
-    (ids.INDEX_BUILDING, ids.DEFAULT_PROJECT_ID, "Drafts", "Reports to come", "building", None, _DRAFTS),
-    (ids.INDEX_FAILED, ids.DEFAULT_PROJECT_ID, "Scans", "Scanned letters", "failed", _ENCRYPTED, ""),
-    (ids.INDEX_OTHER_PROJECT, ids.OTHER_PROJECT_ID, "Contracts", "Contracts with suppliers", "ready", None, _CONTRACTS),
-)
-"""Id, project, name, description, status, error and content of each index."""
-
-
-def snippets_of(content: str) -> list[Snippet]:
-    """The numbered pages of documents, which follow the document's name."""
-    found = []
-    document = ""
-    for line in content.strip().splitlines():
-        page, _, text = line.partition(" ")
-        if page.isdecimal():
-            found.append(Snippet(document, int(page), text))
-        else:
-            document = line
-    return found
+    thinking: str
+    query: str
+    found: list[dict[str, Any]]
+    text: str
+    input_tokens: int
+    output_tokens: int
 
 
 def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]:
-    """What an index that a test adds knows: texts, or ``{"document", "page", "text"}`` objects.
+    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects.
 
     :raises ValueError: anything else.
     """
@@ -110,3 +53,59 @@ def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]
         name = str(document.get("document", f"Document {number}"))
         found.append(Snippet(name, int(document.get("page", 1)), document["text"]))
     return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _terms(text: str) -> frozenset[str]:
+    words = set(re.findall("[a-z0-9]+", text.lower())).difference(_STOP_WORDS.split())
+    return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in words)
+
+
+def _tokens(text: str) -> int:
+    # About what a tokenizer makes of a text: one token for every four characters.
+    return -(-len(text) // 4)
+
+
+def _subject(prompt: str, previous: str | None) -> frozenset[str]:
+    own = _terms(prompt)
+    content = {term for term in own if not _PERIOD.fullmatch(term)}
+    if previous is None or (content and (len(content) > 2 or not _FOLLOW_UP.match(prompt))):
+        return own
+    inherited = _terms(previous)
+    if own != content:
+        inherited = frozenset(term for term in inherited if not _PERIOD.fullmatch(term))
+    return inherited | own
+
+
+def answer(
+    prompt: str, previous: str | None, sources: Mapping[str, Sequence[Snippet]], length: int | None = None
+) -> Answer:
+    """Answer ``prompt``, asked after ``previous`` in the same session, from ``sources`` by index id.
+
+    :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
+    """
+    subject = _subject(prompt, previous)
+    hits: list[tuple[int, str, Snippet]] = []
+    for index_id, snippets in sources.items():
+        for snippet in snippets:
+            common = subject & (_terms(snippet.text) | _terms(snippet.document))
+            # A quarter or a year decides between snippets that are otherwise alike.
+            score = sum(3 if _PERIOD.fullmatch(term) else 1 for term in common)
+            if score:
+                hits.append((score, index_id, snippet))
+    hits.sort(key=lambda hit: -hit[0])
+    best = [hit for hit in hits[:2] if 5 * hit[0] >= 4 * hits[0][0]]
+    query = " ".join(sorted(subject)) or prompt.strip()
+    names = ", ".join(sources) or "none"
+    thinking = f"The question is about: {query}. I search the indexes {names} for it."
+    if best:
+        text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
+    elif sources:
+        text = f"The documents of {names} say nothing about that."
+    else:
+        text = "There is nothing to search: none of the requested indexes can be queried."
+    if length is not None:
+        text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
+    found = [{"index_id": index_id, **snippet._asdict(), "score": score} for score, index_id, snippet in best]
+    read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(snippet.text) for _, _, snippet in best)
+    return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

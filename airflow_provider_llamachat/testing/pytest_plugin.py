@@ -1,7 +1,6 @@
 """pytest plugin: an emulator for Dag tests, and the Airflow connection that leads to it.
 
-Loaded by pytest in every run of an environment where the provider is installed, so it imports pytest and nothing else until a
-fixture is asked for.
+pytest loads it in every environment where the provider is installed, so it imports only pytest until a fixture is used.
 """
 
 from __future__ import annotations
@@ -17,16 +16,14 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
 _CONNECTION = "llamacloud_default"
-_NAMES = ("llamacloud", __name__)
-"""The name of the entry point, and the one that ``-p`` and ``pytest_plugins`` take."""
 
 
 def pytest_plugin_registered(plugin: object, manager: pytest.PytestPluginManager) -> None:
-    """Let the plugin be named although pytest has found it already, or will find it yet."""
+    """Accept the plugin's name in ``-p`` and ``pytest_plugins``, although pytest also finds it by its entry point."""
     if plugin is sys.modules[__name__]:
-        for name in _NAMES:
+        for name in ("llamacloud", __name__):
             if manager.get_plugin(name) is None:
-                # To pytest, one module under two names is an error; a blocked name is passed over.
+                # To pytest, one module under two names is an error; a blocked name is skipped.
                 manager.set_blocked(name)
 
 
@@ -44,7 +41,7 @@ def _llamacloud_emulator_server() -> Iterator[LlamaCloudEmulator]:
 def llamacloud_emulator(
     _llamacloud_emulator_server: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> LlamaCloudEmulator:
-    """A LlamaCloud on this machine: one server for the whole run, reset before each test and reached past any proxy."""
+    """A LlamaCloud on this machine: one server for the whole run, reset before each test and reached without a proxy."""
     _llamacloud_emulator_server.reset()
     # The name in lower case wins where it is set.
     name = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
@@ -56,38 +53,34 @@ def llamacloud_emulator(
 def llamacloud_connection(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LlamaCloudEmulator]:
-    """The Airflow connection ``llamacloud_default`` leads to the emulator while the test runs; gives the emulator.
+    """The emulator, to which the Airflow connection ``llamacloud_default`` points while the test runs.
 
-    Meanwhile no secrets backend is asked for anything: it would come before the environment, and with the real service's key. The
-    test fails before it begins when Airflow, for whatever reason, resolves the connection to something else.
+    Secrets backends are disabled for the test: they come before the environment, and may have the real service's key. The test fails
+    before it starts if Airflow resolves the connection to anything else.
     """
     monkeypatch.setenv(f"AIRFLOW_CONN_{_CONNECTION.upper()}", llamacloud_emulator.airflow_connection_json)
     monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", "")
     monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND", "")
     from airflow import configuration
 
-    # Both were made when Airflow was imported or first asked, maybe before this.
+    # Airflow made both when it was imported or first asked, maybe before this.
     monkeypatch.setattr(configuration, "secrets_backend_list", configuration.initialize_secrets_backends())
     _forget_backends()
-    _check(llamacloud_emulator)
+    from airflow.providers.common.compat.sdk import BaseHook
+
+    found = BaseHook.get_connection(_CONNECTION)
+    if (found.host, found.password) != (llamacloud_emulator.url, llamacloud_emulator.api_key):
+        pytest.fail(
+            f"Airflow does not take the connection {_CONNECTION} from the environment, so this test could reach the real service."
+            f" Remove its other source, or patch that in the test. Host found: {found.host}; emulator: {llamacloud_emulator.url}",
+            pytrace=False,
+        )
     yield llamacloud_emulator
     _forget_backends()
 
 
 def _forget_backends() -> None:
-    """Airflow 3.3 and later keep what they made in the Task SDK as well."""
+    # Airflow 3.3 and later keep the backends in the Task SDK as well.
     sdk: Any = sys.modules.get("airflow.sdk.configuration")
     if hasattr(sdk, "clear_secrets_backends_cache"):
         sdk.clear_secrets_backends_cache()
-
-
-def _check(emulator: LlamaCloudEmulator) -> None:
-    from airflow.providers.common.compat.sdk import BaseHook
-
-    found = BaseHook.get_connection(_CONNECTION)
-    if (found.host, found.password) != (emulator.url, emulator.api_key):
-        pytest.fail(
-            f"Airflow takes the connection {_CONNECTION} from somewhere else than the environment, so this test could reach the"
-            f" real service. Remove what provides it, or patch it in the test. Host found: {found.host}; emulator: {emulator.url}",
-            pytrace=False,
-        )

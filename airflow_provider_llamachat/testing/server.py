@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import ipaddress
+import json
+import math
 import threading
-from collections.abc import Callable, Coroutine, Sequence
-from types import TracebackType
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from email.utils import formatdate
 from typing import Any, Self
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.control import Control
-from airflow_provider_llamachat.testing.gateway import Gateway
+from airflow_provider_llamachat.testing.control import COMMANDS, PREFIX, Control
+from airflow_provider_llamachat.testing.records import ENDPOINTS, REQUEST_KINDS, Fault, Headers, RequestRecord
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.state import ServiceState
+from airflow_provider_llamachat.testing.state import Exchange, ServiceState
+from airflow_provider_llamachat.testing.wire import ApiError, Handler, answer_with, as_json
 
 DEFAULT_API_KEY = "llx-emulator-0000"
 """Key that is accepted when none is given."""
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
+_CONTROL_BODY = 256 * 1024 * 1024
+_SECRET_HEADERS = ("proxy-authorization", "cookie", "x-api-key")
 
 
 class LlamaCloudEmulator(Control):
     """A LlamaCloud on this machine, for tests.
 
-    A context manager; :meth:`start` and :meth:`stop` do the same. Stopped and started again it listens at the same port and has
-    not forgotten anything, as a service that was down for a while. All attributes and methods can be used from any thread, before,
-    during and after its running.
+    A context manager; :meth:`start` and :meth:`stop` do the same. After a stop, a start listens at the same port and nothing is
+    forgotten, like a service that was down for a while. All attributes and methods can be used from any thread, whether or not the
+    emulator is running.
 
     :param settings: behaviour; :meth:`reset` goes back to these.
-    :param host: address to listen at. Commands are taken from loopback clients only, whatever it is.
+    :param host: address to listen at. The control API answers only loopback clients, whatever the address.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted; :attr:`api_key` is the first.
     :raises ValueError: unusable keys, or a port that cannot be one.
@@ -43,13 +53,13 @@ class LlamaCloudEmulator(Control):
         port: int = 0,
         api_keys: Sequence[str] | None = None,
     ) -> None:
-        keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
-        if not keys or not all(key and key.isascii() and key.isprintable() and key == key.strip() for key in keys):
+        self._keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
+        usable = [key for key in self._keys if key and key.isascii() and key.isprintable() and key == key.strip()]
+        if not usable or usable != self._keys:
             raise ValueError("API keys are one or more texts of printable ASCII characters, without space around them")
         if not 0 <= port <= 65535:
             raise ValueError(f"The port is a number from 0 to 65535, not {port}")
-        super().__init__(ServiceState(settings), keys[0])
-        self._gateway = Gateway(self._state, keys, self)
+        super().__init__(ServiceState(settings), self._keys[0])
         self._host = host
         self._port = port
         self._thread: threading.Thread | None = None
@@ -63,67 +73,182 @@ class LlamaCloudEmulator(Control):
     def start(self) -> Self:
         """Listen.
 
-        :raises OSError: the port is taken, or the host is not one of this machine.
+        :raises OSError: the port is taken, or the host is not an address of this machine.
         """
         if self._thread is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="llamacloud-emulator", daemon=True)
+            ready: Future[None] = Future()
+            serve = functools.partial(asyncio.run, self._serve(ready))
+            self._thread = threading.Thread(target=serve, name="llamacloud-emulator", daemon=True)
             self._thread.start()
             try:
-                self._there(self._listen())
+                ready.result(_TIMEOUT)
             except BaseException:
-                self._end_thread()
+                self._thread = None
                 raise
         return self
 
-    async def _listen(self) -> None:
-        runner = web.AppRunner(
-            self._gateway.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2
-        )
+    async def _serve(self, ready: Future[None]) -> None:
+        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
+        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered, self._admitted])
+        for name, (method, path) in ENDPOINTS.items():
+            app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
+        app.on_response_prepare.append(self._sign)
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True).start()
+            site = web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True)
+            await site.start()
         except (OSError, UnicodeError) as error:
             await runner.cleanup()
-            # Past what asyncio says about the address, which is said here.
+            # Without what asyncio says about the address, which is said here.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
-            raise OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}") from None
-        self._runner = runner
+            ready.set_exception(OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}"))
+            return
         self._port = runner.addresses[0][1]
+        ready.set_result(None)
+        await self._stopping.wait()
+        await site.stop()
+        self._state.break_off()
+        await runner.cleanup()
+        # Whatever an open connection asked for in the meantime.
+        self._state.break_off()
 
     def stop(self) -> None:
         """Break every connection and end the thread; records stay readable."""
-        if self._thread is not None:
-            self._there(self._runner.cleanup())
-            self._end_thread()
-
-    def _end_thread(self) -> None:
         thread, self._thread = self._thread, None
-        self._loop.call_soon_threadsafe(self._loop.stop)
         if thread is not None:
-            thread.join(_PATIENCE)
-        self._loop.close()
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            thread.join(_TIMEOUT)
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _there(self, work: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
-        except TimeoutError:
-            raise TimeoutError(f"The emulator's thread did not answer within {_PATIENCE:.0f} s") from None
-
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Do something where nothing else happens meanwhile: in the loop's thread, if there is one."""
+        """Do something while nothing else happens: in the loop's thread, if there is one."""
 
         async def done() -> Any:
             return work(self, *args, **kwargs)
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        return self._there(done())
+        try:
+            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
+
+    # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
+
+    @web.middleware
+    async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Log the request, and in the end decide what becomes of its turn."""
+        path = request.raw_path.partition("?")[0]
+        if path == PREFIX or path.startswith(PREFIX + "/"):
+            return await self._command(request, path[len(PREFIX) + 1 :])
+        task = asyncio.current_task()
+        exchange = self._state.busy[task] = self._log(request, path)
+        try:
+            answer = await handler(request)
+            if not answer.prepared:
+                await self._sign(request, answer)
+            return answer
+        finally:
+            del self._state.busy[task]
+            if exchange.turn is not None:
+                exchange.turn.client_left()
+
+    def _log(self, request: web.Request, path: str) -> Exchange:
+        headers = Headers(request.headers)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip() if scheme.lower() == "bearer" and given.strip() in self._keys else None
+        if "authorization" in headers:
+            headers["authorization"] = "Bearer <refused>" if key is None else "Bearer <accepted>"
+        headers.update({name: "<withheld>" for name in _SECRET_HEADERS if name in headers})
+        parameters = {name: request.query.getall(name) for name in request.query}
+        query = {name: values if len(values) > 1 else values[0] for name, values in parameters.items()}
+        number = len(self._state.requests) + 1
+        record = RequestRecord(number, time.time(), request.method, path, query, headers)
+        record.request_id = f"req-{number:08d}"
+        # A whole URL is what a proxy is asked for; the service is not one.
+        record.endpoint = request.match_info.route.name if path.startswith("/") else None
+        if path.startswith("/api/v1/chat/"):
+            record.session_id = request.match_info.get("id")
+        self._state.requests.append(record)
+        return Exchange(request, record, key)
+
+    @web.middleware
+    async def _faulted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let the fault that meets the request act before, instead of or after what is asked for."""
+        exchange = self._state.current
+        with contextlib.suppress(ValueError, RecursionError):
+            exchange.record.body = json.loads(await request.read())
+        exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
+        return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
+
+    @web.middleware
+    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let in requests with a key and within its rate limit; a 404 or 405 needs neither."""
+        if request.match_info.http_exception is not None:
+            return await handler(request)
+        exchange = self._state.current
+        endpoint, key = exchange.record.endpoint, exchange.key
+        if endpoint is None:
+            raise ApiError(404, "Not Found")
+        if key is None:
+            raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
+        wait = self._state.admit(key, endpoint)
+        if wait is None:
+            return await handler(request)
+        headers = {"Retry-After": str(max(1, math.ceil(wait)))}
+        if self._state.settings.retry_after_style == "date":
+            # It has whole seconds only: rounded up, so that a client that waits until then is let in.
+            headers = {"Retry-After": formatdate(math.ceil(time.time() + wait), usegmt=True)}
+        elif self._state.settings.retry_after_style == "none":
+            headers = {}
+        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
+
+    async def _endpoint(self, request: web.Request) -> web.StreamResponse:
+        from airflow_provider_llamachat.testing.endpoints import Call
+
+        return await Call(self._state, request).answer()
+
+    async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Give the answer its id, and note that it is sent."""
+        if (exchange := self._state.busy.get(asyncio.current_task())) is not None:
+            response.headers["x-request-id"] = exchange.record.request_id
+            exchange.record.status = response.status
+
+    async def _command(self, request: web.Request, name: str) -> web.Response:
+        if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
+            return as_json({"detail": "The control API answers only clients on this machine's loopback address."}, 403)
+        if request.method == "POST" and name == "faults":
+            name = "inject"
+        read = isinstance(COMMANDS.get(name), property)
+        if name not in COMMANDS or request.method != ("GET" if read else "POST"):
+            return as_json({"detail": f"There is no control {request.method} {PREFIX}/{name}"}, 404)
+        try:
+            if read:
+                return as_json(getattr(self, name))
+            # Documents for an index may be larger than what the API takes in one request.
+            given = json.loads(await request.clone(client_max_size=_CONTROL_BODY).read() or b"[]")
+            if name == "inject":
+                given = [Fault(**item) for item in given]
+            args, kwargs = ([], given) if isinstance(given, dict) else (given, {})
+            return as_json(getattr(self, name)(*args, **kwargs))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return as_json({"detail": str(error)}, 400)
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer errors as the API words them."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        return as_json({"detail": error.detail}, error.status, error.headers)
+    except web.HTTPException as error:
+        allow = error.headers.get("Allow", "")
+        headers = {"Allow": ", ".join(sorted(allow.split(","), reverse=True))} if allow else {}
+        return as_json({"detail": error.reason}, error.status, headers)

@@ -1,0 +1,226 @@
+"""Faults to inject, and what the emulator remembers of requests and turns. Standard library only: a remote control reads them too."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+TurnState = Literal["running", "completed", "failed", "abandoned"]
+
+ENDPOINTS = {
+    "create": ("POST", "/chat"),
+    "list": ("GET", "/chat"),
+    "get": ("GET", "/chat/{id}"),
+    "summary": ("GET", "/chat/{id}/summary"),
+    "delete": ("DELETE", "/chat/{id}"),
+    "stream": ("POST", "/chat/{id}/messages/stream"),
+    "projects": ("GET", "/projects"),
+    "project": ("GET", "/projects/{id}"),
+    "indexes": ("GET", "/indexes"),
+    "index": ("GET", "/indexes/{id}"),
+    "sync": ("POST", "/indexes/{id}/sync"),
+}
+"""The endpoints by the names that faults and request records use, with method and path below ``/api/v1``."""
+
+PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
+"""Request kinds where the server does what was asked and only the answer is spoilt."""
+
+REQUEST_KINDS = PROCESSED_KINDS | {"status", "delay", "hang", "reset_before", "redirect", "html", "huge"}
+"""Kinds that can meet a request of any endpoint."""
+
+STREAM_KINDS = frozenset(
+    {"stall", "stream_reset", "cut", "error_stop", "garbage", "unknown_event", "slow", "invalid_utf8"}
+)
+"""Kinds that meet a turn after it was accepted and has begun."""
+
+
+def to_json(value: Any) -> Any:
+    """JSON form of a time, or of anything with a method of this name."""
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
+
+
+encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=to_json).encode
+"""Compact JSON, as the service sends it; one encoder for all, because making one costs more than most events."""
+
+
+class _Record:
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Fault(_Record):
+    """Something that goes wrong.
+
+    Kinds that meet any endpoint:
+
+    - ``status``: not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
+    - ``status_after``: processed (a turn runs to its end), but answered like ``status``, with 429
+    - ``delay``: waits ``delay`` seconds, then everything is normal
+    - ``hang``: not processed, never answered
+    - ``hang_after``: processed, never answered
+    - ``reset_before``: not processed, TCP reset
+    - ``reset_after``: processed, TCP reset instead of an answer
+    - ``truncated_body``: processed; Content-Length promises more than is sent before the connection closes
+    - ``malformed_json``: processed; the usual status with broken JSON
+    - ``redirect``: not processed; 307 to ``location``
+    - ``html``: not processed; a proxy's HTML page with ``status`` (500)
+    - ``huge``: not processed; ``status`` (200) and 64 MiB that never complete a JSON value or an event
+
+    Kinds of a turn's stream, after ``after_events`` events (deltas count):
+
+    - ``stall``: nothing more is sent, not even keep-alives; the connection stays open
+    - ``stream_reset``: TCP reset
+    - ``cut``: the body ends properly, without a stop event
+    - ``error_stop``: the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
+    - ``garbage``: an event with malformed JSON, then the stream continues
+    - ``unknown_event``: an event of an unknown type, then the stream continues
+    - ``invalid_utf8``: an event whose text is not UTF-8, then the stream continues
+    - ``slow``: from there on one byte every ``delay`` seconds
+
+    After the first three, ``Settings.survives_disconnect`` decides what becomes of the turn when the client is gone.
+
+    :param endpoint: one of :data:`ENDPOINTS`; None for any.
+    :param method: HTTP method; None for any.
+    :param path: regular expression searched in the percent-encoded path.
+    :param session_id: the session in the path.
+    :param prompt: text that the prompt in the body contains.
+    :param times: how many requests it meets; None for no limit.
+    :param skip: how many matching requests pass first. For stream kinds only accepted turns count.
+    :param status: None takes the kind's own, given above in brackets.
+    :param retry_after: text of a Retry-After header, sent as it is.
+    :param detail: ``detail`` of the error body (any JSON value), or the ``error`` of an error stop.
+    :param delay: seconds; for kinds other than ``slow`` they pass before the fault acts.
+    :param location: target of a redirect.
+    :raises ValueError: an unknown kind or endpoint, a bad expression or number, a redirect without location.
+    """
+
+    kind: str
+    endpoint: str | None = None
+    method: str | None = None
+    path: str | None = None
+    session_id: str | None = None
+    prompt: str | None = None
+    times: int | None = 1
+    skip: int = 0
+    status: int | None = None
+    retry_after: str | None = None
+    detail: Any = None
+    delay: float = 0.0
+    after_events: int = 0
+    location: str | None = None
+
+    def __post_init__(self) -> None:
+        known = REQUEST_KINDS | STREAM_KINDS
+        if self.kind not in known:
+            raise ValueError(f"There is no fault {self.kind!r}. Kinds: {', '.join(sorted(known))}")
+        if self.endpoint is not None and self.endpoint not in ENDPOINTS:
+            raise ValueError(f"There is no endpoint {self.endpoint!r}. Endpoints: {', '.join(ENDPOINTS)}")
+        if self.kind in STREAM_KINDS and self.endpoint not in (None, "stream"):
+            raise ValueError(f"Fault {self.kind} meets streams only, not endpoint {self.endpoint!r}")
+        if self.kind == "redirect" and self.location is None:
+            raise ValueError("A redirect needs a location")
+        if min(self.skip, self.delay, self.after_events) < 0 or (self.times is not None and self.times < 1):
+            raise ValueError(
+                "skip, delay and after_events cannot be negative; times is 1 or more, or None for no limit"
+            )
+        try:
+            re.compile(self.path or "")
+        except re.error as error:
+            raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
+
+    def meets(self, record: RequestRecord) -> bool:
+        """Whether the fault is for such a request."""
+        return (
+            self.endpoint in (None, record.endpoint)
+            and (self.method is None or self.method.upper() == record.method)
+            and self.session_id in (None, record.session_id)
+            and (self.prompt is None or (record.prompt is not None and self.prompt in record.prompt))
+            and (self.path is None or re.search(self.path, record.path) is not None)
+        )
+
+
+class Headers(dict[str, str]):
+    """Request headers; names are stored in lower case and looked up in any case."""
+
+    def __init__(self, items: Mapping[str, str]) -> None:
+        super().__init__({name.lower(): value for name, value in items.items()})
+
+    def __getitem__(self, name: str) -> str:
+        return super().__getitem__(name.lower())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(name.lower())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Value of the header ``name``, in any case."""
+        return super().get(name.lower(), default)
+
+
+@dataclass
+class RequestRecord(_Record):
+    """One request as it arrived.
+
+    :ivar number: 1 for the first request since the start or the last reset.
+    :ivar time: arrival, seconds since the epoch.
+    :ivar path: as sent, percent-encoded, without the query.
+    :ivar query: parameters; one that was repeated has a list of its values.
+    :ivar headers: with ``Authorization`` replaced by ``Bearer <accepted>`` or ``Bearer <refused>``: no key is kept.
+    :ivar body: the parsed JSON body; None without a body, or when it is not JSON.
+    :ivar status: the status sent; None while or when none was sent.
+    :ivar fault: kind of the fault that met the request, None without one.
+    :ivar endpoint: name of the endpoint (see :class:`Fault`), None for a path that does not exist.
+    :ivar session_id: id in the path of session endpoints.
+    :ivar request_id: the ``x-request-id`` of the answer.
+    """
+
+    number: int
+    time: float
+    method: str
+    path: str
+    query: dict[str, str | list[str]]
+    headers: Headers
+    body: Any = None
+    status: int | None = None
+    fault: str | None = None
+    endpoint: str | None = None
+    session_id: str | None = None
+    request_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.headers = Headers(self.headers)
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt in the body, if there is one."""
+        prompt = self.body.get("prompt") if isinstance(self.body, dict) else None
+        return prompt if isinstance(prompt, str) else None
+
+
+@dataclass
+class TurnRecord(_Record):
+    """One turn that was accepted and begun: what a customer would be billed for.
+
+    :ivar position: how many prompts (``user_input`` events) the session's history held before this one.
+    :ivar index_ids: as requested.
+    :ivar skipped_index_ids: those among them that could not be queried.
+    :ivar state: ``running``; ``completed`` with a good stop event; ``failed`` with an error stop event; ``abandoned`` without any.
+    :ivar started, ended: seconds since the epoch; ``ended`` is None while the turn runs.
+    :ivar input_tokens, output_tokens: set when the turn has ended with a stop event.
+    """
+
+    session_id: str
+    prompt: str
+    position: int
+    index_ids: list[str]
+    skipped_index_ids: list[str]
+    state: TurnState
+    started: float
+    ended: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None

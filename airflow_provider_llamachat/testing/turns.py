@@ -1,0 +1,297 @@
+"""A turn: its events in order, who moves it on, what it leaves in the history, and how its events reach the client."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import html
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from airflow_provider_llamachat.testing.corpus import Answer, Snippet, answer
+from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
+from airflow_provider_llamachat.testing.settings import Settings
+from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.testing.state import ServiceState, StoredSession
+
+_RECORDED: dict[str, Callable[[str], str]] = {
+    "verbatim": str,
+    "trimmed": str.strip,
+    "nfc": functools.partial(unicodedata.normalize, "NFC"),
+    "nfkc": functools.partial(unicodedata.normalize, "NFKC"),
+    "html": html.escape,
+    "lower": str.lower,
+    "quotes": lambda prompt: re.sub(r'"([^"]*)"', r"“\1”", prompt).replace('"', "“").replace("'", "’"),
+    "no_zero_width": lambda prompt: re.sub("[\u200b-\u200d\u2060\ufeff]", "", prompt),
+    "no_control": lambda prompt: "".join(char for char in prompt if unicodedata.category(char) != "Cc"),
+    "prefix": "[user] {}".format,
+    "suffix": "{} [sent by user]".format,
+    "cut": lambda prompt: prompt[: len(prompt) // 2],
+    "empty": "".format,
+}
+"""What ``Settings.recorded_as`` makes of a prompt."""
+
+
+Step = tuple[bytes, dict[str, Any] | None]
+"""One event of a turn: its bytes on the wire, and what it leaves in the history (deltas leave nothing)."""
+
+
+def _frame(kind: str, data: str, newline: str) -> bytes:
+    """A server-sent event."""
+    return f"event: {kind}{newline}data: {data}{newline}{newline}".encode()
+
+
+def _message(newline: str, kind: str, **values: Any) -> Step:
+    """An event that the history keeps."""
+    event = {"type": kind, **values}
+    return _frame("message", encode(event), newline), event
+
+
+def _script(turn: TurnRun, said: Answer, position: int, settings: Settings) -> list[Step]:
+    """A turn as it will go, except for its stop, whose usage is known only at the end."""
+    message = functools.partial(_message, settings.newline)
+
+    def deltas(kind: str, text: str, count: int) -> list[Step]:
+        # Pieces of about the same length, none of them empty.
+        length, count = len(text), max(1, min(count, len(text)))
+        pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
+        return [(_frame("delta", encode({"type": kind, "content": piece}), settings.newline), None) for piece in pieces]
+
+    size = max(1, settings.delta_chars)
+    thinking_count, text_count = -(-len(said.thinking) // size), -(-len(said.text) // size)
+    if settings.events_per_turn is not None:
+        # Six events are no deltas: prompt, thinking, call, result, text, stop.
+        room = max(2, settings.events_per_turn - 6)
+        thinking_count = max(1, room * len(said.thinking) // (len(said.thinking) + len(said.text)))
+        text_count = room - thinking_count
+    call = {"name": "retrieve", "call_id": f"call-{position + 1}-1"}
+    steps = [
+        message("user_input", content=_RECORDED[settings.recorded_as](turn.prompt)),
+        *deltas("thinking_delta", said.thinking, thinking_count),
+        message("thinking", content=said.thinking),
+        message("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
+        message("tool_result", **call, result=said.found, image_attachment=None),
+    ]
+    frame, event = message("text", content=said.text)
+    if settings.malformed_text != "none":
+        content = {"broken_json": said.text, "null": None, "list": [said.text]}[settings.malformed_text]
+        sent = encode({"type": "text", "content": content})
+        frame = _frame("message", sent[: len(sent) // 2] if content == said.text else sent, settings.newline)
+    elif settings.text_in == "both":
+        steps += deltas("text_delta", said.text, text_count)
+    if settings.text_in == "both":
+        steps.append((frame, event))
+    return steps if turn.error is None else steps[: max(1, turn.error_after)]
+
+
+class TurnRun:
+    """One accepted prompt.
+
+    A turn that survives its client runs by itself, at its own pace, and the stream only watches. One that does not is coupled to the
+    stream: each event comes to be when it is about to be sent, so a stream that stops stops the turn, with no race between the two.
+
+    :ivar sources: what can be searched, by index id; ``skipped`` are the others.
+    :ivar error: reason of a turn that is to fail, after ``error_after`` events; None for one that is to succeed.
+    :ivar frames: bytes of the events that exist so far.
+    :ivar length: how many events it will have, its stop included; 0 while it waits for its session's earlier turns.
+    :ivar ended: True after the stop, or after the turn was abandoned.
+    :ivar task: done when the session is free for the next turn.
+    """
+
+    def __init__(self, state: ServiceState, session: StoredSession, prompt: str, index_ids: list[str]) -> None:
+        self.session = session
+        self.prompt = prompt
+        self.index_ids = index_ids
+        self.sources: dict[str, list[Snippet]] = {}
+        self.skipped: list[str] = []
+        self.error: str | None = None
+        self.error_after = 1
+        self.frames: list[bytes] = []
+        self.length = 0
+        self.ended = False
+        self._coupled = False
+        self._alone = False
+        self._state = state
+        self._record: TurnRecord | None = None
+        self._held_back: list[dict[str, Any]] = []
+        self._news = asyncio.Event()
+        self._wanted = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
+        settings, session = self._state.settings, self.session
+        self._coupled = not settings.survives_disconnect
+        earlier = [] if settings.concurrent_turns == "allow" else self._state.running(session)
+        session.locked = True
+        self._state.live.append(self)
+        self.task: asyncio.Task[None] = asyncio.create_task(self._run([turn.task for turn in earlier]))
+
+    async def _run(self, earlier: list[asyncio.Task[None]]) -> None:
+        """Live through the turn: events come in time, late ones in one go, and those of a coupled turn when they are wanted."""
+        if earlier:
+            await asyncio.wait(earlier)
+        session, settings = self.session, self._state.settings
+        if (foreign := settings.foreign_first) is not None:
+            session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
+        before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
+        said = answer(self.prompt, before[-1] if before else None, self.sources, settings.answer_chars)
+        steps = _script(self, said, len(before), settings)
+        self.length = len(steps) + 1
+        place, asked, skipped = len(before), self.index_ids, self.skipped
+        record = TurnRecord(session.id, self.prompt, place, asked, skipped, "running", time.time())
+        self._record = record
+        self._state.turns.append(record)
+        clock = asyncio.get_running_loop().time
+        began, apart = clock(), settings.turn_latency / len(steps)
+        for step in (*steps, None):
+            # The prompt's event exists from the moment the turn begins.
+            if self.frames and self._coupled:
+                await self._wanted.wait()
+                self._wanted.clear()
+            wait = began + len(self.frames) * apart - clock()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if step is not None:
+                self._add(*step)
+        self._stop(record, said, clock() - began)
+
+    def _add(self, frame: bytes, event: dict[str, Any] | None, *, last: bool = False) -> None:
+        self.frames.append(frame)
+        self._held_back += [] if event is None else [event]
+        if last or self._state.settings.records == "start":
+            for held in self._held_back:
+                self.session.record(held, self.prompt)
+            self._held_back.clear()
+        self._news.set()
+
+    def _stop(self, record: TurnRecord, said: Answer, duration: float) -> None:
+        error, newline = self.error, self._state.settings.newline
+        record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if error is None else 0
+        usage: dict[str, Any] = {"total_input_tokens": record.input_tokens, "total_output_tokens": record.output_tokens}
+        usage |= {"turns": 1, "duration_ms": round(duration * 1000, 3)}
+        verdict = {"is_error": error is not None, "error": error}
+        if error is None and self._state.settings.text_in == "history":
+            self._held_back.append({"type": "text", "content": said.text})
+        stop = _message(newline, "stop", usage=usage, **verdict, skipped_index_ids=self.skipped)
+        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self.sources]
+        self.session.job = {**usage, **verdict, "export_config_ids": exports}
+        self._add(*stop, last=True)
+        self._end("completed" if error is None else "failed")
+
+    def _end(self, how: TurnState) -> None:
+        self.ended = True
+        self._state.live.remove(self)
+        if self._record is not None:
+            self._record.state, self._record.ended = how, time.time()
+        self._news.set()
+
+    def abandon(self) -> None:
+        """Stop where it is, without a stop event. A turn that has not begun leaves nothing at all."""
+        if not self.ended:
+            self.task.cancel()
+            self._end("abandoned")
+
+    def client_left(self) -> None:
+        """Nobody reads the stream any more: run on alone, or be abandoned, as the settings are now."""
+        if self._alone or self._state.settings.survives_disconnect:
+            self.run_alone()
+        else:
+            self.abandon()
+
+    def run_alone(self) -> None:
+        """Go on to the end, whether or not anybody reads the stream."""
+        self._alone = True
+        self._coupled = False
+        self._wanted.set()
+
+    async def more(self) -> None:
+        """Wait until an event has come to be or the turn has ended."""
+        self._news.clear()
+        self._wanted.set()
+        await self._news.wait()
+
+
+class TurnStream:
+    """Sends a turn's events to the client that asked, with the fault that meets the stream, if any."""
+
+    def __init__(self, request: web.Request, turn: TurnRun, settings: Settings) -> None:
+        self._request = request
+        self._turn = turn
+        self._settings = settings
+        self._answer = web.StreamResponse(headers=STREAM_HEADERS)
+        self._sent = 0
+        self._quiet_since = 0.0
+        # Seconds between two bytes; None sends everything at once.
+        self._drip: float | None = None
+
+    async def answer(self, fault: Fault | None) -> web.StreamResponse:
+        """Answer with the turn's events."""
+        try:
+            await self._answer.prepare(self._request)
+            self._quiet_since = asyncio.get_running_loop().time()
+            if fault is not None and fault.kind != "error_stop":
+                await self._act(fault)
+            if fault is None or fault.kind != "cut":
+                await self._send()
+        except ConnectionError:
+            # The client left between two events; its task's cancellation comes a moment later.
+            pass
+        return self._answer
+
+    async def _act(self, fault: Fault) -> None:
+        """Send the events before the fault, and do what it does; whatever comes back is followed by the other events."""
+        while not self._turn.length and not self._turn.ended:
+            await self._wait()
+        await self._send(min(fault.after_events, self._turn.length - (fault.kind == "cut")))
+        if fault.kind == "stall":
+            await park()
+        elif fault.kind == "stream_reset":
+            await reset(self._request)
+        elif fault.kind == "slow":
+            self._drip = fault.delay
+        elif fault.kind != "cut":
+            await self._put(_odd_event(fault.kind, self._settings.newline))
+
+    async def _send(self, upto: int | None = None) -> None:
+        """Send events until ``upto`` of the turn's are sent, or all of them."""
+        while upto is None or self._sent < upto:
+            ready = self._turn.frames[self._sent : upto]
+            if ready:
+                await self._put(b"".join(ready))
+                self._sent += len(ready)
+            elif self._turn.ended:
+                return
+            else:
+                await self._wait()
+
+    async def _put(self, data: bytes) -> None:
+        if self._drip is None:
+            await self._answer.write(data)
+        else:
+            for place in range(len(data)):
+                await self._answer.write(data[place : place + 1])
+                await asyncio.sleep(self._drip)
+        self._quiet_since = asyncio.get_running_loop().time()
+
+    async def _wait(self) -> None:
+        interval = self._settings.keepalive_interval
+        try:
+            async with asyncio.timeout_at(None if interval is None else self._quiet_since + interval):
+                await self._turn.more()
+        except TimeoutError:
+            await self._put(f": keep-alive{self._settings.newline * 2}".encode())
+
+
+def _odd_event(kind: str, newline: str) -> bytes:
+    if kind == "garbage":
+        return _frame("message", '{"type": "text", "content": "not js', newline)
+    if kind == "unknown_event":
+        return _frame("message", encode({"type": "citation_map", "content": {"1": "doc"}, "confidence": 0.5}), newline)
+    return _frame("delta", '{"type":"text_delta","content":"@"}', newline).replace(b"@", b"caf\xe9 \xff\xfe")
