@@ -213,7 +213,7 @@ class ChatTurnInterruptedError(ChatTurnError):
     :param reason: ``stalled`` (the answer stopped partway), ``deadline`` (``turn_timeout`` passed), ``vanished`` (accepted, but not in
         the history), ``overtaken`` (another turn began before this one ended), ``foreign`` (another prompt is in its place),
         ``unreadable`` (the history could not be read), ``unasked`` (``turn_timeout`` passed before the prompt was accepted),
-        ``killed`` (the task was stopped).
+        ``unread`` (the turn ended, but its answer could not be read in time), ``killed`` (the task was stopped).
     :param accepted: True if the server is known to have accepted the prompt.
     """
 

@@ -325,18 +325,18 @@ def _read(question: Question, trace: Trace) -> Generator[Step, Result, tuple[Ver
             raise read
         return None, read
     assert isinstance(read, Session)  # noqa: S101  # the driver's contract
-    verdict = judge(read.events, question, trace)
     if read.job_metadata is not None and not read.events:
         # Half an answer must not prove that nothing was asked here, because this decides about asking again.
-        verdict, lost = None, "The session was asked before, but its history is empty."
-    elif verdict.state is State.TRUNCATED:
-        lost = (
-            f"The session's history lost turns: it shows {verdict.turns}, and does not begin like the {trace.baseline} turns that "
-            "were known before."
-        )
-    else:
+        return None, _lost("The session was asked before, but its history is empty.", question)
+    verdict = judge(read.events, question, trace)
+    if verdict.state is not State.TRUNCATED:
         return verdict, None
-    return verdict, LlamaCloudProtocolError(f"{lost} Session: {question.session_id}.", session_id=question.session_id)
+    begin = f"does not begin like the {trace.baseline} turns that were known before"
+    return verdict, _lost(f"The session's history lost turns: it shows {verdict.turns}, and {begin}.", question)
+
+
+def _lost(what: str, question: Question) -> LlamaCloudProtocolError:
+    return LlamaCloudProtocolError(f"{what} Session: {question.session_id}.", session_id=question.session_id)
 
 
 def _learned(trace: Trace, verdict: Verdict, *, is_late: bool) -> Trace:

@@ -1,4 +1,4 @@
-"""Carries out the steps of :mod:`.ask` with a client: what it sends, reads and waits for."""
+"""Carries out the steps of :mod:`.ask` with a client: sends, reads and waits."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from airflow_provider_llamachat.redaction import excerpt
 log = logging.getLogger(__name__)
 
 AsyncKeep = Callable[[Trace, bool], Awaitable[None]]
-"""Keeps a trace for later attempts; the flag says that a post follows, which must not leave if this raises."""
+"""Stores a trace for later attempts. The flag says that a post follows, which must not leave if this raises an error."""
 
 
 class AsyncTransport(Protocol):
-    """What the driver needs of a client."""
+    """The part of a client that the driver needs."""
 
     @property
     def is_stopped(self) -> bool:
@@ -55,12 +55,12 @@ async def carry_out(
     keep: AsyncKeep | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> ChatTurn:
-    """Carry out ``steps`` and return the turn that they end with.
+    """Carry out ``steps`` and return their turn.
 
-    :param trace: what is known of the turn at the beginning.
+    :param trace: what is known about the turn at the beginning.
     :param deadline: epoch seconds at which streams end.
-    :param keep: keeps what is known of the turn for later attempts.
-    :param on_event: is shown each event of our own stream as it arrives.
+    :param keep: stores what is known about the turn for later attempts.
+    :param on_event: called with each event of our own stream as it arrives.
     """
     result: Result = None
     with closing(steps):
@@ -125,7 +125,7 @@ async def _post(
 
 
 def _compare(question: Question, known: Trace, before: Trace, event: Event) -> None:
-    """Log when the server records another prompt than was sent. The answer to our own post is ours all the same."""
+    """Log if the server records the prompt in another form. The answer to our own post is still ours."""
     if known.recorded not in {before.recorded, fingerprint(question.prompt)}:
         log.warning(
             "LlamaCloud records the prompt as %r. Later attempts look for both forms. Session: %s.",

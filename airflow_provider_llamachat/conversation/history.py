@@ -1,7 +1,7 @@
-"""What a history says: events become a turn, and a session's history becomes a verdict about our turn. No I/O, no clock.
+"""Reads histories: makes a turn of events, and a verdict about our turn of a session's history. No I/O, no clock.
 
-Identity is position and our own evidence; text is a hint. :func:`judge` looks for the turn at or after the question's
-baseline whose prompt is ours, and says so when it cannot tell.
+A turn is identified by its position and our own evidence. Its text is a hint. :func:`judge` looks for the turn with our prompt at or
+after the question's baseline, and its verdict says so if this is uncertain.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from airflow_provider_llamachat.redaction import excerpt
 class TurnFolder:
     """Folds the events of one turn, in order, into a :class:`~.models.ChatTurn`.
 
-    ``text`` events are the answer. Deltas stand in for it only when no ``text`` event came, so that a turn is whole either way.
+    ``text`` events are the answer. Deltas are used only if there was no ``text`` event.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TurnFolder:
         self.is_damaged = False
 
     def add(self, event: Event) -> None:
-        """Take in the next event; types without meaning for the turn are skipped, and nothing counts after ``stop``."""
+        """Add the next event. Types without a meaning for the turn are skipped, and so is everything after ``stop``."""
         if self._stop is not None:
             return
         match event:
@@ -92,7 +92,7 @@ class TurnFolder:
                 pass
 
     def lose(self) -> None:
-        """Take note that an event was lost on its way."""
+        """Note that an event, or a part of its text, was lost."""
         self.is_damaged = True
 
     @property
@@ -101,7 +101,7 @@ class TurnFolder:
         return self._stop is not None
 
     def turn(self) -> ChatTurn:
-        """Return what the events so far make."""
+        """Return the turn of the events so far."""
         stop = self._stop
         return ChatTurn(
             session_id=self._session_id,
@@ -133,29 +133,29 @@ def fold(events: Iterable[Event], session_id: str, prompt: str, **known: Any) ->
 
 
 class State(Enum):
-    """What a history says of our turn."""
+    """What a history says about our turn."""
 
     ABSENT = "absent"
-    """It is not there, and no other turn stands in its place."""
+    """It is not there, and no other turn is in its place."""
     RUNNING = "running"
     """It is there without a ``stop``: it may still be running, or have been cut off for good."""
     FINISHED = "finished"
     """It is there with its ``stop``."""
     FOREIGN = "foreign"
-    """Turns stand in its place that cannot be told to be ours."""
+    """Turns are in its place that are not known to be ours."""
     TRUNCATED = "truncated"
-    """The history lacks turns that are known to be there, so it tells nothing about positions."""
+    """The history lacks turns that are known, so positions mean nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The state of our turn, and what is there of it.
+    """The state of our turn, and its content.
 
-    :param turn: the folded turn; for ``FOREIGN`` the one at our position if no other turn follows it; else None.
-    :param size: events of our turn so far, to see whether it still grows.
-    :param asked: how often our prompt stands in the history since the baseline.
-    :param overtaken: a later turn began before ours had its ``stop``.
-    :param recorded: the prompt as the server recorded it, as a fingerprint; None where there is no turn of ours.
+    :param turn: the folded turn. For ``FOREIGN``, the one at our position if no other turn follows it. Otherwise None.
+    :param size: number of events of our turn so far, which shows whether it still grows.
+    :param asked: number of times that our prompt is in the history since the baseline.
+    :param overtaken: a later turn began before the ``stop`` of ours.
+    :param recorded: fingerprint of the prompt as the server recorded it. None if there is no turn of ours.
     :param is_sure: False for a turn at our position whose prompt may be ours, cut or with something added.
     :param turns: number of turns that the history shows.
     """
@@ -171,15 +171,15 @@ class Verdict:
 
 
 def count_turns(events: Iterable[Event]) -> int:
-    """How many turns a history has: its ``user_input`` events. Taken before asking, this is the baseline."""
+    """Return the number of turns in a history: its ``user_input`` events. Before the question is asked, this is the baseline."""
     return sum(isinstance(event, UserInputEvent) for event in events)
 
 
 def anchor(events: Iterable[Event], baseline: int) -> str:
-    """A digest of how a history begins: what stands before its first turn and, if it had turns at the baseline, that turn.
+    """Return a digest of the beginning of a history: what is before its first turn and, if it had turns at the baseline, that turn.
 
-    All that the events hold counts, the figures of a ``stop`` too: the same question may have had the same answer every day. Of a
-    turn that has not ended only the prompt counts, because the rest still changes.
+    The whole content of the events counts, including the figures of a ``stop``, because the same question may get the same answer every
+    day. If the turn has not ended, only its prompt counts, because the rest still changes.
     """
     return _anchors(events, baseline)[-1]
 
@@ -199,12 +199,11 @@ def _anchors(events: Iterable[Event], baseline: int) -> list[str]:
 
 
 def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
-    """Say what the history tells about the question's turn.
+    """Return what the history says about the question's turn.
 
-    Ours is a turn at or after the baseline with our prompt, in our form or in the one that the server was seen to record. Where
-    there is none, the turn exactly at the baseline is ours as well if its prompt may be ours, cut or with something added. When
-    the prompt was asked more than once (only ``on_interrupted="ask_again"`` does that), the first turn that finished without an
-    error counts, else the last.
+    Our turn is at or after the baseline and has our prompt, in our form or in the form that the server is known to record. If there is
+    none, the turn exactly at the baseline is ours if its prompt may be ours, cut or with something added. If the prompt was asked more
+    than once (only with ``on_interrupted="ask_again"``), the first turn that finished without an error counts, otherwise the last one.
     """
     starts = [number for number, event in enumerate(events) if isinstance(event, UserInputEvent)]
     baseline = max(0, trace.baseline)
@@ -253,15 +252,15 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
 def begin(
     session: Session, question: Question, *, memory: Trace | None = None, is_retry: bool = False, now: float
 ) -> Trace:
-    """Return what is known of the question's turn as an attempt begins.
+    """Return what is known about the question's turn at the beginning of an attempt.
 
-    A first attempt, and an attempt after whose predecessors nothing is in doubt, asks after what is there. A retry looks for the earlier
-    attempt's turn: at the remembered baseline, or, where nothing is remembered, at the end of the history if the last prompt is
-    ours. A turn that the server itself ended with an error is no answer, so a retry asks again after it.
+    A first attempt asks at the end of the history, and so does an attempt for which no earlier post is in doubt. A retry looks for the
+    turn of the earlier attempt at the remembered baseline. If nothing is remembered, it looks at the end of the history, and the last
+    prompt has to be ours. If the server ended the turn with an error, there is no answer, so a retry asks again after that turn.
 
-    :param memory: what an earlier attempt left; None where it left nothing.
-    :param is_retry: an earlier attempt may have asked, and nothing would be remembered of it.
-    :param now: epoch seconds; a post that may have left before, nobody knows when, is in doubt since then.
+    :param memory: what an earlier attempt stored. None if it stored nothing.
+    :param is_retry: an earlier attempt may have asked without storing anything.
+    :param now: epoch seconds. An earlier post at an unknown time counts as made now.
     """
     count = count_turns(session.events)
     fresh = Trace(count, anchor=anchor(session.events, count))

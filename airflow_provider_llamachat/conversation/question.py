@@ -1,4 +1,4 @@
-"""One question, and what is known of its turn: the two values that operators, triggers, task state and batches share. No I/O."""
+"""A question, and what is known about its turn. Operators, triggers, task state and batches share these values. No I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airflow_provider_llamachat.models import Event, UserInputEvent
 
 
 class Scope(TypedDict, total=False):
-    """Project and organization (UUIDs) of one call, in place of the configured ones; None leaves it to those."""
+    """Project and organization (UUIDs) of one call. None means the configured ones."""
 
     project_id: str | None
     organization_id: str | None
@@ -22,12 +22,12 @@ class Scope(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and where. Its values were checked when it was made.
+    """What is asked, and where. The values are already checked.
 
-    :param index_ids: indexes that the turn may use; empty means those the session is bound to.
-    :param require_all_indexes: refuse the turn when an index is not ready.
-    :param project_id: project (UUID) in place of the connection's.
-    :param organization_id: organization (UUID) in place of the connection's.
+    :param index_ids: indexes that the turn may use. Empty means those the session is bound to.
+    :param require_all_indexes: refuse the turn if an index is not ready.
+    :param project_id: project (UUID) that overrides the one of the connection.
+    :param organization_id: organization (UUID) that overrides the one of the connection.
     """
 
     session_id: str
@@ -38,12 +38,12 @@ class Question:
     organization_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The question as JSON values."""
+        """Return the question as JSON values."""
         return asdict(self)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Question | None:
-        """Read what :meth:`as_dict` gave, among other values; None for what holds no question."""
+        """Read the result of :meth:`as_dict`, possibly among other values. Return None if there is no question."""
         given = {name: values[name] for name in cls.__slots__ if values.get(name) is not None}
         if not isinstance(given.get("session_id"), str) or not isinstance(given.get("prompt"), str):
             return None
@@ -57,14 +57,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What is known of a question's turn. It travels in the task state, the trigger, its event, and a batch's journal.
+    """What is known about a question's turn. The task state, the trigger, its event and a batch's journal contain it.
 
-    :param baseline: turns the session had before the question was first asked; the turn's own position.
-    :param intended_at: epoch seconds at which a post of the prompt may have left last; None when no post is in doubt.
-    :param accepted: the server was seen to take the prompt.
-    :param recorded: :func:`fingerprint` of the prompt as the server recorded it; None as long as nobody has seen it.
-    :param answered: the turn was seen to end.
-    :param anchor: digest of how the history began (:func:`~.history.anchor`), to notice a history that lost its beginning.
+    :param baseline: number of turns in the session before the question was first asked. This is the turn's own position.
+    :param intended_at: epoch seconds until which a post of the prompt may have left. None if no post is in doubt.
+    :param accepted: the server is known to have accepted the prompt.
+    :param recorded: :func:`fingerprint` of the prompt as the server recorded it. None if this is not known.
+    :param answered: the end of the turn was seen.
+    :param anchor: digest of the beginning of the history (:func:`~.history.anchor`), to detect a history that lost its beginning.
     """
 
     baseline: int
@@ -80,26 +80,26 @@ class Trace:
         return self.accepted or self.answered or self.intended_at is not None
 
     def after(self, event: Event) -> Trace:
-        """What is known after ``event`` arrived in the stream of our own post; the same object when it tells nothing new."""
+        """Return what is known after ``event`` of our own stream: the same object if nothing is new."""
         known = self if self.accepted else replace(self, accepted=True)
         if isinstance(event, UserInputEvent) and known.recorded is None:
             known = replace(known, recorded=fingerprint(event.content))
         return known
 
     def withdrawn(self) -> Trace:
-        """The trace when no post of ours is in doubt any more."""
+        """Return the trace for when no post of ours is in doubt any more."""
         return Trace(self.baseline, anchor=self.anchor)
 
     def as_dict(self) -> dict[str, Any]:
-        """The trace as JSON values, flat, under the names that 1.0.0 used where it had them."""
+        """Return the trace as flat JSON values, with the names of 1.0.0 where it had them."""
         values = asdict(self)
         return {("done" if name == "answered" else name): value for name, value in values.items()}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Trace | None:
-        """Read what :meth:`as_dict` gave, among other values; None for what holds no trace.
+        """Read the result of :meth:`as_dict`, possibly among other values. Return None if there is no trace.
 
-        What 1.0.0 left behind does not tell when the prompt was posted: a post of it is in doubt, since long ago.
+        Values of 1.0.0 do not say when the prompt was posted. Then a post is in doubt, and was made long ago.
         """
         baseline, intended_at = values.get("baseline"), values.get("intended_at", 0.0)
         if not isinstance(baseline, int):
@@ -116,7 +116,7 @@ class Trace:
 
 
 def fingerprint(prompt: str) -> str:
-    """A short, stable digest of a prompt: enough to tell whether two are the same, and safe to store."""
+    """Return a short, stable digest of a prompt. It shows whether two prompts are the same, and is safe to store."""
     folded = " ".join(unicodedata.normalize("NFC", prompt).split())
     return hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()[:24]
 
@@ -126,7 +126,7 @@ _ESCAPED_AGAIN = re.compile("&(?:amp;)+")
 
 
 def _plain(text: str) -> str:
-    """``text`` without whatever a server may change when it records a prompt."""
+    """Return ``text`` without everything that a server may change when it records a prompt."""
     text = unicodedata.normalize("NFKD", _seen(text)).casefold()
     # One more escaping than ours had, or one less, must not count; decomposed, a cut may fall between a letter and its accent.
     text = html.unescape(_ESCAPED_AGAIN.sub("&", text))
@@ -134,14 +134,14 @@ def _plain(text: str) -> str:
 
 
 def _seen(text: str) -> str:
-    """``text`` without what is not compared at all: white space, quotes, and control, format and other unseen characters."""
+    """Return ``text`` without what is not compared: white space, quotes, and control, format and other invisible characters."""
     return "".join(
         char for char in _QUOTES.sub("", text) if not char.isspace() and unicodedata.category(char)[0] != "C"
     )
 
 
 def is_same_text(recorded: str, prompt: str) -> bool:
-    """Whether ``recorded`` is ``prompt`` but for case, quotes, white space, Unicode form, HTML entities and unseen characters."""
+    """Whether ``recorded`` is ``prompt`` except for case, quotes, white space, Unicode form, HTML entities and invisible characters."""
     return recorded == prompt or _plain(recorded) == _plain(prompt)
 
 

@@ -379,7 +379,12 @@ def test_stopped_before_it_reads_its_journal_it_asks_nothing(
 ) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
     path = task._path  # noqa: SLF001  # the first thing that takes time
-    monkeypatch.setattr(task, "_path", lambda: (task.on_kill(), path())[1])
+
+    def stopped_path() -> Any:
+        task.on_kill()
+        return path()
+
+    monkeypatch.setattr(task, "_path", stopped_path)
     with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
     assert llamacloud_emulator.requests == []

@@ -330,8 +330,8 @@ class Life:
             if number == attempt.crash_after:
                 raise Crash
             # An answer that is there may be read for as long as a history is late.
-            end = limits.deadline + (self.lag if any(turn.is_ours for turn in service.turns) else 0.0)
-            assert service.clock <= end + 0.11 or isinstance(step, Remember | ReadHistory)
+            last = limits.deadline + (self.lag if any(turn.is_ours for turn in service.turns) else 0.0)
+            assert service.clock <= last + 0.11 or isinstance(step, Remember | ReadHistory)
             self.steps.append(step)
             result = None
             match step:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +16,9 @@ from hypothesis import strategies as st
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.conversation.ask import Post, ReadHistory, Remember
 from tests.unit.services import RECORDS, SURE, Attempt, Life, Service
+
+SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES") or 0)
+"""Examples of each property, if not the usual number."""
 
 KINDS = ["429", "500", "503", "504", "reset", "html", "stall", "cut", "error", "connect"]
 _FAULT = st.tuples(st.sampled_from(KINDS), st.booleans()).map(
@@ -59,13 +66,13 @@ def check(life: Life) -> None:
         assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 300)
 @given(service=st.builds(Service, **UNSETTLED), attempts=ATTEMPTS)
 def test_a_prompt_is_paid_for_once_and_its_answer_is_ours(service: Service, attempts: list[Attempt]) -> None:
     check(Life(service).run(attempts))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 150)
 @given(
     service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 4.5), "takes": st.floats(0.1, 5.0)}), attempts=ATTEMPTS
 )
@@ -76,7 +83,7 @@ def test_a_history_that_is_written_when_a_turn_ends_is_no_more_than_late(
     check(Life(service).run(attempts))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 200)
 @given(service=st.builds(Service, **WITHIN), attempts=ATTEMPTS, is_at_end=st.booleans())
 def test_an_answer_that_can_be_known_is_handed_over(service: Service, attempts: list[Attempt], is_at_end: bool) -> None:
     service.survives = True
@@ -90,7 +97,7 @@ def test_an_answer_that_can_be_known_is_handed_over(service: Service, attempts: 
     assert life.answers, life.problems
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 150)
 @given(
     service=st.builds(Service, **WITHIN | {"record": st.sampled_from(sorted(SURE))}),
     attempts=ATTEMPTS,
@@ -99,7 +106,7 @@ def test_without_a_store_a_retry_knows_its_turn_by_the_last_prompt(service: Serv
     check(Life(service, has_store=False).run(attempts))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 100)
 @given(
     service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 20), "faults": st.lists(st.just(("cut", True)))}),
     attempts=st.lists(st.builds(Attempt, gap=st.floats(0, 30), is_deferred=st.booleans()), min_size=1, max_size=4),
@@ -108,6 +115,19 @@ def test_however_late_a_history_is_what_was_seen_to_be_taken_is_not_posted_again
     service: Service, attempts: list[Attempt]
 ) -> None:
     check(Life(service).run(attempts))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_properties_hold_for_random_examples() -> None:
+    # A build always draws the same examples (tests/conftest.py). This search draws others, and prints how to repeat it.
+    chosen = random.SystemRandom().randrange(10**9)
+    again = {"HYPOTHESIS_PROFILE": "soak", "SOAK_EXAMPLES": os.environ.get("SOAK_EXAMPLES") or "3000"}
+    command = ["-m", "pytest", "-q", "--show-capture=no", "-m", "not long", f"--hypothesis-seed={chosen}", __file__]
+    print(*(f"{name}={value}" for name, value in again.items()), "python", *command)
+    environment = {**os.environ, **again}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-20_000:]
 
 
 @pytest.mark.parametrize("record", sorted(RECORDS))
