@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from airflow_provider_llamachat.client import ClientConfig
+from airflow_provider_llamachat.provider_info import get_provider_info
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
     DEFAULT_PROJECT_ID,
@@ -48,8 +49,8 @@ def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, 
     picture(pages.dialog, "connection-form", repository)
     pages.open_extras()
     pages.expect_labels("Region", "Project ID", "Organization ID", "Timeout (s)", "Max retries", "History lag (s)")
-    expect(pages.dialog).to_contain_text("Where the API key was made: us (default) or eu.")
-    expect(pages.dialog).to_contain_text("Seconds without a byte before a read fails.")
+    for field in get_provider_info()["connection-types"][0]["conn-fields"].values():
+        expect(pages.dialog).to_contain_text(field["description"])
     pages.expect_regions("us", "eu")
     picture(pages.dialog, "connection-form-extra", repository)
 
