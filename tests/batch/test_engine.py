@@ -147,7 +147,7 @@ def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
     emulator.settings.survives_disconnect = survives
     emulator.settings.turn_latency = 0.1
     # How long a silent turn is listened to; its history, twice as long.
-    runner.config = replace(runner.config, timeout=1.0)
+    runner.config = replace(runner.config, timeout=3.0)
     emulator.inject(Fault(kind, endpoint="stream", times=3, after_events=2))
     report = runner.run()
     if survives:
@@ -162,7 +162,7 @@ def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=1.0)
+    runner.config = replace(runner.config, timeout=3.0)
     runner.prompts = ["First", "Second", "Third"]
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
     report = runner.run(session_mode="shared")

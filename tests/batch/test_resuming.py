@@ -60,7 +60,7 @@ def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=1.0)
+    runner.config = replace(runner.config, timeout=3.0)
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     runner.run(ask_again=True)
     assert outcomes(runner).count("interrupted") == 1
@@ -118,7 +118,7 @@ def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_s
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=1.0)
+    runner.config = replace(runner.config, timeout=3.0)
     emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     with pytest.raises(errors.ChatBatchError):
         runner.run(fail_fast=True, max_concurrency=1)
@@ -332,7 +332,7 @@ def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_s
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=1.0)
+    runner.config = replace(runner.config, timeout=3.0)
     llamacloud_emulator.inject(Fault("cut", endpoint="stream", prompt="Question 0:", after_events=2))
     hand_over = PartsJournal.hand_over
 
