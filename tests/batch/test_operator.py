@@ -384,7 +384,7 @@ def test_stopped_before_it_reads_its_journal_it_asks_nothing(
         task.on_kill()
         return path()
 
-    monkeypatch.setattr(task, "_path", stopped_path)
+    monkeypatch.setattr(task, "_path", stopped_path)  # as above
     with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
     assert llamacloud_emulator.requests == []
