@@ -15,12 +15,15 @@ MAX_MESSAGE = 2400
 """Maximum length of an exception's message."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
-# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. What signs a URL of a
+# storage service (Amazon, Google, Azure) gives access to a file.
 _CREDENTIALS = re.compile(
-    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
+    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+"
+    r"|(?<=[?&])(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}",
+    re.ASCII,
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]+")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 
 
 _MAX_KNOWN = 32

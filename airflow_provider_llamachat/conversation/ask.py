@@ -138,14 +138,15 @@ def ask(
     :raises LlamaCloudError: refusals, and network errors after which the history shows that nothing was accepted.
     """
     posts, position = 0, trace.baseline
-    was_open = trace.is_open
+    was_open, was_answered = trace.is_open, trace.answered
     problem: LlamaCloudError | None = None
     while True:
         if trace.is_open:
             settled = yield from _settle(question, trace, limits, problem, now)
             trace = settled.trace
             if settled.turn is not None:
-                log.info("Session %s already holds the answer to this prompt; adopting it.", question.session_id)
+                if not was_answered:
+                    log.info("Session %s already holds the answer to this prompt; adopting it.", question.session_id)
                 return (yield from _finish(question, trace, settled.turn))
             if settled.interrupted is not None:
                 if isinstance(problem, ConflictError):

@@ -84,7 +84,12 @@ class TurnFolder:
                 called = self._tools.get(event.call_id)
                 arguments = called.arguments if called else {}
                 self._tools[event.call_id] = ToolUse(
-                    name=event.name, call_id=event.call_id, arguments=arguments, result=event.result, finished=True
+                    name=event.name,
+                    call_id=event.call_id,
+                    arguments=arguments,
+                    result=event.result,
+                    finished=True,
+                    image_attachment=event.image_attachment,
                 )
             case StopEvent():
                 self._stop = event

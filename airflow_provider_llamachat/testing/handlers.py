@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import base64
 import math
+import secrets
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from airflow_provider_llamachat.testing.answers import retrieved
 from airflow_provider_llamachat.testing.broken_answers import STREAM_HEADERS, as_json
 from airflow_provider_llamachat.testing.corpus import Snippet
 from airflow_provider_llamachat.testing.faults import ENDPOINTS, STREAM_KINDS
 from airflow_provider_llamachat.testing.script import AcceptedPrompt
-from airflow_provider_llamachat.testing.state import ApiError, ServiceState, StoredIndex, StoredSession
+from airflow_provider_llamachat.testing.state import ApiError, ServiceState, StoredIndex, StoredSession, utc
 from airflow_provider_llamachat.testing.turn_run import TurnRun
 from airflow_provider_llamachat.testing.turn_stream import send_turn
 
@@ -203,6 +205,24 @@ class Handlers:
             raise ApiError(409, f"A sync of index {index.id} is already in progress.")
         index.sync_ends = time.time() + self._state.settings.sync_seconds
         return as_json({"message": "Sync started."}, 202)
+
+    async def _attachment(self, request: web.Request) -> web.Response:
+        check = self._check(request)
+        project_id = self._project_of(check)
+        name, source_id = request.match_info["id"], request.query.get("source_id")
+        if source_id is None:
+            raise ApiError(
+                422, [{"type": "missing", "loc": ["query", "source_id"], "msg": "Field required", "input": None}]
+            )
+        wanted = {"attachment_name": name, "source_id": source_id, "type": "screenshot"}
+        there = (index for index in self._state.indexes.values() if index.project_id == project_id)
+        snippets = (snippet for index in there for snippet in index.snippets)
+        if not any(wanted in retrieved("", snippet)["static_fields"]["attachments"] for snippet in snippets):
+            raise ApiError(404, "Attachment not found.")
+        url = (
+            f"https://attachments.invalid/{source_id}/{name}?X-Amz-Expires=3600&X-Amz-Signature={secrets.token_hex(32)}"
+        )
+        return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 
 def _wrong_indexes(why: str, index_ids: list[str]) -> ApiError:
