@@ -132,7 +132,7 @@ def _number(value: Any) -> float | None:
 
 def _pages(static: dict[str, Any]) -> list[int] | None:
     given = [static.get("page_range_start"), static.get("page_range_end")]
-    pages = [page for page in map(_number, given) if isinstance(page, int)]
+    pages = [int(page) for page in given if isinstance(page, int) and _number(page) is not None]
     return [pages[0], pages[-1]] if pages else None
 
 
@@ -193,17 +193,15 @@ def bounded(found: list[Source], size: int = MAX_BYTES) -> list[Source]:
 
     Long texts are cut first, then the last sources are left out. The last entry is then a ``note`` that says so.
     """
-    kept: list[Source] = []
-    length, budget = MAX_TEXT, size - _NOTE_BYTES
+    kept, sizes, length = found, [0], MAX_TEXT
     for length in _LENGTHS:
         kept = [_shortened(source, length) for source in found[:MAX_COUNT]]
         sizes = [len(json.dumps(source)) + 2 for source in kept]
-        if sum(sizes) <= budget:
+        if sum(sizes) <= size - _NOTE_BYTES:
             break
-    else:
-        while kept and sum(sizes) > budget:
-            kept.pop()
-            sizes.pop()
+    while sum(sizes) > size - _NOTE_BYTES:
+        kept.pop()
+        sizes.pop()
     if len(kept) == len(found) and length == MAX_TEXT:
         return kept
     cut = f" Texts are cut to {length} characters." if length < MAX_TEXT else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -135,6 +136,15 @@ def fold(events: Iterable[Event], session_id: str, prompt: str, **known: Any) ->
     for event in events:
         folder.add(event)
     return folder.turn()
+
+
+def turns(session: Session) -> list[ChatTurn]:
+    """Return all turns of a session, oldest first. What stands before the first prompt belongs to none."""
+    starts = [number for number, event in enumerate(session.events) if isinstance(event, UserInputEvent)]
+    return [
+        fold(session.events[start:end], session.session_id, session.events[start].content, position=position)
+        for position, (start, end) in enumerate(itertools.pairwise([*starts, len(session.events)]))
+    ]
 
 
 class State(Enum):

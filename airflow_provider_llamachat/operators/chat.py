@@ -1,4 +1,4 @@
-"""The operator that asks in a chat session. It also re-exports the operators that create and delete sessions."""
+"""The operator that asks in a chat session. It also re-exports the operators that create, save and delete sessions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from airflow_provider_llamachat.exceptions import (
 )
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
+from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -32,7 +33,12 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
 
-__all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
+__all__ = [
+    "CreateChatSessionOperator",
+    "DeleteChatSessionOperator",
+    "SaveTranscriptOperator",
+    "SendChatMessageOperator",
+]
 
 READ_TIME = 30.0
 """Seconds that a worker has, in addition to the history lag, for reading an answer that its trigger received."""

@@ -65,12 +65,12 @@ def defer_and_return(task: SendChatMessageOperator, context: Any, between: Calla
     with pytest.raises(TaskDeferred) as deferred:
         task.execute(context)
 
-    async def fired() -> Any:
-        async for event in deferred.value.trigger.run():
-            return event.payload
+    async def fired() -> list[Any]:
+        return [event.payload async for event in deferred.value.trigger.run()]
 
     between()
-    return task.execute_complete(context, event=asyncio.run(fired()), **(deferred.value.kwargs or {}))
+    (event,) = asyncio.run(fired())
+    return task.execute_complete(context, event=event, **(deferred.value.kwargs or {}))
 
 
 def test_worker_deferred_and_adopted_answers_have_the_same_sources(
@@ -140,8 +140,7 @@ def test_the_log_on_a_worker(session_id: str, said: Callable[[], list[str]]) -> 
     assert shown[:4] == [
         'tool call retrieve {"query": "q3 revenue", "index_ids": ["idx-filings"]}',
         "tool retrieve gave 1 passage",
-        "| Revenue in Q3 was 47.5 million euros, 11 % above the year before; operating margin was 13.1 %. (Halden Instruments, report Q3 "
-        "2025, page 2)",
+        f"| {SOURCE['text']} (Halden Instruments, report Q3 2025, page 2)",
         "source: Halden Instruments, report Q3 2025, page 2",
     ]
     assert shown[4].startswith("Answered with 139 characters from 1 source, ".replace("139", str(len(shown[2]) - 2)))
@@ -173,12 +172,13 @@ def test_an_adopted_answer_is_shown_and_cost_nothing(
     assert lines.index(adopted) < lines.index("tool retrieve gave 1 passage")
     assert sum(line.startswith("| Revenue in Q3") for line in lines) == 1
     # A restarted triggerer finds the answer as well.
-    other = ask(LlamaCloudHook().create_session([INDEX_FILINGS]).session_id, deferrable=True)
+    again = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
+    other = ask(again, deferrable=True)
     with pytest.raises(TaskDeferred) as deferred:
         other.execute(a_try(other, 1))
     trigger = deferred.value.trigger
     trigger.deferred_at = 0.0
-    LlamaCloudHook().send_message(other.session_id, PROMPT)
+    LlamaCloudHook().send_message(again, PROMPT)
 
     async def run() -> None:
         async for _ in trigger.run():

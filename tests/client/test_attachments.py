@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,10 +29,10 @@ def attachment() -> dict[str, str]:
 
 
 @pytest.fixture
-def masked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def masked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     secrets: list[str] = []
     monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", secrets.append)
-    yield secrets
+    return secrets
 
 
 def test_a_source_leads_to_its_picture(

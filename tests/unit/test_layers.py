@@ -16,7 +16,7 @@ LAYERS = (
     ("models",),
     ("conversation",),
     ("client",),
-    ("batch", "airflow_support", "testing"),
+    ("batch", "airflow_support", "testing", "transcripts"),
     ("hooks",),
     ("triggers",),
     ("operators", "sensors"),
@@ -33,6 +33,7 @@ WITHOUT_AIRFLOW = {
     "client",
     "batch",
     "testing",
+    "transcripts",
 }
 IN_FIXTURES = "testing/pytest_plugin.py"
 """Imports Airflow, but only when a test of a user asks for its fixtures."""
