@@ -1,7 +1,7 @@
 """Answers with evidence: ask, check that each answer has sources, write a report with footnotes, and keep the conversation.
 
-The session is deleted in a teardown, after its transcript was saved as an HTML page. If saving fails, the session is kept. ``output`` may be
-any path of Airflow's object storage, for example ``s3://my_aws_connection@bucket/llamachat``.
+The session is deleted in a teardown, after its transcript was saved as an HTML page. If saving fails, the session is kept.
+``output`` may be any path of Airflow's object storage, for example ``s3://my_aws_connection@bucket/llamachat``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ with DAG(
     @task
     def report(folder: str, answers: list[str], found: list[list[dict[str, Any]]]) -> str:
         """Write the answers to a Markdown file, with a footnote for each source."""
-        lines, notes = ["# Halden Instruments, Q3", ""], []
+        lines = ["# Halden Instruments, Q3", ""]
+        notes: list[str] = []
         for answer, sources in zip(answers, found, strict=True):
             marks = ""
             for source in sources:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
     from airflow_provider_llamachat.airflow_support.templated import Templated
-    from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
@@ -158,7 +157,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             )
             log.answered(turn, has_posted=memory.has_posted)
         record(hook, question.index_ids, client.config.base_url)
-        return self._finish(context, turn, log)
+        return self._finish(context, turn)
 
     def _question(self) -> Question:
         from airflow_provider_llamachat.client.calls import question
@@ -219,7 +218,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
             return self._ask(context)
         from airflow_provider_llamachat.airflow_support.lineage import record
         from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
-        from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.triggers.events import TurnEvent
 
         with self._usage_on_failure(context):
@@ -238,7 +236,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 deadline = time.time() + client.config.history_lag + READ_TIME
                 turn = client.answer(question, outcome.trace, deadline=deadline, keep=memory.keep)
         record(hook, question.index_ids, client.config.base_url)
-        return self._finish(context, turn, TurnLog(self.log, shows_texts=self.log_answer))
+        return self._finish(context, turn)
 
     def on_kill(self) -> None:
         """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
@@ -257,8 +255,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
         if self._is_killed:  # while the connection was being read
             client.stop()
 
-    def _finish(self, context: Context, turn: ChatTurn, log: TurnLog) -> str:
+    def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
+        from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.evidence import bounded
 
         self._push_usage(context, turn.usage_as_dict())
@@ -272,7 +271,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 self.push(context, "sources", sources)
             except Exception as problem:  # noqa: BLE001  # an XCom backend's limit must not fail a turn that was paid for
                 self.log.warning("The sources could not be pushed to XCom (%s).", type(problem).__name__)
-        log.ends(turn, sources)
+        TurnLog(self.log, shows_texts=self.log_answer).ends(turn, sources)
         return turn.answer
 
     def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:

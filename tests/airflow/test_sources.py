@@ -18,6 +18,7 @@ from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
+from tests.airflow.runner import DAGS, run
 from tests.airflow.tries import Store, a_try
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
@@ -85,6 +86,20 @@ def test_worker_deferred_and_adopted_answers_have_the_same_sources(
     for context in (first, again, deferred):
         assert context["ti"].pushes["sources"] == [SOURCE]
     assert LlamaCloudHook().send_message(session_id, PROMPT).sources == [SOURCE]
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_whole_airflow_hands_on_the_same_sources_whoever_waited_for_the_answer(
+    llamacloud_emulator: LlamaCloudEmulator,
+) -> None:
+    both = run(DAGS / "conversations.py", "retried")
+    lost = run(DAGS / "conversations.py", "worker_lost")
+    assert (both.state, lost.state, lost.tries["ask"]) == ("success", "success", 2)
+    assert llamacloud_emulator.completed() == llamacloud_emulator.posts() == 3
+    for result, task_id in ((both, "direct"), (both, "deferred"), (lost, "ask")):
+        assert result.xcom(task_id, "sources") == [SOURCE], task_id
+    decorated = run(DAGS / "conversations.py", "documents_direct")
+    assert decorated.xcom("summarize", "sources") == []
 
 
 def test_each_line_of_a_batch_has_the_same(session_id: str, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def session_id() -> str:
 
 
 def save(session_id: Any, path: Any, form: str = "markdown") -> str:
-    task = SaveTranscriptOperator(task_id="save", session_id=session_id, output_path=path, format=form)  # type: ignore[arg-type]  # also wrong ones
+    task = SaveTranscriptOperator(task_id="save", session_id=session_id, output_path=path, format=form)
     return task.execute(a_try(task, 1))
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_there_stays_when_saving_fails(
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(TranscriptError, match="No space left on device"):
         save(session_id, path)
     assert path.read_text() == "the earlier one"
