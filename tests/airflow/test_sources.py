@@ -50,7 +50,7 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
 
     def lines() -> list[str]:
         records = [record for record in caplog.records if record.name.startswith(("task", "airflow_provider"))]
-        found = [record.getMessage() for record in records if "outside of the Task Runner" not in record.getMessage()]
+        found = [record.getMessage() for record in records if "cannot be called outside" not in record.getMessage()]
         caplog.clear()
         return found
 
