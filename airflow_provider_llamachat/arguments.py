@@ -20,6 +20,8 @@ OnInterrupted = Literal["fail", "ask_again"]
 """What a retry does if an earlier turn stopped partway."""
 SessionMode = Literal["per_prompt", "shared"]
 """Whether each prompt of a batch has its own session."""
+TranscriptFormat = Literal["markdown", "json", "html"]
+"""The form of a transcript."""
 OnItemError = Literal["collect", "fail_fast"]
 """What a batch does if a prompt fails."""
 

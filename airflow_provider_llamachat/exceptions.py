@@ -26,6 +26,7 @@
     ├── IndexStateError                      about an index
     │   ├── IndexFailedError             [F] the index's own status is ``failed``
     │   └── IndexNotReadyError               the deadline passed before all indexes were ready
+    ├── TranscriptError                      a transcript could not be written
     └── ChatBatchError                       about a whole batch (some items failed, or nothing was started)
         └── ChatBatchRefusedError        [F] every prompt of a batch was refused, and would be refused again
 
@@ -246,6 +247,12 @@ class IndexNotReadyError(IndexStateError):
 
 class ChatBatchError(LlamaCloudError):
     """A batch ended with failed prompts, or its results or records could not be stored."""
+
+    retryable = True
+
+
+class TranscriptError(LlamaCloudError):
+    """A transcript could not be written. Nothing was deleted, and a file that was there before is unchanged."""
 
     retryable = True
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
+from airflow_provider_llamachat import evidence
 from airflow_provider_llamachat.arguments import MAX_ID
+from airflow_provider_llamachat.evidence import MAX_NUMBER, plain
 
 log = logging.getLogger(__name__)
 
 MAX_EVENTS = 250_000
 """Maximum number of events of a history, and of complete events of a turn."""
-
-_LARGEST = 2**63 - 1
-# The largest integer of databases and of Airflow's own messages.
 
 
 class ApiModel(BaseModel):
@@ -31,21 +29,8 @@ class ApiModel(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, including unknown ones, as values that every JSON store accepts: no NaN and no very large numbers."""
-        plain: dict[str, Any] = _plain(self.model_dump(mode="json"))
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    # The JSON parser limits the depth.
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        return None
-    return value
+        fields: dict[str, Any] = plain(self.model_dump(mode="json"))
+        return fields
 
 
 # An invalid value must not make a turn fail that was paid for, so it is read as None.
@@ -56,7 +41,7 @@ def _number(value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return value if abs(number) < _LARGEST and not isinstance(value, bool) else None
+    return value if abs(number) < MAX_NUMBER and not isinstance(value, bool) else None
 
 
 def _count(value: Any) -> int | None:
@@ -85,6 +70,10 @@ def _text(value: Any) -> str | None:
 
 def _fields(value: Any) -> Any:
     return value if isinstance(value, dict | BaseModel) else {}
+
+
+def _object(value: Any) -> Any:
+    return value if isinstance(value, dict) else None
 
 
 def _optional_verdict(value: Any) -> bool | None:
@@ -165,7 +154,7 @@ class ToolResultEvent(Event):
     name: str
     call_id: str
     result: Any = None
-    image_attachment: dict[str, Any] | None = None
+    image_attachment: Annotated[dict[str, Any] | None, BeforeValidator(_object)] = None
 
 
 class StopEvent(Event):
@@ -285,14 +274,29 @@ class IndexPage(ApiModel):
     next_page_token: str | None = None
 
 
+class AttachmentUrl(ApiModel):
+    """Where an attachment can be downloaded for some time. ``url`` and ``form_fields`` are secrets, and not in the representation.
+
+    :ivar expires_at: ISO text, as the server sends it.
+    """
+
+    url: Annotated[str, Field(min_length=1, repr=False)]
+    expires_at: Text = None
+    form_fields: Annotated[dict[str, Any] | None, BeforeValidator(_object), Field(repr=False)] = None
+
+
 class ToolUse(ApiModel):
-    """A tool call of a turn, and its result if it has arrived."""
+    """A tool call of a turn, and its result if it has arrived.
+
+    :ivar image_attachment: ``source_id`` and ``attachment_name`` of a page's picture; see :meth:`get_attachment_url` of the clients.
+    """
 
     name: str
     call_id: str
     arguments: dict[str, Any]
     result: Any = None
     finished: bool = False
+    image_attachment: dict[str, Any] | None = None
 
 
 class ChatTurn(ApiModel):
@@ -316,6 +320,16 @@ class ChatTurn(ApiModel):
     is_error: bool = False
     error: str | None = None
     position: int | None = None
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """What the answer rests on: all sources in the results of its tool calls; see :func:`~.evidence.sources`."""
+        return [
+            source
+            for tool in self.tools
+            if tool.finished
+            for source in evidence.sources(tool.name, tool.result, tool.arguments, tool.image_attachment)
+        ]
 
     def usage_as_dict(self) -> dict[str, Any]:
         """Return the usage as JSON values for XCom. It contains only numbers, including unknown ones."""

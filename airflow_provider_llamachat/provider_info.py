@@ -131,7 +131,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "connection-types": [connection_type(airflow_core_version())],
         "hooks": _modules("hooks.llamacloud"),
-        "operators": _modules("operators.chat", "operators.session", "operators.batch", "operators.index"),
+        "operators": _modules(
+            "operators.chat", "operators.session", "operators.transcript", "operators.batch", "operators.index"
+        ),
         "sensors": _modules("sensors.index"),
         "triggers": _modules("triggers.chat", "triggers.index"),
         "asset-uris": [_ASSET_URIS],

@@ -15,13 +15,17 @@ MAX_MESSAGE = 2400
 """Maximum length of an exception's message."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
-# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. What signs a URL of a
+# storage service (Amazon, Google, Azure) gives access to a file.
 _CREDENTIALS = re.compile(
-    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
+    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+"
+    r"|(?<=[?&])(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}",
+    re.ASCII,
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u2069]+")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 
+_UNPRINTABLE_IN_LINE = re.compile(_UNPRINTABLE.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
 
 _MAX_KNOWN = 32
 # Minimum length of a secret. A shorter one would also match parts of ordinary words.
@@ -82,6 +86,11 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
         if secret:
             text = _pattern(secret).sub("***", text)
     return _CREDENTIALS.sub("***", text)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with its lines, but without other control characters and without what turns text round."""
+    return _UNPRINTABLE_IN_LINE.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:

@@ -154,6 +154,7 @@ class TurnMemory:
     :ivar session_id: the session of the question.
     :ivar trace: what is currently known; None before :meth:`begin`.
     :ivar is_cleared: whether this is the first attempt after the task was cleared without an answer.
+    :ivar has_posted: whether this attempt posted the prompt.
     """
 
     KEY = "turn"
@@ -166,6 +167,7 @@ class TurnMemory:
         self.session_id = question.session_id
         self.trace: Trace | None = None
         self.is_cleared = False
+        self.has_posted = False
         self._recalled: tuple[Any, bool] | None = None
 
     def recall(self) -> tuple[Any, bool]:
@@ -234,3 +236,4 @@ class TurnMemory:
         self.trace = trace
         about = {"session_id": self._question.session_id, "prompt": fingerprint(self._question.prompt)}
         self._store.set_in_round(self.KEY, {**about, **trace.as_dict()}, required=is_intent)
+        self.has_posted = self.has_posted or is_intent

@@ -1,12 +1,15 @@
-"""Logs a turn while it arrives: complete lines of the answer, and one line per tool call."""
+"""Makes the task log read like the conversation: the question, tool calls, the answer line by line, its sources, and its cost."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat.evidence import Source, cited, note, passages
 from airflow_provider_llamachat.models import (
+    ChatTurn,
     Event,
     StopEvent,
     TextDeltaEvent,
@@ -17,29 +20,57 @@ from airflow_provider_llamachat.models import (
 )
 from airflow_provider_llamachat.redaction import excerpt
 
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.conversation.question import Question
+
 LINE = 160
 """Length from which a line of the answer is logged before it is complete."""
 PATIENCE = 5.0
-"""Seconds after which an incomplete line is logged, so that a slow answer is visible."""
+"""Seconds after which the whole words of an incomplete line are logged, so that a slow answer is visible."""
+MAX_LINES = 2_000
+"""Maximum number of lines that are logged of an answer."""
+MAX_CITATIONS = 20
+"""Maximum number of documents that are logged as sources."""
 
 
 class TurnLog:
-    """Logs the events of a turn. Keeps at most one line in memory.
+    """Logs a turn. Keeps at most one line in memory.
 
     :param logger: the logger (``self.log`` of an operator).
-    :param prefix: prefix of each line, to distinguish turns.
+    :param shows_texts: whether the question, tool calls, the answer and the names of sources are logged.
     """
 
-    def __init__(self, logger: Any, prefix: str = "") -> None:
+    def __init__(self, logger: Any, *, shows_texts: bool = True) -> None:
         self._log = logger
-        self._prefix = prefix
+        self._shows_texts = shows_texts
         self._line = ""
+        self._lines = 0
         self._since = time.monotonic()
         self._streamed = False
         self._thinking = False
+        self._ended = False
+
+    def asks(self, question: Question) -> None:
+        """Log where what is asked."""
+        place = f"session {excerpt(question.session_id, limit=100)}, indexes {excerpt(', '.join(question.index_ids), limit=300)}"
+        if self._shows_texts:
+            self._log.info("Question in %s: %s", place, excerpt(question.prompt, limit=300))
+        else:
+            self._log.info("Question in %s: %d characters", place, len(question.prompt))
+
+    def defers(self, deadline: float) -> None:
+        """Log until when the task waits.
+
+        :param deadline: epoch seconds.
+        """
+        until = datetime.fromtimestamp(deadline, UTC).isoformat(sep=" ", timespec="seconds")
+        self._log.info("Waiting for the answer in the triggerer, until %s at most.", until)
 
     def __call__(self, event: Event) -> None:
         """Log the event, or keep it until its line is complete."""
+        self._ended = self._ended or isinstance(event, StopEvent)
+        if not self._shows_texts:
+            return
         match event:
             case TextDeltaEvent():
                 self._streamed = True
@@ -51,39 +82,99 @@ class TurnLog:
                 self._streamed = False
             case ThinkingDeltaEvent() if not self._thinking:
                 self._thinking = True
-                self._log.info("%sthinking …", self._prefix)
+                self._log.info("thinking …")
             case ToolCallEvent():
                 self._flush()
                 self._thinking = False
-                self._log.info(
-                    "%stool call %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.arguments)
-                )
+                self._called(event.name, event.arguments)
             case ToolResultEvent():
-                self._log.debug(
-                    "%stool result %s %s", self._prefix, excerpt(event.name, limit=60), _brief(event.result)
-                )
+                self._gave(event.name, event.result)
             case StopEvent():
                 self._flush()
             case _:
                 pass
 
+    def answered(self, turn: ChatTurn, *, has_posted: bool) -> None:
+        """Log an answer that was read from the session's history. Does nothing if its stream was logged to its end.
+
+        :param has_posted: whether this process posted the prompt. Otherwise the answer is adopted.
+        """
+        if self._ended:
+            return
+        self._flush()
+        if has_posted:
+            self._log.info("The stream of the answer was lost. The answer was read from the session's history.")
+        else:
+            self._log.info(
+                "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
+            )
+        if self._shows_texts:
+            for tool in turn.tools:
+                self._called(tool.name, tool.arguments)
+                if tool.finished:
+                    self._gave(tool.name, tool.result)
+            self._lines = 0
+            self._add(turn.answer)
+            self._flush()
+
+    def ends(self, turn: ChatTurn, sources: list[Source]) -> None:
+        """Log the documents that the answer rests on, and what it cost.
+
+        :param sources: the sources as they are handed on.
+        """
+        if self._shows_texts:
+            documents = cited(sources)
+            for document in documents[:MAX_CITATIONS]:
+                self._log.info("source: %s", excerpt(document, limit=300))
+            if len(documents) > MAX_CITATIONS:
+                self._log.info("source: … (%d documents in all)", len(documents))
+        if (left_out := note(sources)) is not None:
+            self._log.warning("%s", left_out)
+        usage = turn.usage
+        seconds = "an unknown time" if usage.duration_ms is None else f"{float(usage.duration_ms) / 1000:.1f} s"
+        count = sum("note" not in source for source in sources)
+        self._log.info(
+            "Answered with %d characters from %s, %s input and %s output tokens, in %s. Session: %s.",
+            len(turn.answer),
+            _counted(count, "source"),
+            usage.total_input_tokens,
+            usage.total_output_tokens,
+            seconds,
+            turn.session_id,
+        )
+
+    def _called(self, name: str, arguments: Any) -> None:
+        self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
+
+    def _gave(self, name: str, result: Any) -> None:
+        self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+
     def _add(self, text: str) -> None:
         pending = self._line + text
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
-            self._write(line)
+            self._write_words(line, keep_rest=False)
+        self._line = self._write_words(rest, keep_rest=True)
+        if self._line and time.monotonic() - self._since > PATIENCE:
+            words, blank, rest = self._line.rpartition(" ")
+            if blank:
+                self._write(words)
+                self._line = rest
+
+    def _write_words(self, line: str, *, keep_rest: bool) -> str:
         # Uses positions, so that the rest of a large delta is not copied for each line.
         begin = 0
-        while len(rest) - begin > LINE:
-            cut = rest.rfind(" ", begin + 1, begin + LINE)
+        while len(line) - begin > LINE:
+            cut = line.rfind(" ", begin + 1, begin + LINE)
             cut = begin + LINE if cut < 0 else cut
-            self._write(rest[begin:cut])
+            self._write(line[begin:cut])
             begin = cut
-            while rest.startswith(" ", begin):
+            while line.startswith(" ", begin):
                 begin += 1
-        self._line = rest[begin:]
-        if self._line and time.monotonic() - self._since > PATIENCE:
-            self._flush()
+        if keep_rest:
+            return line[begin:]
+        self._write(line[begin:])
+        return ""
 
     def _flush(self) -> None:
         if self._line:
@@ -92,9 +183,17 @@ class TurnLog:
 
     def _write(self, line: str) -> None:
         self._since = time.monotonic()
-        for begin in range(0, len(line), 2000):
-            if (part := line[begin : begin + 2000]).strip():
-                self._log.info("%s| %s", self._prefix, excerpt(part, limit=2000))
+        if not line.strip():
+            return
+        self._lines += 1
+        if self._lines <= MAX_LINES:
+            self._log.info("| %s", excerpt(line, limit=LINE))
+        elif self._lines == MAX_LINES + 1:
+            self._log.info("| … (only the first %d lines of an answer are logged)", MAX_LINES)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _brief(value: Any) -> str:

@@ -279,7 +279,7 @@ class PartsJournal(Journal):
                     or answered[n]
                 ):
                     continue
-                line = records.encode(record["line"] | origin)
+                line = records.encode(records.ADDED_LATER | record["line"] | origin)
                 lines.write(line)
                 offsets[n], sizes[n], answered[n] = end, len(line), record["line"]["outcome"] == records.ANSWERED
                 end += len(line)
@@ -363,7 +363,7 @@ class MemoryJournal(Journal):
         for record in self._records:
             n = positions.get(record["key"]) if record["kind"] == "result" else None
             if n is not None and best.get(n, {}).get("outcome") != records.ANSWERED:
-                best[n] = record["line"]
+                best[n] = records.ADDED_LATER | record["line"]
         results = Results(lines=[best[n] if n in best else missing(n) for n in range(len(positions))])
         for line in results.lines or []:
             results.add(line)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.conversation.question import Trace
+from airflow_provider_llamachat.evidence import LINE_BYTES, bounded
 from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudError
 from airflow_provider_llamachat.redaction import excerpt
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.models import ChatTurn
 
 VERSION = 1
+
+ADDED_LATER = {"sources": None}
+"""Fields that a line lacks if an earlier release wrote it."""
 
 ANSWERED = "answered"
 """The turn finished, and its answer is in the results."""
@@ -58,6 +62,7 @@ def line(
         "outcome": outcome,
         "prompt": item.prompt,
         "answer": None,
+        "sources": [],
         "session_id": prepared.question.session_id if prepared else item.session_id,
         "index_ids": prepared.question.index_ids if prepared else item.index_ids,
         "skipped_index_ids": [],
@@ -70,7 +75,7 @@ def line(
         values["usage"] = getattr(result, "usage", None)
         values["error"] = {"type": type(result).__name__, "message": excerpt(str(result), limit=1000)}
     else:
-        values |= {"outcome": ANSWERED, "answer": result.answer}
+        values |= {"outcome": ANSWERED, "answer": result.answer, "sources": bounded(result.sources, LINE_BYTES)}
         values |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
     return values
 

@@ -92,6 +92,12 @@ class Calls:
             query={"organization_id": query["organization_id"]},
         )
 
+    def attachment(self, source_id: str, attachment_name: str, scope: Scope) -> Call:
+        """Get the URL of an attachment."""
+        endpoints.path_segment("source_id", source_id)
+        query = {**self._query(scope), "source_id": source_id}
+        return endpoints.GET_ATTACHMENT.call({"attachment_name": attachment_name}, query=query)
+
     def index(self, endpoint: endpoints.Endpoint, index_id: str, scope: Scope, *, expand: bool = False) -> Call:
         """Read or sync one index."""
         query = self._query(scope)

@@ -13,7 +13,15 @@ from urllib.parse import quote
 
 from airflow_provider_llamachat.arguments import MAX_ID
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.models import Index, IndexPage, Project, Session, SessionPage, SessionSummary
+from airflow_provider_llamachat.models import (
+    AttachmentUrl,
+    Index,
+    IndexPage,
+    Project,
+    Session,
+    SessionPage,
+    SessionSummary,
+)
 
 MAX_SESSION_INDEXES = 10
 """Maximum number of indexes that a session can be bound to (API reference, create session)."""
@@ -28,6 +36,7 @@ class Endpoint:
     :param replay: whether a request may be sent again after it may have been processed. This is safe for creating a session (at worst
         an empty session is left over) and for syncing an index (a running sync is not started twice). It is not safe for a turn,
         which would be paid for twice.
+    :param is_secret: whether the response is a secret, which no message quotes.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Endpoint:
     answer: type[Any] | None = None
     many: bool = False
     replay: bool = True
+    is_secret: bool = False
 
     def call(
         self,
@@ -106,3 +116,11 @@ GET_PROJECT = Endpoint("project", "GET", "/api/v1/projects/{project_id}", "read 
 LIST_INDEXES = Endpoint("indexes", "GET", "/api/v1/indexes", "list indexes", IndexPage)
 GET_INDEX = Endpoint("index", "GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
 SYNC_INDEX = Endpoint("sync", "POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
+GET_ATTACHMENT = Endpoint(
+    "attachment",
+    "GET",
+    "/api/v1/beta/attachments/{attachment_name}",
+    "get the URL of an attachment",
+    AttachmentUrl,
+    is_secret=True,
+)

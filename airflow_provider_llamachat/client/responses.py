@@ -106,9 +106,13 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
 def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
     return errors.LlamaCloudProtocolError(
         f"Could not {purpose(call)}: {where(call, config)} did not return a LlamaCloud API response ({_safe(what, config, 300)}). "
-        f"{_CHECK_BASE_URL} Status {reply.status}; the response begins with {_quoted(reply.body, config)}.",
+        f"{_CHECK_BASE_URL} Status {reply.status}; the response {_begin(call, reply, config)}.",
         **_known(call, reply, config),
     )
+
+
+def _begin(call: Call, reply: Reply, config: ClientConfig) -> str:
+    return f"has {len(reply.body)} bytes" if call.endpoint.is_secret else f"begins with {_quoted(reply.body, config)}"
 
 
 def _is_of_another_session(answer: Any, call: Call) -> bool:
@@ -132,7 +136,10 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     if status < 200:
         raise errors.LlamaCloudProtocolError(f"{begin} {NOT_THE_API}. {_CHECK_BASE_URL} {end}", **known)
     if status < 400:
-        location = excerpt(reply.headers.get(LOCATION, ""), secrets=(config.api_key,), limit=200)
+        target = reply.headers.get(LOCATION, "")
+        # What follows the path may be a signature, which gives access.
+        target = target.partition("?")[0] if call.endpoint.is_secret else target
+        location = excerpt(target, secrets=(config.api_key,), limit=200)
         raise errors.LlamaCloudProtocolError(
             f"{begin} the response is a redirect to {location!r}. It was not followed, to protect the API key. "
             f"{_CHECK_BASE_URL} {end}",
@@ -172,7 +179,12 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
 
 def _thing(call: Call) -> str | None:
     """The object that a 404 may refer to: the one in the path, or else one in the body or query."""
-    things = {"{session_id}": "chat session", "{project_id}": "project", "{index_id}": "index"}
+    things = {
+        "{session_id}": "chat session",
+        "{project_id}": "project",
+        "{index_id}": "index",
+        "{attachment_name}": "attachment",
+    }
     named = [thing for name, thing in things.items() if name in call.endpoint.path]
     if call.body and call.body.get("index_ids"):
         named.append("index")

@@ -157,6 +157,14 @@ class LlamaCloudClient:
             return False
         return True
 
+    def get_attachment_url(self, source_id: str, attachment_name: str, **scope: Unpack[Scope]) -> models.AttachmentUrl:
+        """Get a URL from which an attachment of a file, such as the picture of a page, can be downloaded for some time
+        (GET /api/v1/beta/attachments/{attachment_name}). The URL is a secret: whoever has it can read the attachment.
+
+        :param source_id: id of the file, as in the ``attachment`` of a source.
+        """
+        return cast("models.AttachmentUrl", self._send(self._calls.attachment(source_id, attachment_name, scope)))
+
     def stream_message(
         self,
         session_id: str,

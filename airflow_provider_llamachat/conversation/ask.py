@@ -141,13 +141,14 @@ def ask(
     problem: LlamaCloudError | None = None
     if look_first and not trace.is_open and (yield from _may_be_there(question, trace)):
         trace = replace(trace, intended_at=now())
-    was_open = trace.is_open
+    was_open, was_answered = trace.is_open, trace.answered
     while True:
         if trace.is_open:
             settled = yield from _settle(question, trace, limits, problem, now)
             trace = settled.trace
             if settled.turn is not None:
-                log.info("Session %s already holds the answer to this prompt. Using it.", question.session_id)
+                if not was_answered:
+                    log.info("Session %s already holds the answer to this prompt. Using it.", question.session_id)
                 return (yield from _finish(question, trace, settled.turn))
             if settled.interrupted is not None:
                 if isinstance(problem, ConflictError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,12 @@ class TurnFolder:
                 called = self._tools.get(event.call_id)
                 arguments = called.arguments if called else {}
                 self._tools[event.call_id] = ToolUse(
-                    name=event.name, call_id=event.call_id, arguments=arguments, result=event.result, finished=True
+                    name=event.name,
+                    call_id=event.call_id,
+                    arguments=arguments,
+                    result=event.result,
+                    finished=True,
+                    image_attachment=event.image_attachment,
                 )
             case StopEvent():
                 self._stop = event
@@ -130,6 +136,15 @@ def fold(events: Iterable[Event], session_id: str, prompt: str, **known: Any) ->
     for event in events:
         folder.add(event)
     return folder.turn()
+
+
+def turns(session: Session) -> list[ChatTurn]:
+    """Return all turns of a session, oldest first. What stands before the first prompt belongs to none."""
+    starts = [number for number, event in enumerate(session.events) if isinstance(event, UserInputEvent)]
+    return [
+        fold(session.events[start:end], session.session_id, session.events[start].content, position=position)
+        for position, (start, end) in enumerate(itertools.pairwise([*starts, len(session.events)]))
+    ]
 
 
 class State(Enum):

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 
     from airflow_provider_llamachat.arguments import SharedAccess
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, Event, Index, Project, Session, SessionSummary
+    from airflow_provider_llamachat.models import (
+        AttachmentUrl,
+        ChatTurn,
+        Event,
+        Index,
+        Project,
+        Session,
+        SessionSummary,
+    )
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +242,29 @@ class LlamaCloudHook(BaseHook):
     ) -> None:
         """Delete a session."""
         self.get_conn().delete_session(session_id, project_id=project_id, organization_id=organization_id)
+
+    def get_attachment_url(
+        self,
+        source_id: str,
+        attachment_name: str,
+        *,
+        project_id: str | None = None,
+        organization_id: str | None = None,
+    ) -> AttachmentUrl:
+        """Get a URL from which an attachment can be downloaded for some time. The URL is a secret, and masked in the task log.
+
+        :param source_id: id of the file. This and ``attachment_name`` are in the ``attachment`` of a source.
+        :returns: ``url`` and ``expires_at`` (ISO text).
+        """
+        from airflow.providers.common.compat.sdk import mask_secret
+
+        found = self.get_conn().get_attachment_url(
+            source_id, attachment_name, project_id=project_id, organization_id=organization_id
+        )
+        # Libraries log the part after the path by itself.
+        for secret in (found.url, found.url.partition("?")[2]):
+            mask_secret(secret)
+        return found
 
     def stream_message(
         self,

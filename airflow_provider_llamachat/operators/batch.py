@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
@@ -29,19 +28,6 @@ if TYPE_CHECKING:
 
 MAX_XCOM_ITEMS = 100
 """Maximum number of prompts without ``output_path``, because the results are pushed to XCom."""
-FILE_SYSTEMS = {
-    "s3": "apache-airflow-providers-amazon[s3fs]",
-    "s3a": "apache-airflow-providers-amazon[s3fs]",
-    "gs": "apache-airflow-providers-google",
-    "gcs": "apache-airflow-providers-google",
-    "abfs": "apache-airflow-providers-microsoft-azure",
-    "abfss": "apache-airflow-providers-microsoft-azure",
-    "adl": "apache-airflow-providers-microsoft-azure",
-    "sftp": "apache-airflow-providers-sftp",
-    "ssh": "apache-airflow-providers-sftp",
-}
-"""Packages that provide common file systems for Airflow."""
-
 R = TypeVar("R")
 
 
@@ -49,7 +35,7 @@ class ChatBatchOperator(LlamaCloudOperator):
     """Ask many questions in one task, and pay for each answer once, even if the task is killed.
 
     Results go to ``output_path`` as JSON Lines, one object per prompt in the order of ``prompts``: ``position``, ``id``, ``outcome``
-    (``answered``, ``failed``, ``interrupted``, ``unasked``), ``prompt``, ``answer``, ``session_id``, ``index_ids``,
+    (``answered``, ``failed``, ``interrupted``, ``unasked``), ``prompt``, ``answer``, ``sources``, ``session_id``, ``index_ids``,
     ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``), and ``batch``, the task instance that wrote it. The file
     is written atomically when the batch is complete. Until then, results are in part files in ``<output_path>.parts/``, which are
     removed at the end. Buckets are not created.
@@ -141,9 +127,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.max_concurrency = max_concurrency
         self.requests_per_minute = requests_per_minute
         self.session_mode = session_mode
-        # Of path objects, Airflow renders only its own.
-        is_local = isinstance(output_path, PurePath) and "://" not in str(output_path)
-        self.output_path = str(output_path) if is_local else output_path
+        self.output_path = given_path(output_path)
         self.on_item_error = on_item_error
         self.on_interrupted = on_interrupted
         self.delete_sessions = delete_sessions
@@ -160,7 +144,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
         options = self._options()
         rate = self._rate()
-        path = self._path()
+        path = resolved_path(self.output_path, "output_path")
         items = parse(self.prompts, index_ids=options.index_ids, session_mode=options.session_mode)
         ti: Any = context["ti"]
         scope = Scope(ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))
@@ -290,45 +274,6 @@ class ChatBatchOperator(LlamaCloudOperator):
         if arguments.is_nothing(given):
             return None
         return _number(given, "requests_per_minute")
-
-    def _path(self) -> Any:
-        from airflow.providers.common.compat.sdk import ObjectStoragePath
-
-        given = self.output_path
-        if arguments.is_nothing(given):
-            return None
-        text = str(given).strip()
-        if "{{" in text or "{%" in text:
-            raise InvalidArgumentError(
-                f"output_path contains a template that was not rendered. Pass it as text or as Airflow's ObjectStoragePath. "
-                f"Got: {text[:200]!r}."
-            )
-        if "://" not in text and not isinstance(given, ObjectStoragePath):
-            try:
-                local = Path(text).expanduser()
-            except RuntimeError as problem:
-                raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from None
-            if not local.is_absolute():
-                raise InvalidArgumentError(
-                    f"output_path must be an absolute path or a URL, because a relative path depends on the worker. Got: {text[:200]!r}."
-                )
-            text = str(local) + text[len(text.rstrip("/")) :]
-        try:
-            path = given if isinstance(given, ObjectStoragePath) else ObjectStoragePath(text)
-            path.fs  # noqa: B018  # raises if the file system is missing
-        except (ImportError, ValueError) as problem:
-            if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
-                raise InvalidArgumentError(f"output_path cannot be used, got {text[:200]!r}: {problem}") from problem
-            scheme = text.partition("://")[0]
-            package = FILE_SYSTEMS.get(scheme)
-            remedy = f"Install {package}" if package else "Install an Airflow provider for it"
-            raise InvalidArgumentError(
-                f"output_path starts with {scheme}://, but no file system for it is installed. {remedy} on the workers. "
-                f"Cause: {str(problem)[:300]}"
-            ) from problem
-        if not path.name or text.endswith("/"):
-            raise InvalidArgumentError(f"output_path must be the path of a file, got {text[:200]!r}.")
-        return path
 
     def _check_xcom(self, count: int) -> None:
         if count > MAX_XCOM_ITEMS:

@@ -1,4 +1,4 @@
-"""The operator that asks in a chat session. It also re-exports the operators that create and delete sessions."""
+"""The operator that asks in a chat session. It also re-exports the operators that create, save and delete sessions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from airflow_provider_llamachat.exceptions import (
 )
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
+from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
 
-__all__ = ["CreateChatSessionOperator", "DeleteChatSessionOperator", "SendChatMessageOperator"]
+__all__ = [
+    "CreateChatSessionOperator",
+    "DeleteChatSessionOperator",
+    "SaveTranscriptOperator",
+    "SendChatMessageOperator",
+]
 
 READ_TIME = 30.0
 """Seconds that a worker has, in addition to the history lag, for reading an answer that its trigger received."""
@@ -41,7 +47,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     """Ask in a chat session, and pay for the answer once.
 
     XComs: ``return_value`` (the answer's text), ``usage`` (``total_input_tokens``, ``total_output_tokens``, ``turns`` (model calls),
-    ``duration_ms``, ``try_number``; also pushed on failure, with None for unknown values), ``skipped_index_ids`` (list of text).
+    ``duration_ms``, ``try_number``; also pushed on failure, with None for unknown values), ``skipped_index_ids`` (list of text),
+    ``sources`` (list of what the answer rests on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
 
     The operator reads the session's history before it posts a prompt again. After a retry, a restart of the triggerer or a lost
     connection, it finds the answer instead of paying for another one. Clearing a successful task asks again. Clearing a failed task
@@ -59,7 +66,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta. (templated)
     :param on_interrupted: what a *retry* does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
         turn may have been billed). (templated)
-    :param log_answer: whether the answer is logged as it arrives.
+    :param log_answer: whether the question, the answer as it arrives, and the names of its sources are logged.
+    :param push_sources: whether the sources of the answer are pushed to XCom.
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
@@ -89,6 +97,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         turn_timeout: Templated[float | timedelta] = 600,
         on_interrupted: Templated[arguments.OnInterrupted] = "fail",
         log_answer: bool = True,
+        push_sources: bool = True,
         llamacloud_conn_id: str = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
@@ -105,6 +114,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.turn_timeout = turn_timeout
         self.on_interrupted = on_interrupted
         self.log_answer = log_answer
+        self.push_sources = push_sources
         self._client: LlamaCloudClient | None = None
         self._memory: TurnMemory | None = None
         self._is_killed = False
@@ -122,6 +132,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         question = self._question()
         may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again"
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
+        log = TurnLog(self.log, shows_texts=self.log_answer)
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):
             self._watch(client)
@@ -129,10 +140,12 @@ class SendChatMessageOperator(LlamaCloudOperator):
             memory.recall()
             session = client.get_session(question.session_id, **question.scope)
             question = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
+            log.asks(question)
             trace = memory.begin(session)
             ask_again = trace.is_open and (memory.is_cleared or may_ask_again)
             is_answered = trace.is_open and judge(session.events, question, trace).state is State.FINISHED
             if self.deferrable and not is_answered and not client.is_stopped:
+                log.defers(deadline)
                 self._defer(context, question, trace, deadline, ask_again=ask_again)
             turn = client.answer(
                 question,
@@ -140,8 +153,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 deadline=deadline,
                 ask_again=ask_again,
                 keep=memory.keep,
-                on_event=TurnLog(self.log) if self.log_answer else None,
+                on_event=log,
             )
+            log.answered(turn, has_posted=memory.has_posted)
         record(hook, question.index_ids, client.config.base_url)
         return self._finish(context, turn)
 
@@ -241,21 +255,21 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
+        from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
+        from airflow_provider_llamachat.evidence import bounded
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
         self.push(context, "skipped_index_ids", turn.skipped_index_ids)
         if turn.skipped_index_ids:
             self.log.warning("The turn skipped indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
-        usage = turn.usage
-        self.log.info(
-            "Answered with %d characters, %s input and %s output tokens, in %s ms. Session: %s.",
-            len(turn.answer),
-            usage.total_input_tokens,
-            usage.total_output_tokens,
-            usage.duration_ms,
-            turn.session_id,
-        )
+        sources = bounded(turn.sources)
+        if self.push_sources:
+            try:
+                self.push(context, "sources", sources)
+            except Exception as problem:  # noqa: BLE001  # an XCom backend's limit must not fail a turn that was paid for
+                self.log.warning("The sources could not be pushed to XCom (%s).", type(problem).__name__)
+        TurnLog(self.log, shows_texts=self.log_answer).ends(turn, sources)
         return turn.answer
 
     def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:

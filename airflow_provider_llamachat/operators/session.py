@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import XComNotFound
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
@@ -148,20 +149,32 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     :param session_id: the session to delete, or the whole session as its task returned it. (templated)
     :param ignore_missing: do not fail if the session does not exist, or was not created because an upstream task failed.
         (templated)
+    :param transcript_path: save the conversation to this path first, as :class:`~.transcript.SaveTranscriptOperator` does. If that
+        fails, nothing is deleted. (templated)
+    :param transcript_format: ``markdown``, ``json`` or ``html``. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises NotFoundError: the session does not exist, and ``ignore_missing`` is False.
+    :raises TranscriptError: the transcript could not be written; the session was not deleted.
     """
 
     # The id is first, so that no other field is rendered twice if it is missing.
-    template_fields: Sequence[str] = ("session_id", *LlamaCloudOperator.template_fields, "ignore_missing")
+    template_fields: Sequence[str] = (
+        "session_id",
+        *LlamaCloudOperator.template_fields,
+        "ignore_missing",
+        "transcript_path",
+        "transcript_format",
+    )
 
     def __init__(
         self,
         *,
         session_id: Templated[dict[str, Any]],
         ignore_missing: Templated[bool] = True,
+        transcript_path: Any = None,
+        transcript_format: Templated[arguments.TranscriptFormat] = "markdown",
         llamacloud_conn_id: str = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
@@ -172,6 +185,8 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         )
         self.session_id = session_id
         self.ignore_missing = ignore_missing
+        self.transcript_path = given_path(transcript_path)
+        self.transcript_format = transcript_format
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
         """Render templates. A session id that was not pushed to XCom becomes empty, which :meth:`execute` checks."""
@@ -183,14 +198,20 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             super().render_template_fields(context, jinja_env)
 
     def execute(self, context: Context) -> None:
-        """Delete the session."""
+        """Save the transcript if there is a path for it, and delete the session."""
+        from airflow_provider_llamachat.operators.transcript import save
+
         ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
         if ignore_missing and arguments.is_nothing(self.session_id):
             self.log.info("Nothing to delete, because no session was created.")
             return
         session_id = arguments.session_id(self.session_id)
+        form = arguments.choice(self.transcript_format, "transcript_format", arguments.TranscriptFormat)
+        path = resolved_path(self.transcript_path, "transcript_path")
         with self.get_hook().get_conn() as client:
             try:
+                if path is not None:
+                    save(self, context, client, session_id, path, form)
                 client.delete_session(session_id, **self.scope())
             except NotFoundError:
                 if not ignore_missing:

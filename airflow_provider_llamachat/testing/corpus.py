@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,29 @@ def _subject(prompt: str, previous: str | None) -> frozenset[str]:
     return inherited | own
 
 
+def retrieved(index_id: str, snippet: Snippet, score: float | None = None) -> dict[str, Any]:
+    """A snippet in the form of the API's retrieval results. ``index_id`` is the emulator's own, because a turn may search several."""
+    file_id = f"dfl-{zlib.crc32(snippet.document.encode()):08x}"
+    picture = {"attachment_name": f"screenshots/page_{snippet.page}.jpg", "source_id": file_id, "type": "screenshot"}
+    return {
+        "index_id": index_id,
+        "content": snippet.text,
+        "score": None if score is None else round(score, 4),
+        "rerank_score": None,
+        "metadata": {"file_name": snippet.document},
+        "static_fields": {
+            "page_range_start": snippet.page,
+            "page_range_end": snippet.page,
+            "chunk_index": 0,
+            "chunk_start_char": 0,
+            "chunk_end_char": len(snippet.text),
+            "chunk_token_count": _tokens(snippet.text),
+            "parsed_directory_file_id": file_id,
+            "attachments": [picture],
+        },
+    }
+
+
 def answer(
     prompt: str, previous: str | None, sources: Mapping[str, Sequence[Snippet]], length: int | None = None
 ) -> Answer:
@@ -106,6 +130,6 @@ def answer(
         text = "There is nothing to search: none of the requested indexes can be queried."
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
-    found = [{"index_id": index_id, **snippet._asdict(), "score": score} for score, index_id, snippet in best]
+    found = [retrieved(index_id, snippet, score / (score + 1)) for score, index_id, snippet in best]
     read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(snippet.text) for _, _, snippet in best)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

@@ -19,8 +19,9 @@ from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from airflow_provider_llamachat.testing import DEFAULT_ORGANIZATION_ID
+from airflow_provider_llamachat.testing.corpus import retrieved
 from airflow_provider_llamachat.testing.records import STREAM_KINDS
-from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession
+from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession, utc
 from airflow_provider_llamachat.testing.turns import TurnRun, TurnStream
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as_json
 
@@ -37,6 +38,10 @@ class _ListQuery(_ProjectQuery):
     page_size: Annotated[int, Field(ge=1)] | None = None
     page_token: str | None = None
     source_directory_id: str | None = None
+
+
+class _AttachmentQuery(_ProjectQuery):
+    source_id: str
 
 
 class _SessionBody(BaseModel):
@@ -280,6 +285,19 @@ class Call:
             raise ApiError(409, f"A sync of index {index.id} is already in progress.")
         index.sync_ends = time.time() + self._settings.sync_seconds
         return as_json({"message": "Sync started."}, 202)
+
+    async def _do_attachment(self) -> web.Response:
+        query = self._query(_AttachmentQuery)
+        project_id = self._project(query)
+        name = self._request.match_info["id"]
+        wanted = {"attachment_name": name, "source_id": query.source_id, "type": "screenshot"}
+        there = (index for index in self._state.indexes.values() if index.project_id == project_id)
+        snippets = (snippet for index in there for snippet in index.snippets)
+        if not any(wanted in retrieved("", snippet)["static_fields"]["attachments"] for snippet in snippets):
+            raise ApiError(404, "Attachment not found.")
+        signature = f"X-Amz-Expires=3600&X-Amz-Signature={secrets.token_hex(32)}"
+        url = f"https://attachments.invalid/{query.source_id}/{name}?{signature}"
+        return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 
 def _wrong_indexes(why: str, index_ids: list[str]) -> ApiError:

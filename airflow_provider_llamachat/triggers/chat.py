@@ -77,6 +77,7 @@ class ChatTurnTrigger(BaseTrigger):
         self.organization_id = organization_id
         self.log_answer = log_answer
         self._known = known
+        self._has_posted = False
 
     @property
     def question(self) -> Question:
@@ -121,21 +122,23 @@ class ChatTurnTrigger(BaseTrigger):
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
+        log = TurnLog(self.log, shows_texts=self.log_answer)
         # The clocks of worker and triggerer may differ slightly. If a clock is far behind, the start does not count as the first.
         is_first = self.deferred_at is not None and -1.0 <= time.time() - self.deferred_at <= MOMENT
         self._trace = self.trace if is_first else replace(self.trace, intended_at=time.time())
         await wait_for_start()
         try:
             async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
-                await client.answer(
+                turn = await client.answer(
                     self.question,
                     self._trace,
                     deadline=self.deadline,
                     ask_again=self.ask_again,
                     look_first=True,
                     keep=self._keep,
-                    on_event=TurnLog(self.log) if self.log_answer else None,
+                    on_event=log,
                 )
+            log.answered(turn, has_posted=self._has_posted)
             event = TurnEvent(ANSWERED, self.question, self._trace)
         except asyncio.CancelledError:
             if is_first and self._trace.is_open and self.deferred_at is not None:
@@ -148,6 +151,7 @@ class ChatTurnTrigger(BaseTrigger):
     async def _keep(self, trace: Trace, is_intent: bool) -> None:  # called by position
         # A triggerer cannot access the task's memory, so the event passes the trace to the worker.
         self._trace = trace
+        self._has_posted = self._has_posted or is_intent
 
     async def on_kill(self) -> None:
         """Log what happens to the turn. Airflow 3.3 calls this when a user stops the deferred task. Nothing is deleted."""

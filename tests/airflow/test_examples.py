@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.airflow.runner import EXAMPLES, load, run
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -15,13 +17,14 @@ CHATS = {
     "llamachat_mapped": 2,
     "llamachat_deferrable": 1,
     "llamachat_taskflow": 1,
+    "llamachat_evidence": 2,
 }
 """Dag id (and file name) of each example about sessions and turns: how many turns it asks."""
 
 
 @pytest.mark.parametrize("name", CHATS)
-def test_an_example_works_as_it_stands(name: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    result = run(EXAMPLES / f"{name}.py", name)
+def test_an_example_works_as_it_stands(name: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    result = run(EXAMPLES / f"{name}.py", name, {"output": f"file://{tmp_path}"})
     assert result.state == "success", result.tasks
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == CHATS[name]
     assert llamacloud_emulator.sessions == {}
@@ -36,13 +39,14 @@ def test_an_example_works_as_it_stands(name: str, llamacloud_emulator: LlamaClou
         ("llamachat_mapped", "vacation"),
         ("llamachat_deferrable", "Compare"),
         ("llamachat_taskflow", "vacation"),
+        ("llamachat_evidence", "risk factors"),
     ],
 )
 def test_an_example_leaves_no_session_when_a_question_fails(
-    name: str, prompt: str, llamacloud_emulator: LlamaCloudEmulator
+    name: str, prompt: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt=prompt, status=422, times=None))
-    result = run(EXAMPLES / f"{name}.py", name)
+    result = run(EXAMPLES / f"{name}.py", name, {"output": f"file://{tmp_path}"})
     assert result.state == "failed", result.tasks
     states = [state for states in result.tasks.values() for state in states]
     assert states.count("failed") == 1
@@ -61,10 +65,35 @@ def test_a_downstream_task_receives_session_id_and_index_ids(llamacloud_emulator
     assert received["answer"] == result.xcom("ask")
 
 
+def test_the_evidence_example_leaves_a_report_with_footnotes_and_a_transcript(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    result = run(EXAMPLES / "llamachat_evidence.py", "llamachat_evidence", {"output": f"file://{tmp_path}"})
+    page = Path(result.xcom("report").removeprefix("file://"))
+    text = page.read_text()
+    assert "47.5 million euros" in text
+    assert "[^1]: Halden Instruments, report Q3 2025, page 2\n" in text
+    assert text.count("[^2]") == 2
+    transcript = (page.parent / "transcript.html").read_text()
+    assert transcript.count("<section>") == 2
+    assert "Which risk factors does the Q3 report name?" in transcript
+    assert result.xcom("ask_revenue", "sources")[0]["pages"] == [2, 2]
+
+
+def test_the_evidence_example_fails_without_sources_and_keeps_the_conversation(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.add_index(INDEX_FILINGS, documents=["Nothing of interest."])
+    result = run(EXAMPLES / "llamachat_evidence.py", "llamachat_evidence", {"output": f"file://{tmp_path}"})
+    assert result.state == "failed"
+    assert (result.tasks["check"], result.tries["check"]) == (["failed"], 1)
+    assert result.tasks["delete_session"] == ["success"]
+    (transcript,) = tmp_path.glob("*/transcript.html")
+    assert "say nothing about that" in transcript.read_text()
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
 def test_an_example_says_what_it_shows(file: object) -> None:
-    from pathlib import Path
-
     assert isinstance(file, Path)
     for dag in load(file).values():
         assert dag.doc_md

@@ -19,6 +19,8 @@ from airflow_provider_llamachat.testing import (
 
 SCOPE = {"project_id": DEFAULT_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID}
 
+PICTURE = ("dfl-bfddaf13", "screenshots/page_2.jpg")
+
 Call = Callable[[Any, str], Any]
 
 # name: (our call, the SDK's call); both get a client and the id of a session that exists.
@@ -59,6 +61,10 @@ PAIRS: dict[str, tuple[Call, Call]] = {
     "index": (
         lambda c, _s: c.get_index(INDEX_FILINGS, expand_sync=True, **SCOPE),
         lambda c, _s: c.indexes.get(INDEX_FILINGS, expand=["sync_in_progress"], **SCOPE),
+    ),
+    "attachment": (
+        lambda c, _s: c.get_attachment_url(*PICTURE, **SCOPE),
+        lambda c, _s: c.beta.attachments.get(PICTURE[1], source_id=PICTURE[0], **SCOPE),
     ),
     "sync": (lambda c, _s: c.sync_index(INDEX_FILINGS, **SCOPE), lambda c, _s: c.indexes.sync(INDEX_FILINGS, **SCOPE)),
 }

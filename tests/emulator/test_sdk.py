@@ -17,6 +17,8 @@ from llama_cloud import (
     RateLimitError,
     UnprocessableEntityError,
 )
+from llama_cloud.types import RetrievalRetrieveResponse
+from llama_cloud.types.chat_retrieve_response import EventToolResultEvent
 
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
@@ -121,6 +123,25 @@ def test_indexes(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> No
     assert before.last_synced_at is not None
     assert after.last_synced_at is not None
     assert after.last_synced_at > before.last_synced_at
+
+
+def test_retrieval_results_and_attachments(sdk: LlamaCloud) -> None:
+    session_id = sdk.chat.create(index_ids=[INDEX_FILINGS]).session_id
+    with sdk.chat.with_streaming_response.stream(
+        session_id, index_ids=[INDEX_FILINGS], prompt="Revenue in Q3?"
+    ) as turn:
+        turn.read()
+    (event,) = [event for event in sdk.chat.retrieve(session_id).events if isinstance(event, EventToolResultEvent)]
+    (found,) = RetrievalRetrieveResponse.model_validate({"results": event.result}, strict=True).results
+    assert found.static_fields is not None
+    assert (found.static_fields.page_range_start, found.score) == (2, 0.8)
+    (picture,) = found.static_fields.attachments or []
+    url = sdk.beta.attachments.get(picture.attachment_name, source_id=picture.source_id)
+    assert url.expires_at.timestamp() > time.time()
+    with pytest.raises(NotFoundError):
+        sdk.beta.attachments.get("screenshots/page_99.jpg", source_id=picture.source_id)
+    with pytest.raises(UnprocessableEntityError, match="source_id"):
+        sdk.get("/api/v1/beta/attachments/a", cast_to=object)
 
 
 def test_refusals(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> None:

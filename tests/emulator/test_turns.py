@@ -37,7 +37,7 @@ def test_the_order_of_a_turn(api: Api) -> None:
     call, result = stream[kinds.index("tool_call")][1], stream[kinds.index("tool_result")][1]
     assert call["arguments"] == {"query": "q3 revenue", "index_ids": [INDEX_FILINGS]}
     assert (call["name"], result["name"], call["call_id"]) == ("retrieve", "retrieve", result["call_id"])
-    assert result["result"][0]["document"] == "Halden Instruments, report Q3 2025"
+    assert result["result"][0]["metadata"] == {"file_name": "Halden Instruments, report Q3 2025"}
     assert "47.5 million euros" in stream[kinds.index("text")][1]["content"]
     stop = stream[-1][1]
     assert (stop["is_error"], stop["error"], stop["skipped_index_ids"], stop["usage"]["turns"]) == (False, None, [], 1)

@@ -10,20 +10,31 @@ import airflow_provider_llamachat
 
 ROOT = Path(airflow_provider_llamachat.__file__).parent
 LAYERS = (
-    ("redaction", "provider_info"),
+    ("redaction", "provider_info", "evidence"),
     ("exceptions",),
     ("arguments",),
     ("models",),
     ("conversation",),
     ("client",),
-    ("batch", "airflow_support", "testing"),
+    ("batch", "airflow_support", "testing", "transcripts"),
     ("hooks",),
     ("triggers",),
     ("operators", "sensors"),
     ("decorators",),
 )
 """Lowest first. A room imports itself and lower ones; two rooms of one layer do not know each other."""
-WITHOUT_AIRFLOW = {"redaction", "provider_info", "arguments", "models", "conversation", "client", "batch", "testing"}
+WITHOUT_AIRFLOW = {
+    "redaction",
+    "provider_info",
+    "evidence",
+    "arguments",
+    "models",
+    "conversation",
+    "client",
+    "batch",
+    "testing",
+    "transcripts",
+}
 IN_FIXTURES = "testing/pytest_plugin.py"
 """Imports Airflow, but only when a test of a user asks for its fixtures."""
 

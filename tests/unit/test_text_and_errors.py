@@ -174,4 +174,4 @@ def test_a_slow_answer_is_shown_before_its_line_is_full(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.airflow_support.turn_log.PATIENCE", -1.0)
-    assert shown(caplog, delta("slow")) == ["| slow"]
+    assert shown(caplog, delta("slow"), delta(" words and ha"), delta("lf")) == ["| slow words and"]

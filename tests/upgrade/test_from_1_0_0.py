@@ -143,6 +143,9 @@ def test_a_batch_goes_on_from_the_journal(
     )
     manifest = task.execute(a_try(task, 1))
     assert (manifest["kept"], manifest["settled"], manifest["answered"]) == (1, 1, 2)
+    kept, settled = [json.loads(line)["sources"] for line in output.read_text().splitlines()]
+    assert kept is None  # nobody knows them any more
+    assert settled[0]["file_name"] == "Halden Instruments, report Q2 2025"
     assert llamacloud_emulator.posts() == 1  # the one that this test sent
 
 

@@ -1,0 +1,178 @@
+"""A conversation is saved completely or not at all, and deleted only after it was saved."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.batch import storage
+from airflow_provider_llamachat.client.retry import no_backoff
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnInterruptedError,
+    InvalidArgumentError,
+    NotFoundError,
+    ServerError,
+    TranscriptError,
+)
+from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.operators import transcript
+from airflow_provider_llamachat.operators.chat import DeleteChatSessionOperator, SaveTranscriptOperator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from tests.airflow.tries import a_try
+from tests.batch.stores import Buckets
+
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+PROMPT = "What was the revenue in Q3?"
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    monkeypatch.setattr(transcript, "POLL", 0.05)
+
+
+@pytest.fixture
+def session_id() -> str:
+    hook = LlamaCloudHook()
+    made = hook.create_session([INDEX_FILINGS]).session_id
+    hook.send_message(made, PROMPT)
+    return made
+
+
+def save(session_id: Any, path: Any, form: str = "markdown") -> str:
+    task = SaveTranscriptOperator(task_id="save", session_id=session_id, output_path=path, format=form)
+    return task.execute(a_try(task, 1))
+
+
+def delete(session_id: Any, path: Any, **options: Any) -> None:
+    task = DeleteChatSessionOperator(task_id="delete", session_id=session_id, transcript_path=path, **options)
+    task.execute(a_try(task, 1))
+
+
+def with_history_lag(seconds: float, emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = json.loads(emulator.airflow_connection_json)
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps({**connection, "extra": {"history_lag": seconds}}))
+
+
+@pytest.mark.parametrize("form", ["markdown", "html", "json"])
+def test_the_conversation_is_saved_with_one_read(
+    form: str, session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    before = len(llamacloud_emulator.requests)
+    path = tmp_path / "new" / f"transcript.{form}"
+    assert save(session_id, path, form).removeprefix("file://") == str(path)
+    assert [request.endpoint for request in llamacloud_emulator.requests[before:]] == ["get"]
+    text = path.read_text()
+    assert PROMPT in text
+    assert text.count("47.5 million euros") >= 2  # in the answer and in its source
+    assert (text.startswith("<!DOCTYPE html>"), text.startswith("{")) == (form == "html", form == "json")
+    save(session_id, path, form)
+    assert path.read_text() == text
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name]
+
+
+def test_an_object_store_holds_it_as_one_object(session_id: str) -> None:
+    store = Buckets("reports")
+    path = store.at("reports/2026/transcript.html")
+    assert save({"session_id": session_id}, path, "html") == str(path)
+    assert b"47.5 million" in path.read_bytes()
+    with pytest.raises(TranscriptError, match=r"The transcript was not saved\. Could not write to .*does not exist"):
+        save(session_id, store.at("rebort/transcript.md"))
+
+
+def test_a_session_is_deleted_after_it_was_saved_and_not_otherwise(
+    session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TranscriptError, match="Is a directory"):
+        delete(session_id, tmp_path / "folder")
+    with pytest.raises(TranscriptError):
+        delete(session_id, Buckets("reports").at("rebort/transcript.md"))
+    with pytest.raises(InvalidArgumentError, match="transcript_path must be an absolute path"):
+        delete(session_id, "transcript.md")
+    with pytest.raises(InvalidArgumentError, match="transcript_format must be one of"):
+        delete(session_id, tmp_path / "t", transcript_format="pdf")
+    llamacloud_emulator.inject(Fault("status", endpoint="get", status=500, times=None))
+    with no_backoff(), pytest.raises(ServerError):
+        delete(session_id, tmp_path / "transcript.md")
+    assert llamacloud_emulator.deleted == []
+    llamacloud_emulator.clear_faults()
+    delete(session_id, tmp_path / "transcript.md")
+    assert llamacloud_emulator.deleted == [session_id]
+    assert "47.5 million" in (tmp_path / "transcript.md").read_text()
+    # A retry whose earlier attempt deleted the session leaves its transcript alone.
+    delete(session_id, tmp_path / "transcript.md")
+    assert "47.5 million" in (tmp_path / "transcript.md").read_text()
+    delete("", tmp_path / "other.md")
+    assert not (tmp_path / "other.md").exists()
+    with pytest.raises(NotFoundError):
+        delete(session_id, tmp_path / "other.md", ignore_missing=False)
+
+
+def test_a_file_that_is_there_stays_when_saving_fails(
+    session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "transcript.md"
+    path.write_text("the earlier one")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TranscriptError, match="No space left on device"):
+        save(session_id, path)
+    assert path.read_text() == "the earlier one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["transcript.md"]
+
+
+def test_a_turn_that_is_still_running_is_waited_for(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_history_lag(20.0, llamacloud_emulator, monkeypatch)
+    hook = LlamaCloudHook()
+    made = hook.create_session([INDEX_FILINGS]).session_id
+    llamacloud_emulator.settings.turn_latency = 1.0
+    asking = threading.Thread(target=LlamaCloudHook().send_message, args=(made, PROMPT))
+    asking.start()
+    while not hook.get_session(made).events:
+        pass
+    save(made, tmp_path / "transcript.json", "json")
+    asking.join()
+    (turn,) = json.loads((tmp_path / "transcript.json").read_text())["turns"]
+    assert turn["finished"] is True
+
+
+def test_a_turn_that_never_ends_is_saved_as_it_is(
+    session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with_history_lag(0.2, llamacloud_emulator, monkeypatch)
+    llamacloud_emulator.settings.survives_disconnect = False
+    llamacloud_emulator.inject(Fault("cut", after_events=3))
+    with pytest.raises(ChatTurnInterruptedError):
+        list(LlamaCloudHook().stream_message(session_id, "And in Q2?"))
+    save(session_id, tmp_path / "transcript.md")
+    text = (tmp_path / "transcript.md").read_text()
+    assert "And in Q2?" in text
+    assert text.count("The turn has no end") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "says"),
+    [
+        (None, "json", "output_path must be the path of a file"),
+        ("relative.md", "json", "output_path must be an absolute path"),
+        ("/tmp/{{ ds }}.md", "json", "output_path contains a template that was not rendered"),
+        ("/tmp/", "json", "output_path must be the path of a file"),
+        ("/tmp/x.md", "pdf", "format must be one of 'markdown', 'json', 'html'"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_anything_is_read(
+    path: Any, form: str, says: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=says):
+        save("ses-1", path, form)
+    assert llamacloud_emulator.requests == []

@@ -1,0 +1,97 @@
+"""What others write stays harmless in the log of a turn: one line each, without control characters, bounded."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.airflow_support.turn_log import LINE, MAX_CITATIONS, MAX_LINES, TurnLog
+from airflow_provider_llamachat.conversation.history import fold
+from airflow_provider_llamachat.conversation.question import Question
+from airflow_provider_llamachat.evidence import bounded
+from airflow_provider_llamachat.models import Event, parse_event
+from tests.unit.test_transcripts import HOSTILE
+
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\ud800-\udfff]")
+
+
+def events_of(text: str, **usage: Any) -> list[Event]:
+    passage = {"content": text, "metadata": {"file_name": text}, "static_fields": {"page_range_start": 3}}
+    items: list[dict[str, Any]] = [
+        {"type": "tool_call", "name": text, "call_id": "1", "arguments": {text: text}},
+        {"type": "tool_result", "name": text, "call_id": "1", "result": [passage, passage, text, {"odd": text}]},
+        {"type": "text", "content": text},
+        {"type": "stop", "usage": usage},
+    ]
+    return [event for item in items if (event := parse_event(item))]
+
+
+def logged(caplog: pytest.LogCaptureFixture, text: str, *, live: bool, shows_texts: bool = True) -> list[str]:
+    caplog.set_level(logging.DEBUG)
+    log = TurnLog(logging.getLogger("task"), shows_texts=shows_texts)
+    events = events_of(text, total_input_tokens=1, total_output_tokens=2, duration_ms=1001.204)
+    turn = fold(events, "ses-1", text)
+    log.asks(Question("ses-1", text, ["idx-1", text]))
+    log.defers(1_800_000_000.0)
+    for event in events if live else []:
+        log(event)
+    log.answered(turn, has_posted=live)
+    log.ends(turn, bounded(turn.sources))
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["streamed", "adopted"])
+@pytest.mark.parametrize("text", [*HOSTILE, "word " * 2_000_000], ids=[*map(str, range(len(HOSTILE))), "10 MB"])
+def test_hostile_texts_stay_harmless(text: str, live: bool, caplog: pytest.LogCaptureFixture) -> None:
+    begin = time.process_time()
+    lines = logged(caplog, text, live=live)
+    assert not any(UNSEEN.search(line) for line in lines)
+    assert max(map(len, lines)) < 900
+    assert max(len(line) for line in lines if line.startswith("| ")) <= LINE + 2
+    assert len(lines) < MAX_LINES + 30
+    assert "49" not in "".join(lines)
+    assert lines[-1].startswith(
+        f"Answered with {len(text)} characters from 4 sources, 1 input and 2 output tokens, in 1.0 s."
+    )
+    assert sum("gave 4 passages" in line for line in lines) == 1
+    assert ("it cost nothing" in "".join(lines)) is not live
+    assert time.process_time() - begin < 10.0
+
+
+def test_without_texts_only_figures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+    for live in (True, False):
+        lines = logged(caplog, "secretive", live=live, shows_texts=False)
+        assert [line for line in lines if "secretive" in line] == [
+            "Question in session ses-1, indexes idx-1, secretive: 9 characters"
+        ] * (2 - live)
+    assert "Answered with 9 characters from 4 sources" in lines[-1]
+
+
+def test_the_list_of_documents_is_short_and_the_end_of_a_long_answer_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log = TurnLog(logging.getLogger("task"))
+    results = [{"file_id": f"f-{number}", "file_name": f"{number}.pdf"} for number in range(MAX_CITATIONS + 5)]
+    items: list[dict[str, Any]] = [
+        {"type": "tool_result", "name": "find", "call_id": "1", "result": results},
+        {"type": "text", "content": "line\n" * (MAX_LINES + 5)},
+        {"type": "stop", "usage": {}},
+    ]
+    events = [event for item in items if (event := parse_event(item))]
+    for event in events:
+        log(event)
+    turn = fold(events, "ses-1", "q")
+    log.ends(turn, turn.sources)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines.count("| line") == MAX_LINES
+    assert f"| … (only the first {MAX_LINES} lines of an answer are logged)" in lines
+    assert sum(line.startswith("source: ") for line in lines) == MAX_CITATIONS + 1
+    assert f"source: … ({MAX_CITATIONS + 5} documents in all)" in lines
+    assert lines[-1] == (
+        f"Answered with {len(turn.answer)} characters from 25 sources, None input and None output tokens, in an unknown time. "
+        "Session: ses-1."
+    )
