@@ -19,6 +19,7 @@ import pytest
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from airflow_provider_llamachat.airflow_support.paths import resolved_path
 from airflow_provider_llamachat.exceptions import ChatBatchError, LlamaCloudTaskStateError
 from airflow_provider_llamachat.operators.batch import MAX_XCOM_ITEMS, ChatBatchOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
@@ -378,13 +379,12 @@ def test_stopped_before_it_reads_its_journal_it_asks_nothing(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
-    path = task._path  # noqa: SLF001  # the first thing that takes time
 
-    def stopped_path() -> Any:
+    def stopped_path(given: Any, name: str) -> Any:
         task.on_kill()
-        return path()
+        return resolved_path(given, name)
 
-    monkeypatch.setattr(task, "_path", stopped_path)  # as above
+    monkeypatch.setattr("airflow_provider_llamachat.operators.batch.resolved_path", stopped_path)
     with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
     assert llamacloud_emulator.requests == []
