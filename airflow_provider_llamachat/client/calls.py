@@ -26,6 +26,10 @@ from airflow_provider_llamachat.models import Session
 DEFAULT_TURN_TIMEOUT = 600.0
 """Default for the maximum duration of a turn, in seconds."""
 
+STALL = 2.0
+"""How often the connection's timeout may pass without growth of a turn in the history, before the turn counts as cut off. The
+history grows by whole events, which is slower than the stream."""
+
 LAST_LOOK = 30.0
 """Minimum number of seconds for reading a session's history, even if the deadline of the turn has passed."""
 
@@ -136,8 +140,7 @@ def limits(config: ClientConfig, deadline: float) -> Limits:
     """Return the limits of a turn that ends at ``deadline`` (epoch seconds)."""
     return Limits(
         deadline=deadline,
-        # The history grows by whole events, which is slower than the stream, so it gets twice the timeout.
-        stall_after=2 * config.timeout,
+        stall_after=STALL * config.timeout,
         max_posts=config.max_retries + 1,
         lag=config.history_lag,
         poll=min(1.0, config.timeout / 4),

@@ -77,7 +77,7 @@ def test_clearing_a_task_whose_turn_died_asks_once_more(
     llamacloud_emulator.settings.survives_disconnect = False
     store = Store()
     interrupt(session_id, llamacloud_emulator, store)
-    monkeypatch.setattr("airflow_provider_llamachat.client.config.DEFAULT_TIMEOUT", 0.2)
+    monkeypatch.setattr("airflow_provider_llamachat.client.calls.STALL", 0.01)
     task = ask(session_id, retries=1)
     assert "47.5 million" in task.execute(a_try(task, 2, 2, store))
     assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (2, 1)

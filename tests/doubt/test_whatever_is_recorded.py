@@ -155,9 +155,15 @@ def test_a_turn_that_cannot_be_told_to_be_ours_fails_and_no_retry_pays_again(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(Fault("hang", endpoint="stream"))
-    one = life(extra={"timeout": 0.4})
+    one = life(extra={"timeout": 1.0})
     session_id = one.session_id
-    threading.Timer(0.2, llamacloud_emulator.intrude, (session_id, "Who are you?")).start()
+
+    def intrude() -> None:
+        while not llamacloud_emulator.posts(session_id):
+            time.sleep(0.01)
+        llamacloud_emulator.intrude(session_id, "Who are you?")
+
+    threading.Thread(target=intrude, daemon=True).start()
     assert one.live() is None
     assert llamacloud_emulator.posts(session_id) == 1
     if (
