@@ -204,9 +204,13 @@ def bounded(found: list[Source], size: int = MAX_BYTES) -> list[Source]:
         sizes.pop()
     if len(kept) == len(found) and length == MAX_TEXT:
         return kept
-    cut = f" Texts are cut to {length} characters." if length < MAX_TEXT else ""
-    left_out = f"{len(found) - len(kept)} of {len(found)} sources are left out."
-    return [*kept, {"note": f"{left_out}{cut} At most {MAX_COUNT} sources and {size} bytes are kept here."}]
+    left_out, cut = len(found) - len(kept), length < MAX_TEXT
+    parts = [
+        f"{left_out} of {len(found)} sources are left out." if left_out else "",
+        f"Texts of sources are cut to {length} characters." if cut else "",
+        f"At most {MAX_COUNT} sources and {size} bytes are kept.",
+    ]
+    return [*kept, {"note": " ".join(filter(None, parts))}]
 
 
 def _shortened(source: Source, length: int) -> Source:

@@ -21,6 +21,7 @@ from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.operators.chat import (
     CreateChatSessionOperator,
     DeleteChatSessionOperator,
+    SaveTranscriptOperator,
     SendChatMessageOperator,
 )
 from airflow_provider_llamachat.operators.index import SyncIndexOperator
@@ -40,7 +41,10 @@ with DAG(dag_id="given"):
     SendChatMessageOperator(
         task_id="ask", session_id=create.output, prompt=out, index_ids=out, turn_timeout=out, on_interrupted=out
     )
-    DeleteChatSessionOperator(task_id="delete", session_id=create.output, ignore_missing=out)
+    SaveTranscriptOperator(task_id="save", session_id=create.output, output_path=Path("/data") / "{{ ds }}", format=out)
+    DeleteChatSessionOperator(
+        task_id="delete", session_id=create.output, ignore_missing=out, transcript_path=out, transcript_format="html"
+    )
     ChatBatchOperator(
         task_id="batch",
         prompts=out,
