@@ -311,7 +311,7 @@ def test_the_time_of_the_last_loss_counts(problem: errors.LlamaCloudError, is_ta
     assert after.trace.intended_at == posted + 50.0
 
 
-@pytest.mark.parametrize(("history", "position"), [(THEIRS, 1), ([asked()], 1), ([], 0)])
+@pytest.mark.parametrize(("history", "position"), [(THEIRS, 1), (THEIRS * 2, 2), ([asked()], 1), ([], 0)])
 def test_asking_again_goes_to_the_end_of_the_session(history: list[dict[str, Any]], position: int) -> None:
     world = World(shown=[(0.0, history)])
     world.run(TAKEN, ask_again=True)
