@@ -15,12 +15,14 @@ MAX_MESSAGE = 2400
 """Maximum length of an exception's message."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
-# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. What signs a URL of a
-# storage service (Amazon, Google, Azure) gives access to a file.
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
 _CREDENTIALS = re.compile(
-    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+"
-    r"|(?<=[?&])(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}",
-    re.ASCII,
+    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
+)
+# What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
+# that is quickly found.
+_SIGNATURES = re.compile(
+    r"(?i)([?&])(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}", re.ASCII
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -80,12 +82,13 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
     """Replace each of ``secrets``, and each secret given to :func:`remember`, with ``***``.
 
     Secrets are also recognized when they are encoded for a URL, JSON, source code, HTML, Base64 (including ``Authorization: Basic``)
-    or as hexadecimal digits, in upper or lower case. Anything that looks like a LlamaCloud key or a bearer token is replaced too.
+    or as hexadecimal digits, in upper or lower case. Anything that looks like a LlamaCloud key, a bearer token or the
+    signature of a URL is replaced too.
     """
     for secret in {*secrets, *_known}:
         if secret:
             text = _pattern(secret).sub("***", text)
-    return _CREDENTIALS.sub("***", text)
+    return _SIGNATURES.sub(r"\1***", _CREDENTIALS.sub("***", text))
 
 
 def printable(text: str) -> str:

@@ -24,7 +24,8 @@ def opened(browser: Browser, file: Path, *, bypass_csp: bool) -> Iterator[tuple[
     events: list[str] = []
     context = browser.new_context(bypass_csp=bypass_csp)
     page = context.new_page()
-    page.on("dialog", lambda dialog: (events.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", lambda dialog: events.append(f"dialog {dialog.message}"))
+    page.on("dialog", lambda dialog: dialog.dismiss())
     page.on("console", lambda message: events.append(f"console {message.text}"))
     page.on("pageerror", lambda error: events.append(f"error {error}"))
     page.on("request", lambda request: events.append(f"request {request.url}"))
