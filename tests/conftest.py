@@ -79,6 +79,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
+@pytest.fixture(autouse=True)
+def no_known_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys of other tests are not looked for: a process that knows many is slower."""
+    monkeypatch.setattr("airflow_provider_llamachat.redaction._known", ())  # no release needs to forget a key
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout that the tests lie in."""
