@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.batch.journal import MemoryJournal
-from airflow_provider_llamachat.client import LlamaCloudClient
+from airflow_provider_llamachat.client import LlamaCloudClient, calls
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.batch.conftest import PROMPT, Runner, kill_when, once_each, outcomes, prompts
 
@@ -141,13 +141,18 @@ def test_a_failed_item_is_collected_with_its_reason_and_the_rest_goes_on(
 @pytest.mark.parametrize("kind", ["stall", "stream_reset", "cut", "hang_after", "reset_after"])
 @pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
 def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
-    kind: str, survives: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    kind: str,
+    survives: bool,
+    runner: Runner,
+    llamacloud_emulator: LlamaCloudEmulator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = survives
     emulator.settings.turn_latency = 0.1
-    # How long a silent turn is listened to; its history, twice as long.
     runner.config = replace(runner.config, timeout=3.0)
+    if not survives:
+        monkeypatch.setattr(calls, "STALL", 0.1)
     emulator.inject(Fault(kind, endpoint="stream", times=3, after_events=2))
     report = runner.run()
     if survives:
@@ -159,10 +164,10 @@ def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
 
 
 def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=3.0)
+    monkeypatch.setattr(calls, "STALL", 0.01)
     runner.prompts = ["First", "Second", "Third"]
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Second", after_events=2))
     report = runner.run(session_mode="shared")

@@ -13,7 +13,7 @@ from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.items import parse
 from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
-from airflow_provider_llamachat.client import LlamaCloudClient
+from airflow_provider_llamachat.client import LlamaCloudClient, calls
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, kill_when, once_each, outcomes, prompts, running
@@ -57,10 +57,10 @@ def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
 
 
 def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=3.0)
+    monkeypatch.setattr(calls, "STALL", 0.01)
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     runner.run(ask_again=True)
     assert outcomes(runner).count("interrupted") == 1
@@ -114,11 +114,11 @@ def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emula
 
 
 def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_so(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=3.0)
+    monkeypatch.setattr(calls, "STALL", 0.01)
     emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 2:", after_events=2))
     with pytest.raises(errors.ChatBatchError):
         runner.run(fail_fast=True, max_concurrency=1)
@@ -332,7 +332,7 @@ def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_s
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
-    runner.config = replace(runner.config, timeout=3.0)
+    monkeypatch.setattr(calls, "STALL", 0.01)
     llamacloud_emulator.inject(Fault("cut", endpoint="stream", prompt="Question 0:", after_events=2))
     hand_over = PartsJournal.hand_over
 

@@ -13,7 +13,7 @@ import llama_cloud
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient, calls
 from airflow_provider_llamachat.conversation.history import begin
 from airflow_provider_llamachat.conversation.question import Question
 from airflow_provider_llamachat.models import ChatTurn, Event, Session
@@ -101,10 +101,12 @@ EXPECTED_AT_ONCE = {
 @pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_stream_fault_costs_one_turn_or_a_clear_error(
-    name: str, survives: bool, asker: Asker, llamacloud_emulator: LlamaCloudEmulator
+    name: str, survives: bool, asker: Asker, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator = llamacloud_emulator
     emulator.settings.survives_disconnect = survives
+    if not survives:
+        monkeypatch.setattr(calls, "STALL", 0.2)
     emulator.settings.turn_latency = 0.15
     if survives and not name.startswith(("stall", "hang")):
         asker.config = replace(asker.config, timeout=30.0)

@@ -155,6 +155,8 @@ def test_redaction_takes_no_time_over_hostile_text() -> None:
     assert time.process_time() - begin < 5.0
 
 
-@pytest.mark.parametrize("text", ["AſK-0123456", "asK-0123456", "ask\\-0123456", "a%73k-0123456", "&#97;sk-0123456"])
+@pytest.mark.parametrize(
+    "text", ["A\u017fK-0123456", "as\u212a-0123456", "ask\\-0123456", "a%73k-0123456", "&#97;sk-0123456"]
+)
 def test_a_secret_is_found_in_letters_and_notations_that_mean_the_same(text: str) -> None:
     assert scrub(f"Revenue grew: {text} 11 %.", ("ask-0123456",)) == "Revenue grew: *** 11 %."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -161,7 +162,8 @@ def check(result: Any, arguments: Any, picture: Any, times: int, size: int) -> N
     kept = bounded(found, size)
     text = json.dumps(kept, allow_nan=False)
     assert len(text) <= size  # ASCII
-    assert "\\u0000" not in text
+    # PostgreSQL refuses it; behind another backslash it is text.
+    assert not re.search(r"(?<!\\)(?:\\\\)*\\u0000", text)
     assert json.dumps(kept, ensure_ascii=False).encode()  # no halves of surrogate pairs
     assert len(kept) <= MAX_COUNT + 1
     assert (len(kept) < len(found) or kept != found) is (note(kept) is not None)
