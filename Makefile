@@ -69,7 +69,7 @@ sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous o
 
 .PHONY: long
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
-	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m long $(PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: system
 system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills

@@ -111,6 +111,7 @@ def judge(emulator: LlamaCloudEmulator, tries: Tries, count: int) -> None:
     assert [path.name for path in tries.output.parent.iterdir()] == [tries.output.name]
 
 
+@pytest.mark.long
 def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
     emulator.settings.turn_latency = 0.15
@@ -134,6 +135,7 @@ def test_killed_ten_times_at_random_moments(tmp_path: Path, llamacloud_emulator:
     assert len(emulator.turns) == COUNT  # a post that was killed before its body arrived is no turn
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_journalled", [True, False])
 def test_killed_while_the_history_does_not_show_the_turns_yet(
     is_journalled: bool, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
@@ -152,6 +154,7 @@ def test_killed_while_the_history_does_not_show_the_turns_yet(
     judge(emulator, tries, CONCURRENCY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "point",
     [

@@ -30,6 +30,7 @@ def test_a_storm_of_429_slows_the_whole_batch_and_loses_nothing(
     assert len(refused) < 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", ["seconds", "date", "none"])
 def test_every_form_of_retry_after_is_obeyed(
     style: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
@@ -51,6 +52,7 @@ def test_every_form_of_retry_after_is_obeyed(
     assert report.seconds < 60
 
 
+@pytest.mark.long
 def test_requests_per_minute_against_a_server_that_enforces_it_meets_no_429(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

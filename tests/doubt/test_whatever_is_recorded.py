@@ -177,6 +177,7 @@ def test_a_turn_that_cannot_be_told_to_be_ours_fails_and_no_retry_pays_again(
     assert one.paid == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("loss", "window"),
     [(None, 5), (None, 9), (LOSSES[0], 9), (LOSSES[3], 5), (LOSSES[3], 9), (LOSSES[4], 9)],

@@ -68,6 +68,7 @@ def _processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("turns", "at_once", "latency", "budget"), [(200, 200, 1.0, 20.0), (600, 16, 0.0, 8.0)])
 def test_it_keeps_up(
     turns: int, at_once: int, latency: float, budget: float, capsys: pytest.CaptureFixture[str]

@@ -64,6 +64,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=5)
 
 
+@pytest.mark.long
 def test_without_aiohttp_only_those_who_ask_hear_of_it(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(_NO_AIOHTTP)
     pytester.makepyfile(
@@ -96,6 +97,7 @@ def test_loading_the_plugin_imports_next_to_nothing() -> None:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("named", ["option", "conftest", pytest.param("both", marks=pytest.mark.long), "neither"])
 def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: pytest.Pytester) -> None:
     plugin = "airflow_provider_llamachat.testing.pytest_plugin"
@@ -107,12 +109,14 @@ def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: py
     result.assert_outcomes(passed=1)
 
 
+@pytest.mark.long
 def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(llamacloud_emulator):\n    pass")
     result = pytester.runpytest_subprocess(*_QUIET, "-p", "no:llamacloud", timeout=60)
     result.assert_outcomes(errors=1)
 
 
+@pytest.mark.long
 def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ DRIPS: dict[str, Answer] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("drip", DRIPS)
 def test_whatever_is_dripped_ends_at_the_deadline(drip: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "LAST_LOOK", 0.2)
@@ -85,6 +86,7 @@ def packed(size: int) -> bytes:
     return b"".join(packer.compress(bytes(2**20)) for _ in range(size)) + packer.flush()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["get", "stream"])
 @pytest.mark.parametrize("kind", ["application/json", STREAM])
 def test_a_gzip_bomb_is_not_unpacked(

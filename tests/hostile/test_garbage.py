@@ -70,6 +70,7 @@ GARBAGE: dict[str, Answer] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_no_garbage_lets_anything_but_a_typed_error_or_an_answer_out(garbage: str, caller: Caller) -> None:
     outcomes = {name: caller.meets(call, GARBAGE[garbage], max_retries=0) for name, call in IN_SHORT.items()}
@@ -119,6 +120,7 @@ JSON: dict[str, bytes] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("status", ["200 OK", "401 X", "422 X", "500 X"])
 @pytest.mark.parametrize("text", JSON)
 def test_no_body_lets_anything_but_a_typed_error_or_an_answer_out(text: str, status: str) -> None:

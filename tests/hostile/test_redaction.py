@@ -68,6 +68,7 @@ def shows(text: str) -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("status", ["200 OK", "403 X", "503 X", "302 X"])
 def test_an_echo_of_the_key_is_not_shown(echo: str, status: str, caller: Caller) -> None:
