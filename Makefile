@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples tests .ci
-LONG := system or browser or matrix or chaos or celery or long or bench
+LONG := system or browser or matrix or chaos or celery or long or airflow or bench
 
 PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
 
@@ -69,7 +69,7 @@ sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous o
 
 .PHONY: long
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
-	$(BIN)/python -m pytest -m long $(PARALLEL) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "long or airflow" $(PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: system
 system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills

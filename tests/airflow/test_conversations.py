@@ -60,7 +60,7 @@ def test_the_whole_life_of_a_conversation(llamacloud_emulator: LlamaCloudEmulato
     assert llamacloud_emulator.deleted == [session_id]
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_mapped_sessions_and_prompts(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = go("mapped")
     assert result.state == "success", result.tasks
@@ -84,7 +84,7 @@ def test_a_retry_adopts_the_answer_that_the_first_try_did_not_wait_for(llamaclou
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 2
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_retry_asks_again_when_the_server_ended_the_turn_with_an_error(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_retry_asks_again_when_the_server_ended_the_turn_with_an_error(
     assert llamacloud_emulator.posts() == 2 + len(RETRIES_THAT_LOOK)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize(("prompt", "kind"), [("direct", "sync"), ("deferred", "async")])
 def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.inject(
@@ -111,7 +111,7 @@ def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emula
     assert "return_value" not in result.keys(prompt)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_retried_create_takes_over_the_pristine_session_where_airflow_can_remember_it(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
@@ -143,7 +143,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(
     name: str, llamacloud_emulator: LlamaCloudEmulator
@@ -185,7 +185,7 @@ def test_a_function_without_a_prompt_is_named(
     assert llamacloud_emulator.requests == []
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize("records", ["start", "end"])
 def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_only_at_its_end(
     records: Literal["start", "end"], llamacloud_emulator: LlamaCloudEmulator
@@ -203,7 +203,7 @@ def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_o
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
@@ -216,7 +216,7 @@ def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
     assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (2 + looked, looked)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_prompt_that_was_taken_before_the_connection_went_silent_is_not_asked_again_by_a_retry(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

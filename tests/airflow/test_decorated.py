@@ -16,7 +16,7 @@ from tests.airflow.runner import AIRFLOW, DAGS, run
 DECORATED = DAGS / "decorated.py"
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_an_asynchronous_function_is_awaited(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = run(DECORATED, "asynchronous")
@@ -35,7 +35,7 @@ def test_an_asynchronous_function_is_awaited_where_a_loop_already_runs(
     assert len(llamacloud_emulator.turns) == 1
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_generator_is_refused_in_words(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = run(DECORATED, "generating")
@@ -82,7 +82,7 @@ def _stored(llamacloud_emulator: LlamaCloudEmulator, airflow_database: object) -
         session.query(Connection).filter(Connection.conn_id == "stored").delete()
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.skipif(AIRFLOW == (3, 0), reason="its dag.test() gives a trigger no way to the database")
 @pytest.mark.usefixtures("_stored")
 def test_a_deferred_task_finds_a_stored_connection_in_a_test_of_its_dag(

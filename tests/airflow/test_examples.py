@@ -22,7 +22,7 @@ CHATS = {
 """Dag id (and file name) of each example about sessions and turns: how many turns it asks."""
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize("name", CHATS)
 def test_an_example_works_as_it_stands(name: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = run(EXAMPLES / f"{name}.py", name, {"output": f"file://{tmp_path}"})
@@ -32,7 +32,7 @@ def test_an_example_works_as_it_stands(name: str, tmp_path: Path, llamacloud_emu
     assert llamacloud_emulator.deleted
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize(
     ("name", "prompt"),
     [
@@ -67,7 +67,7 @@ def test_a_downstream_task_receives_session_id_and_index_ids(llamacloud_emulator
     assert received["answer"] == result.xcom("ask")
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_the_evidence_example_leaves_a_report_with_footnotes_and_a_transcript(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -83,7 +83,7 @@ def test_the_evidence_example_leaves_a_report_with_footnotes_and_a_transcript(
     assert result.xcom("ask_revenue", "sources")[0]["pages"] == [2, 2]
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_the_evidence_example_fails_without_sources_and_keeps_the_conversation(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -33,7 +33,7 @@ def left(tmp_path: Path) -> list[str]:
     return [path.name for path in tmp_path.rglob("*")]
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_of_two_mapped_batches_with_one_path_only_one_asks(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator

@@ -13,7 +13,7 @@ from tests.airflow.runner import EXAMPLES, run
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_the_nightly_batch_waits_asks_checks_and_reports(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -36,7 +36,7 @@ def test_the_nightly_batch_waits_asks_checks_and_reports(
     assert sorted(path.suffix for path in (tmp_path / "results").iterdir()) == [".jsonl", ".md"]
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_the_update_example_asks_in_one_session_and_hands_the_results_on(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
@@ -51,7 +51,7 @@ def test_the_update_example_asks_in_one_session_and_hands_the_results_on(
     assert llamacloud_emulator.sessions == {}
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize("name", ["llamachat_nightly_batch", "llamachat_on_index_update"])
 @pytest.mark.parametrize("prompt", ["revenue in Q3", None], ids=["one question fails", "all questions fail"])
 def test_a_batch_example_leaves_no_session_when_questions_fail(

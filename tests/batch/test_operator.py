@@ -123,7 +123,7 @@ def test_mapped_batches_have_their_own_files(tmp_path: Path, llamacloud_emulator
 FINE: dict[str, Any] = {"prompts": ["Why?"], "index_ids": [INDEX_FILINGS]}
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -64,7 +64,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=5)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_without_aiohttp_only_those_who_ask_hear_of_it(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(_NO_AIOHTTP)
     pytester.makepyfile(
@@ -97,8 +97,8 @@ def test_loading_the_plugin_imports_next_to_nothing() -> None:
     ]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("named", ["option", "conftest", pytest.param("both", marks=pytest.mark.long), "neither"])
+@pytest.mark.airflow
+@pytest.mark.parametrize("named", ["option", "conftest", pytest.param("both", marks=pytest.mark.airflow), "neither"])
 def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: pytest.Pytester) -> None:
     plugin = "airflow_provider_llamachat.testing.pytest_plugin"
     if named in ("conftest", "both"):
@@ -109,14 +109,14 @@ def test_the_plugin_can_be_named_though_pytest_finds_it(named: str, pytester: py
     result.assert_outcomes(passed=1)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(llamacloud_emulator):\n    pass")
     result = pytester.runpytest_subprocess(*_QUIET, "-p", "no:llamacloud", timeout=60)
     result.assert_outcomes(errors=1)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +146,7 @@ def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
     result.assert_outcomes(passed=3)
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize(
     ("where", "early"), [("AIRFLOW__SECRETS__BACKEND", True), ("AIRFLOW__WORKERS__SECRETS_BACKEND", False)]
 )
@@ -201,7 +201,7 @@ class Vault(BaseSecretsBackend):
 """
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -224,7 +224,7 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
     assert "llx-secret" not in result.stdout.str()
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @pytest.mark.parametrize(("name", "other"), [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")])
 def test_a_proxy_of_the_environment_is_passed_by(
     name: str, other: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

@@ -165,7 +165,7 @@ def test_both_modes_wait_until_all_are_ready(llamacloud_emulator: LlamaCloudEmul
     assert {request.endpoint for request in emulator.requests} == {"index"}
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_both_modes_wait_for_a_sync_if_asked(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
@@ -177,7 +177,7 @@ def test_both_modes_wait_for_a_sync_if_asked(llamacloud_emulator: LlamaCloudEmul
     assert all(request.query.get("expand") for request in llamacloud_emulator.requests[-4:])
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_both_modes_fail_at_once_when_an_index_failed(
     llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
@@ -189,7 +189,7 @@ def test_both_modes_fail_at_once_when_an_index_failed(
     assert time.monotonic() - begun < 100  # each of the two would wait for two minutes
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_both_modes_end_at_their_timeout(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = go("waiting_in_vain", index_ids=[INDEX_BUILDING])
@@ -197,14 +197,14 @@ def test_both_modes_end_at_their_timeout(llamacloud_emulator: LlamaCloudEmulator
     assert len(llamacloud_emulator.requests) > 4
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 @pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
 def test_soft_fail_skips_in_both_modes(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("soft", index_ids=[which]).tasks == {"poking": ["skipped"], "deferred": ["skipped"]}
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 @pytest.mark.parametrize("wrong", [[], None, [1], ""])
 def test_no_index_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
@@ -212,7 +212,7 @@ def test_no_index_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaC
     assert llamacloud_emulator.requests == []
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_create_waits_before_it_creates(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.index_schedule(INDEX_BUILDING, ["parsing", "ready"])
@@ -220,7 +220,7 @@ def test_create_waits_before_it_creates(llamacloud_emulator: LlamaCloudEmulator)
     assert [request.endpoint for request in llamacloud_emulator.requests] == ["index"] * 4 + ["create"]
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 @pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
 def test_create_creates_nothing_when_they_do_not_get_ready(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
@@ -228,7 +228,7 @@ def test_create_creates_nothing_when_they_do_not_get_ready(which: str, llamaclou
     assert llamacloud_emulator.sessions == {}
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_a_sync_is_started_once_and_waited_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.sync_seconds = 3600.0
@@ -242,7 +242,7 @@ def test_a_sync_is_started_once_and_waited_for(llamacloud_emulator: LlamaCloudEm
     assert [request.endpoint for request in llamacloud_emulator.requests] == ["sync"] * 2 + ["index"] * 3
 
 
-@pytest.mark.long
+@pytest.mark.airflow
 @airflow
 def test_a_sync_is_about_one_index(llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("sync", index_id=["a", "b"]).tasks["start"] == ["failed"]
