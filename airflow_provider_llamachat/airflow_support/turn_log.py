@@ -28,7 +28,7 @@ LINE = 160
 PATIENCE = 5.0
 """Seconds after which the whole words of an incomplete line are logged, so that a slow answer is visible."""
 MAX_LINES = 2_000
-"""Maximum number of lines that are logged of an answer."""
+"""Maximum number of lines that are logged of an answer, and of lines about tools."""
 MAX_CITATIONS = 20
 """Maximum number of documents that are logged as sources."""
 
@@ -45,6 +45,7 @@ class TurnLog:
         self._shows_texts = shows_texts
         self._line = ""
         self._lines = 0
+        self._tool_lines = 0
         self._since = time.monotonic()
         self._streamed = False
         self._thinking = False
@@ -63,8 +64,11 @@ class TurnLog:
 
         :param deadline: epoch seconds.
         """
-        until = datetime.fromtimestamp(deadline, UTC).isoformat(sep=" ", timespec="seconds")
-        self._log.info("Waiting for the answer in the triggerer, until %s at most.", until)
+        try:
+            until = f"until {datetime.fromtimestamp(deadline, UTC).isoformat(sep=' ', timespec='seconds')} at most"
+        except (ValueError, OverflowError, OSError):  # turn_timeout has no maximum, but calendars have
+            until = "without a limit"
+        self._log.info("Waiting for the answer in the triggerer, %s.", until)
 
     def __call__(self, event: Event) -> None:
         """Log the event, or keep it until its line is complete."""
@@ -144,10 +148,18 @@ class TurnLog:
         )
 
     def _called(self, name: str, arguments: Any) -> None:
-        self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
+        if self._may_log_tool():
+            self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
 
     def _gave(self, name: str, result: Any) -> None:
-        self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+        if self._may_log_tool():
+            self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+
+    def _may_log_tool(self) -> bool:
+        self._tool_lines += 1
+        if self._tool_lines == MAX_LINES + 1:
+            self._log.info("tool … (only the first %d lines about tools are logged)", MAX_LINES)
+        return self._tool_lines <= MAX_LINES
 
     def _add(self, text: str) -> None:
         pending = self._line + text

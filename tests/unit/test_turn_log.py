@@ -95,3 +95,27 @@ def test_the_list_of_documents_is_short_and_the_end_of_a_long_answer_is_said(cap
         f"Answered with {len(turn.answer)} characters from 25 sources, None input and None output tokens, in an unknown time. "
         "Session: ses-1."
     )
+
+
+def test_a_time_beyond_the_calendar_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    TurnLog(logging.getLogger("task")).defers(1e300)
+    assert caplog.messages == ["Waiting for the answer in the triggerer, without a limit."]
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["streamed", "adopted"])
+def test_endless_tool_calls_do_not_fill_the_log(live: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    items: list[dict[str, Any]] = []
+    for number in range(3 * MAX_LINES):
+        items.append({"type": "tool_call", "name": "retrieve", "call_id": str(number)})
+        items.append({"type": "tool_result", "name": "retrieve", "call_id": str(number), "result": "x"})
+    items += [{"type": "text", "content": "The answer."}, {"type": "stop"}]
+    events = [event for item in items if (event := parse_event(item))]
+    log = TurnLog(logging.getLogger("task"))
+    for event in events if live else []:
+        log(event)
+    log.answered(fold(events, "ses-1", "q"), has_posted=live)
+    assert sum(line.startswith("tool") for line in caplog.messages) == MAX_LINES + 1
+    assert f"tool … (only the first {MAX_LINES} lines about tools are logged)" in caplog.messages
+    assert caplog.messages[-1] == "| The answer."
