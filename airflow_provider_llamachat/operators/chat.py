@@ -256,14 +256,14 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
-        from airflow_provider_llamachat.evidence import bounded
+        from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
         self.push(context, "skipped_index_ids", turn.skipped_index_ids)
         if turn.skipped_index_ids:
             self.log.warning("The turn skipped indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
-        sources = bounded(turn.sources)
+        sources = bounded(turn.first_sources(MAX_COUNT))
         if self.push_sources:
             try:
                 self.push(context, "sources", sources)
