@@ -332,9 +332,7 @@ class ChatTurn(ApiModel):
         for tool in self.tools:
             if tool.finished:
                 left = None if most is None else max(0, most - len(found))
-                found += evidence.sources(
-                    tool.name, tool.result, tool.arguments, tool.image_attachment, most=left
-                )
+                found += evidence.sources(tool.name, tool.result, tool.arguments, tool.image_attachment, most=left)
         return found
 
     def usage_as_dict(self) -> dict[str, Any]:

@@ -185,7 +185,9 @@ def test_a_session_that_was_used_but_shows_no_turn_is_neither_saved_nor_deleted(
     with_history_lag(0.2, llamacloud_emulator, monkeypatch)
     whole = LlamaCloudClient.get_session
     monkeypatch.setattr(
-        LlamaCloudClient, "get_session", lambda *args, **kwargs: whole(*args, **kwargs).model_copy(update={"events": []})
+        LlamaCloudClient,
+        "get_session",
+        lambda *args, **kwargs: whole(*args, **kwargs).model_copy(update={"events": []}),
     )
     with pytest.raises(TranscriptError, match="its history is empty"):
         delete(session_id, tmp_path / "transcript.md")

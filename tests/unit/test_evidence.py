@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_llamachat.batch.items import Item
+from airflow_provider_llamachat.batch.records import line
 from airflow_provider_llamachat.conversation.history import fold
 from airflow_provider_llamachat.evidence import (
     LINE_BYTES,
@@ -23,8 +25,6 @@ from airflow_provider_llamachat.evidence import (
     passages,
     sources,
 )
-from airflow_provider_llamachat.batch.items import Item
-from airflow_provider_llamachat.batch.records import line
 from airflow_provider_llamachat.models import parse_event
 from airflow_provider_llamachat.testing.corpus import Snippet, retrieved
 
@@ -231,4 +231,7 @@ def test_a_result_of_many_parts_does_not_hold_up_a_batch() -> None:
     found = line(Item(0, "q"), None, turn)["sources"]
     assert time.process_time() - begin < 1.0
     assert [source.get("raw") for source in found[1:MAX_COUNT]] == many[: MAX_COUNT - 1]
-    assert note(found) == f"299901 of 300001 sources are left out. At most {MAX_COUNT} sources and {LINE_BYTES} bytes are kept."
+    assert (
+        note(found)
+        == f"299901 of 300001 sources are left out. At most {MAX_COUNT} sources and {LINE_BYTES} bytes are kept."
+    )
