@@ -49,6 +49,7 @@ class TurnLog:
         self._since = time.monotonic()
         self._streamed = False
         self._thinking = False
+        self._began = False
         self._ended = False
 
     def asks(self, question: Question) -> None:
@@ -72,6 +73,7 @@ class TurnLog:
 
     def __call__(self, event: Event) -> None:
         """Log the event, or keep it until its line is complete."""
+        self._began = True
         self._ended = self._ended or isinstance(event, StopEvent)
         if not self._shows_texts:
             return
@@ -106,7 +108,12 @@ class TurnLog:
         if self._ended:
             return
         self._flush()
-        if has_posted:
+        if has_posted and not self._began:
+            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
+            self._log.info(
+                "The post returned no stream. The answer was read from the session's history. It was paid for once."
+            )
+        elif has_posted:
             self._log.info("The stream of the answer was lost. The answer was read from the session's history.")
         else:
             self._log.info(
@@ -178,6 +185,8 @@ class TurnLog:
         begin = 0
         while len(line) - begin > LINE:
             cut = line.rfind(" ", begin + 1, begin + LINE)
+            if cut < 0:  # before a parameter of a URL, because half a signature is not recognized as one
+                cut = max(line.rfind(mark, begin + 1, begin + LINE) for mark in "?&")
             cut = begin + LINE if cut < 0 else cut
             self._write(line[begin:cut])
             begin = cut
