@@ -60,7 +60,9 @@ def passages(result: Any) -> list[Any]:
     return [] if result in (None, "", {}) else [result]
 
 
-def sources(tool: str, result: Any, arguments: Any = None, image_attachment: Any = None) -> list[Source]:
+def sources(
+    tool: str, result: Any, arguments: Any = None, image_attachment: Any = None, *, most: int | None = None
+) -> list[Source]:
     """Return the sources in the result of one tool call.
 
     Each has ``tool`` and, if it is known, ``index_id``, ``file_id``, ``file_name``, ``pages`` (first and last), ``score``, ``text``,
@@ -68,10 +70,13 @@ def sources(tool: str, result: Any, arguments: Any = None, image_attachment: Any
 
     :param arguments: arguments of the call, which may name the index or file.
     :param image_attachment: the picture of a page that came with the result.
+    :param most: number of sources that are needed. Further ones have only ``tool``, because a result may have a million parts.
     """
     about = {"tool": _cut(str(tool), MAX_NAME)}
     asked = _names_in_call(arguments)
-    found = [_source(about, part, asked) for part in passages(result)]
+    parts = passages(result)
+    found = [_source(about, part, asked) for part in parts[:most]]
+    found += [about] * (len(parts) - len(found))
     picture = _attachment(image_attachment)
     if picture and all(source.get("attachment") != picture for source in found):
         if len(found) == 1 and "attachment" not in found[0]:

@@ -324,12 +324,16 @@ class ChatTurn(ApiModel):
     @property
     def sources(self) -> list[dict[str, Any]]:
         """What the answer rests on: all sources in the results of its tool calls; see :func:`~.evidence.sources`."""
-        return [
-            source
-            for tool in self.tools
-            if tool.finished
-            for source in evidence.sources(tool.name, tool.result, tool.arguments, tool.image_attachment)
-        ]
+        return self.first_sources()
+
+    def first_sources(self, most: int | None = None) -> list[dict[str, Any]]:
+        """Return :attr:`sources`, of which only the first ``most`` are complete. The others have only ``tool``, and take no time."""
+        found: list[dict[str, Any]] = []
+        for tool in self.tools:
+            if tool.finished:
+                left = None if most is None else max(0, most - len(found))
+                found += evidence.sources(tool.name, tool.result, tool.arguments, tool.image_attachment, most=left)
+        return found
 
     def usage_as_dict(self) -> dict[str, Any]:
         """Return the usage as JSON values for XCom. It contains only numbers, including unknown ones."""

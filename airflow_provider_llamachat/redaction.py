@@ -20,9 +20,11 @@ _CREDENTIALS = re.compile(
     r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
 )
 # What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
-# that is quickly found.
+# that is quickly found. JSON and HTML may write the & before it in their own way.
 _SIGNATURES = re.compile(
-    r"(?i)([?&])(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}", re.ASCII
+    r"(?i)([?&\\](?:amp;|u0026)?)"
+    r"(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}",
+    re.ASCII,
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")

@@ -55,9 +55,11 @@ with DAG(
         for answer, sources in zip(answers, found, strict=True):
             marks = ""
             for source in sources:
-                first, last = source.get("pages", ["?", "?"])
-                pages = f"page {first}" if first == last else f"pages {first}-{last}"
-                notes.append(f"[^{len(notes) + 1}]: {source.get('file_name', source.get('file_id'))}, {pages}")
+                # Each field may be missing, and the last entry of a list that was cut is a note.
+                name = source.get("note") or source.get("file_name") or source.get("file_id") or source["tool"]
+                first, last = source.get("pages", [None, None])
+                pages = "" if first is None else f", page {first}" if first == last else f", pages {first}-{last}"
+                notes.append(f"[^{len(notes) + 1}]: {name}{pages}")
                 marks += f"[^{len(notes)}]"
             lines += [f"{answer}{marks}", ""]
         page = ObjectStoragePath(folder) / "report.md"

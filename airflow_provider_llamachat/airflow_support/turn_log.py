@@ -28,7 +28,7 @@ LINE = 160
 PATIENCE = 5.0
 """Seconds after which the whole words of an incomplete line are logged, so that a slow answer is visible."""
 MAX_LINES = 2_000
-"""Maximum number of lines that are logged of an answer."""
+"""Maximum number of lines that are logged of an answer, and of lines about tools."""
 MAX_CITATIONS = 20
 """Maximum number of documents that are logged as sources."""
 
@@ -45,9 +45,11 @@ class TurnLog:
         self._shows_texts = shows_texts
         self._line = ""
         self._lines = 0
+        self._tool_lines = 0
         self._since = time.monotonic()
         self._streamed = False
         self._thinking = False
+        self._began = False
         self._ended = False
 
     def asks(self, question: Question) -> None:
@@ -63,11 +65,15 @@ class TurnLog:
 
         :param deadline: epoch seconds.
         """
-        until = datetime.fromtimestamp(deadline, UTC).isoformat(sep=" ", timespec="seconds")
-        self._log.info("Waiting for the answer in the triggerer, until %s at most.", until)
+        try:
+            until = f"until {datetime.fromtimestamp(deadline, UTC).isoformat(sep=' ', timespec='seconds')} at most"
+        except (ValueError, OverflowError, OSError):  # turn_timeout has no maximum, but calendars have
+            until = "without a limit"
+        self._log.info("Waiting for the answer in the triggerer, %s.", until)
 
     def __call__(self, event: Event) -> None:
         """Log the event, or keep it until its line is complete."""
+        self._began = True
         self._ended = self._ended or isinstance(event, StopEvent)
         if not self._shows_texts:
             return
@@ -102,7 +108,12 @@ class TurnLog:
         if self._ended:
             return
         self._flush()
-        if has_posted:
+        if has_posted and not self._began:
+            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
+            self._log.info(
+                "The post returned no stream. The answer was read from the session's history. It was paid for once."
+            )
+        elif has_posted:
             self._log.info("The stream of the answer was lost. The answer was read from the session's history.")
         else:
             self._log.info(
@@ -144,10 +155,18 @@ class TurnLog:
         )
 
     def _called(self, name: str, arguments: Any) -> None:
-        self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
+        if self._may_log_tool():
+            self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
 
     def _gave(self, name: str, result: Any) -> None:
-        self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+        if self._may_log_tool():
+            self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+
+    def _may_log_tool(self) -> bool:
+        self._tool_lines += 1
+        if self._tool_lines == MAX_LINES + 1:
+            self._log.info("tool … (only the first %d lines about tools are logged)", MAX_LINES)
+        return self._tool_lines <= MAX_LINES
 
     def _add(self, text: str) -> None:
         pending = self._line + text
@@ -166,6 +185,8 @@ class TurnLog:
         begin = 0
         while len(line) - begin > LINE:
             cut = line.rfind(" ", begin + 1, begin + LINE)
+            if cut < 0:  # before a parameter of a URL, because half a signature is not recognized as one
+                cut = max(line.rfind(mark, begin + 1, begin + LINE) for mark in "?&")
             cut = begin + LINE if cut < 0 else cut
             self._write(line[begin:cut])
             begin = cut

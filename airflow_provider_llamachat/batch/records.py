@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.conversation.question import Trace
-from airflow_provider_llamachat.evidence import LINE_BYTES, bounded
+from airflow_provider_llamachat.evidence import LINE_BYTES, MAX_COUNT, bounded
 from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudError
 from airflow_provider_llamachat.redaction import excerpt
 
@@ -75,7 +75,8 @@ def line(
         values["usage"] = getattr(result, "usage", None)
         values["error"] = {"type": type(result).__name__, "message": excerpt(str(result), limit=1000)}
     else:
-        values |= {"outcome": ANSWERED, "answer": result.answer, "sources": bounded(result.sources, LINE_BYTES)}
+        values |= {"outcome": ANSWERED, "answer": result.answer}
+        values |= {"sources": bounded(result.first_sources(MAX_COUNT), LINE_BYTES)}
         values |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
     return values
 

@@ -256,21 +256,21 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def _finish(self, context: Context, turn: ChatTurn) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
-        from airflow_provider_llamachat.evidence import bounded
+        from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
         self._push_usage(context, turn.usage_as_dict())
         count_turn("answered", turn.usage_as_dict())
-        self.push(context, "skipped_index_ids", turn.skipped_index_ids)
+        self.push(context, "skipped_index_ids", [_without_nul(index_id) for index_id in turn.skipped_index_ids])
         if turn.skipped_index_ids:
             self.log.warning("The turn skipped indexes that were not ready: %s.", ", ".join(turn.skipped_index_ids))
-        sources = bounded(turn.sources)
+        sources = bounded(turn.first_sources(MAX_COUNT))
         if self.push_sources:
             try:
                 self.push(context, "sources", sources)
             except Exception as problem:  # noqa: BLE001  # an XCom backend's limit must not fail a turn that was paid for
                 self.log.warning("The sources could not be pushed to XCom (%s).", type(problem).__name__)
         TurnLog(self.log, shows_texts=self.log_answer).ends(turn, sources)
-        return turn.answer
+        return _without_nul(turn.answer)
 
     def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:
         empty = dict.fromkeys(("total_input_tokens", "total_output_tokens", "turns", "duration_ms"))
@@ -290,3 +290,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 self.log.warning("The turn's usage could not be pushed (%s).", type(another).__name__)
             count_turn("failed" if isinstance(problem, ChatTurnFailedError) else "interrupted", problem.usage)
             raise
+
+
+def _without_nul(text: str) -> str:
+    # PostgreSQL's JSONB, in which Airflow 3 keeps XComs, refuses it. The answer was paid for, and a retry would adopt the same one.
+    return text.replace("\x00", " ")

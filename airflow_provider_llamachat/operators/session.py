@@ -150,7 +150,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     :param ignore_missing: do not fail if the session does not exist, or was not created because an upstream task failed.
         (templated)
     :param transcript_path: save the conversation to this path first, as :class:`~.transcript.SaveTranscriptOperator` does. If that
-        fails, nothing is deleted. (templated)
+        fails, or if the path renders to nothing, nothing is deleted. (templated)
     :param transcript_format: ``markdown``, ``json`` or ``html``. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
@@ -186,6 +186,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         self.session_id = session_id
         self.ignore_missing = ignore_missing
         self.transcript_path = given_path(transcript_path)
+        self._keeps_transcript = transcript_path is not None
         self.transcript_format = transcript_format
 
     def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
@@ -208,6 +209,10 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         session_id = arguments.session_id(self.session_id)
         form = arguments.choice(self.transcript_format, "transcript_format", arguments.TranscriptFormat)
         path = resolved_path(self.transcript_path, "transcript_path")
+        if path is None and self._keeps_transcript:
+            raise InvalidArgumentError(
+                "transcript_path was given, but is nothing now, so the session was not deleted. Check the template or the XCom."
+            )
         with self.get_hook().get_conn() as client:
             try:
                 if path is not None:

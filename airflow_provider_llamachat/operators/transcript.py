@@ -39,7 +39,7 @@ class SaveTranscriptOperator(LlamaCloudOperator):
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
-    :raises TranscriptError: the file could not be written.
+    :raises TranscriptError: the file could not be written, or the session was used but its history is empty.
     :raises InvalidArgumentError: an argument is invalid; nothing was read.
     :raises NotFoundError: the session does not exist.
     """
@@ -102,15 +102,25 @@ def save(
 
 
 def _settled(operator: LlamaCloudOperator, client: LlamaCloudClient, session_id: str) -> Session:
-    """Read a session. While its last turn has no end, read it again until the history had its time to show it."""
+    """Read a session. While its last turn has no end, read it again until the history had its time to show it.
+
+    :raises TranscriptError: the session was used, but shows no turn. An empty transcript must not be a reason to delete it.
+    """
     from airflow_provider_llamachat.conversation.history import turns
 
     deadline = time.monotonic() + client.config.history_lag
     while True:
         session = client.get_session(session_id, **operator.scope())
-        if not (found := turns(session)) or found[-1].finished:
+        found = turns(session)
+        is_lost = not found and session.job_metadata is not None
+        if not is_lost and (not found or found[-1].finished):
             return session
         if time.monotonic() >= deadline:
+            if is_lost:
+                raise TranscriptError(
+                    f"The transcript was not saved. The session was asked before, but its history is empty. Session: {session_id}.",
+                    session_id=session_id,
+                )
             operator.log.warning(
                 "The last turn of session %s has no end: it is still running, or stopped partway. It is saved as it is.",
                 session_id,

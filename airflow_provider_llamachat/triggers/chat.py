@@ -142,7 +142,8 @@ class ChatTurnTrigger(BaseTrigger):
             event = TurnEvent(ANSWERED, self.question, self._trace)
         except asyncio.CancelledError:
             if is_first and self._trace.is_open and self.deferred_at is not None:
-                await asyncio.sleep(self.deferred_at + MOMENT - time.time())
+                # If the clock was set back meanwhile, no start counts as the first one until it has caught up.
+                await asyncio.sleep(min(self.deferred_at + MOMENT - time.time(), MOMENT + 1.0))
             raise
         except LlamaCloudError as problem:
             event = TurnEvent(FAILED, self.question, self._trace, failure=Failure.of(problem))

@@ -83,6 +83,13 @@ def test_the_evidence_example_leaves_a_report_with_footnotes_and_a_transcript(
     assert result.xcom("ask_revenue", "sources")[0]["pages"] == [2, 2]
 
 
+def test_the_evidence_example_takes_sources_of_any_form(tmp_path: Path) -> None:
+    report = load(EXAMPLES / "llamachat_evidence.py")["llamachat_evidence"].get_task("report").python_callable
+    found = [{"tool": "t", "raw": {"a": 1}}, {"tool": "t", "file_id": "f", "pages": [1, 2]}, {"note": "1 is left out."}]
+    report(f"file://{tmp_path}", ["A"], [found])
+    assert (tmp_path / "report.md").read_text().endswith("\n\n[^1]: t\n[^2]: f, pages 1-2\n[^3]: 1 is left out.\n")
+
+
 @pytest.mark.airflow
 def test_the_evidence_example_fails_without_sources_and_keeps_the_conversation(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator

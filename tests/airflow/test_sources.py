@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.evidence import MAX_BYTES, note
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.models import ChatTurn
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
@@ -237,3 +239,16 @@ def test_without_log_answer_no_text_is_in_the_log(
     assert " characters from 1 source, " in text
     for hidden in ("revenue", "Revenue", "Halden", "q3", "47.5"):
         assert hidden not in text
+
+
+def test_what_postgresql_cannot_store_does_not_cost_an_answer_that_was_paid_for(
+    session_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow 3 keeps XComs as JSONB, which refuses NUL. A retry adopts the answer, so it would fail as well."""
+    turn = ChatTurn(session_id=session_id, prompt=PROMPT, answer="a\x00b", skipped_index_ids=["i\x00"], finished=True)
+    monkeypatch.setattr(LlamaCloudClient, "answer", lambda *_args, **_options: turn)
+    task = ask(session_id)
+    context = a_try(task, 1)
+    stored = {"return_value": task.execute(context), **context["ti"].pushes}
+    assert stored["return_value"] == "a b"
+    assert "\\u0000" not in json.dumps(stored)

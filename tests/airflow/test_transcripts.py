@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.batch import storage
+from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.client.retry import no_backoff
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
@@ -176,3 +177,28 @@ def test_a_wrong_argument_is_named_before_anything_is_read(
     with pytest.raises(InvalidArgumentError, match=says):
         save("ses-1", path, form)
     assert llamacloud_emulator.requests == []
+
+
+def test_a_session_that_was_used_but_shows_no_turn_is_neither_saved_nor_deleted(
+    session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with_history_lag(0.2, llamacloud_emulator, monkeypatch)
+    whole = LlamaCloudClient.get_session
+    monkeypatch.setattr(
+        LlamaCloudClient,
+        "get_session",
+        lambda *args, **kwargs: whole(*args, **kwargs).model_copy(update={"events": []}),
+    )
+    with pytest.raises(TranscriptError, match="its history is empty"):
+        delete(session_id, tmp_path / "transcript.md")
+    assert llamacloud_emulator.deleted == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", " ", "None"])
+def test_a_path_that_a_template_lost_keeps_the_session(
+    path: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="transcript_path was given, but is nothing"):
+        delete(session_id, path)
+    assert llamacloud_emulator.deleted == []

@@ -89,6 +89,23 @@ def test_a_stop_before_the_post_or_after_the_moment_is_not_held_up(
     assert time.monotonic() - began < 4.0  # the lag of 1.5 s, and nothing behind the post
 
 
+def test_a_clock_that_was_set_back_does_not_hold_a_triggerer_up(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "MOMENT", 1.0)
+    llamacloud_emulator.settings.turn_latency = 30.0
+    trigger = ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})
+
+    async def stop() -> None:
+        running = asyncio.create_task(first_event(trigger))
+        await posted(llamacloud_emulator)
+        trigger.deferred_at = time.time() + 3600.0  # an hour in the future, as if the clock had been set back
+        running.cancel()
+        assert (await asyncio.wait({running}, timeout=5.0))[0]
+
+    asyncio.run(stop())
+
+
 def test_a_triggerer_that_dies_after_a_post_costs_no_second_turn_if_the_history_is_not_late(
     arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

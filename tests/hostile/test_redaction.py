@@ -161,3 +161,8 @@ def test_redaction_takes_no_time_over_hostile_text() -> None:
 )
 def test_a_secret_is_found_in_letters_and_notations_that_mean_the_same(text: str) -> None:
     assert scrub(f"Revenue grew: {text} 11 %.", ("ask-0123456",)) == "Revenue grew: *** 11 %."
+
+
+@pytest.mark.parametrize("mark", ["?", "&", "&amp;", "\\u0026"])
+def test_the_signature_of_a_url_in_json_or_html_is_one_too(mark: str) -> None:
+    assert scrub(f"https://files.invalid/a{mark}X-Amz-Signature={'ab12' * 16}", ()).endswith(f"{mark}***")

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_llamachat.batch.items import Item
+from airflow_provider_llamachat.batch.records import line
 from airflow_provider_llamachat.conversation.history import fold
 from airflow_provider_llamachat.evidence import (
     LINE_BYTES,
@@ -216,3 +218,20 @@ def test_no_form_of_a_result_loses_the_answer(result: Any, picture: Any, odd: An
     assert (turn.answer, turn.finished, turn.is_error) == ("The answer.", True, False)
     assert repr(turn.tools[0].result) == repr(result)
     assert len(turn.sources) >= len(passages(result))
+
+
+def test_a_result_of_many_parts_does_not_hold_up_a_batch() -> None:
+    many = [{"odd": number} for number in range(300_000)]
+    events = [
+        parse_event({"type": "tool_result", "name": "t", "call_id": str(call), "result": result})
+        for call, result in enumerate([[PASSAGE], many])
+    ]
+    turn = fold([event for event in events if event], "ses-1", "q")
+    begin = time.process_time()
+    found = line(Item(0, "q"), None, turn)["sources"]
+    assert time.process_time() - begin < 1.0
+    assert [source.get("raw") for source in found[1:MAX_COUNT]] == many[: MAX_COUNT - 1]
+    assert (
+        note(found)
+        == f"299901 of 300001 sources are left out. At most {MAX_COUNT} sources and {LINE_BYTES} bytes are kept."
+    )

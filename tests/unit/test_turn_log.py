@@ -13,7 +13,7 @@ from airflow_provider_llamachat.airflow_support.turn_log import LINE, MAX_CITATI
 from airflow_provider_llamachat.conversation.history import fold
 from airflow_provider_llamachat.conversation.question import Question
 from airflow_provider_llamachat.evidence import bounded
-from airflow_provider_llamachat.models import Event, parse_event
+from airflow_provider_llamachat.models import Event, StopEvent, TextDeltaEvent, parse_event
 from tests.unit.test_transcripts import HOSTILE
 
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c\ud800-\udfff]")
@@ -95,3 +95,50 @@ def test_the_list_of_documents_is_short_and_the_end_of_a_long_answer_is_said(cap
         f"Answered with {len(turn.answer)} characters from 25 sources, None input and None output tokens, in an unknown time. "
         "Session: ses-1."
     )
+
+
+def test_a_time_beyond_the_calendar_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    TurnLog(logging.getLogger("task")).defers(1e300)
+    assert caplog.messages == ["Waiting for the answer in the triggerer, without a limit."]
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["streamed", "adopted"])
+def test_endless_tool_calls_do_not_fill_the_log(live: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    items: list[dict[str, Any]] = []
+    for number in range(3 * MAX_LINES):
+        items.append({"type": "tool_call", "name": "retrieve", "call_id": str(number)})
+        items.append({"type": "tool_result", "name": "retrieve", "call_id": str(number), "result": "x"})
+    items += [{"type": "text", "content": "The answer."}, {"type": "stop"}]
+    events = [event for item in items if (event := parse_event(item))]
+    log = TurnLog(logging.getLogger("task"))
+    for event in events if live else []:
+        log(event)
+    log.answered(fold(events, "ses-1", "q"), has_posted=live)
+    assert sum(line.startswith("tool") for line in caplog.messages) == MAX_LINES + 1
+    assert f"tool … (only the first {MAX_LINES} lines about tools are logged)" in caplog.messages
+    assert caplog.messages[-1] == "| The answer."
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_the_signature_of_a_long_url_is_not_cut_into_two_lines(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for length in range(0, 160, 3):
+        log = TurnLog(logging.getLogger("task"))
+        url = f"https://files.invalid/{'p' * length}?X-Amz-Date=20260101T000000Z&X-Amz-Expires=3600&X-Amz-Signature={'ab12' * 16}"
+        for begin in range(0, len(url), size):
+            log(TextDeltaEvent(type="text_delta", content=url[begin : begin + size]))
+        log(StopEvent(type="stop"))
+    assert "ab12" not in "".join(line.removeprefix("| ") for line in caplog.messages)
+
+
+def test_an_answer_of_an_earlier_attempt_is_not_called_a_lost_stream(caplog: pytest.LogCaptureFixture) -> None:
+    """The post of this attempt was refused, because the turn of the earlier one was still running."""
+    caplog.set_level(logging.INFO)
+    turn = fold(events_of("fine")[2:], "ses-1", "q")
+    TurnLog(logging.getLogger("task")).answered(turn, has_posted=True)
+    assert caplog.messages == [
+        "The post returned no stream. The answer was read from the session's history. It was paid for once.",
+        "| fine",
+    ]
