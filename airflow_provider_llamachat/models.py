@@ -166,6 +166,9 @@ class StopEvent(Event):
     skipped_index_ids: Texts = None
 
 
+MALFORMED = "malformed"
+"""The type that stands in a history for an event that could not be read."""
+
 EVENT_TYPES: dict[str, type[Event]] = {
     "user_input": UserInputEvent,
     "text_delta": TextDeltaEvent,
@@ -197,10 +200,11 @@ def _tolerant_events(value: Any) -> Any:
         return value
     if len(value) > MAX_EVENTS:
         raise ValueError(f"{len(value)} events exceed the maximum of {MAX_EVENTS}")
-    events = [item if isinstance(item, Event) else parse_event(item) for item in value]
-    if lost := sum(event is None for event in events):
+    parsed = (item if isinstance(item, Event) else parse_event(item) for item in value)
+    events = [event or Event(type=MALFORMED) for event in parsed]
+    if lost := sum(event.type == MALFORMED for event in events):
         log.warning("Skipped %d of %d events of the session's history, because they are malformed.", lost, len(events))
-    return [event for event in events if event is not None]
+    return events
 
 
 class SessionSummary(ApiModel):

@@ -216,7 +216,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         with self.get_hook().get_conn() as client:
             try:
                 if path is not None:
-                    save(self, context, client, session_id, path, form)
+                    save(self, context, client, session_id, path, form, whole=True)
                 client.delete_session(session_id, **self.scope())
             except NotFoundError:
                 if not ignore_missing:

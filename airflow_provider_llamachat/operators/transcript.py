@@ -76,15 +76,24 @@ class SaveTranscriptOperator(LlamaCloudOperator):
 
 
 def save(
-    operator: LlamaCloudOperator, context: Context, client: LlamaCloudClient, session_id: str, path: Any, form: str
+    operator: LlamaCloudOperator,
+    context: Context,
+    client: LlamaCloudClient,
+    session_id: str,
+    path: Any,
+    form: str,
+    *,
+    whole: bool = False,
 ) -> str:
     """Write the transcript of a session to ``path``, and return the path as text.
 
-    :raises TranscriptError: the file could not be written.
+    :param whole: raise an error after writing if the history has events that the transcript lacks.
+    :raises TranscriptError: the file could not be written, or is not whole.
     """
     from airflow_provider_llamachat.airflow_support.lineage import record
     from airflow_provider_llamachat.batch.storage import Folder
     from airflow_provider_llamachat.exceptions import ChatBatchError
+    from airflow_provider_llamachat.models import MALFORMED
     from airflow_provider_llamachat.transcripts.render import render
 
     session = _settled(operator, client, session_id)
@@ -98,6 +107,12 @@ def save(
         raise TranscriptError(f"The transcript was not saved. {problem}", session_id=session_id) from problem
     operator.log.info("Saved the transcript of session %s to %s (%d bytes).", session_id, path, len(content))
     record(operator.get_hook(), session.index_ids or [], client.config.base_url, str(path))
+    if whole and (lost := sum(event.type == MALFORMED for event in session.events)):
+        raise TranscriptError(
+            f"The session was not deleted, because its transcript lacks {lost} events that are malformed. To delete it anyway, leave "
+            f"out transcript_path. Session: {session_id}.",
+            session_id=session_id,
+        )
     return str(path)
 
 

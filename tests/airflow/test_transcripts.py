@@ -20,6 +20,7 @@ from airflow_provider_llamachat.exceptions import (
     TranscriptError,
 )
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+from airflow_provider_llamachat.models import Session
 from airflow_provider_llamachat.operators import transcript
 from airflow_provider_llamachat.operators.chat import DeleteChatSessionOperator, SaveTranscriptOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
@@ -201,4 +202,22 @@ def test_a_path_that_a_template_lost_keeps_the_session(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="transcript_path was given, but is nothing"):
         delete(session_id, path)
+    assert llamacloud_emulator.deleted == []
+
+
+def test_a_session_with_events_that_the_transcript_lacks_is_saved_but_not_deleted(
+    session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = LlamaCloudClient.get_session
+
+    def damaged(client: LlamaCloudClient, asked: str, **scope: Any) -> Session:
+        values = read(client, asked, **scope).model_dump()
+        lost = [{"type": "text", "content": ["no text"]}, {"type": 5}]
+        return Session.model_validate({**values, "events": [*values["events"][:1], *lost, *values["events"][1:]]})
+
+    monkeypatch.setattr(LlamaCloudClient, "get_session", damaged)
+    path = tmp_path / "transcript.md"
+    assert "47.5 million" in Path(save(session_id, str(path)).removeprefix("file://")).read_text()
+    with pytest.raises(TranscriptError, match="lacks 2 events that are malformed"):
+        delete(session_id, str(path))
     assert llamacloud_emulator.deleted == []
