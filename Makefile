@@ -68,6 +68,7 @@ sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous o
 	@$(BIN)/python .ci/make_sync.py
 
 .PHONY: long
+long: export DAG_PROCESSES ?= 4
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
 	$(BIN)/python -m pytest -m "long or airflow" $(PARALLEL) $(PYTEST_ARGS)
 

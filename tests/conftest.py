@@ -66,11 +66,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give the files whose tests run Dags to two processes: the first run in each of them takes ten seconds of work to get ready for."""
+    """Give the files whose tests run Dags to a few processes: the first run in each of them takes ten seconds of work to get ready for.
+
+    DAG_PROCESSES is how many; more of them pay where most tests run Dags.
+    """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
     files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if "airflow_database" in path.read_text())
-    share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % 2}" for number, path in enumerate(files)}
+    processes = int(os.environ.get("DAG_PROCESSES", "2"))
+    share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % processes}" for number, path in enumerate(files)}
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above
         def _split_scope(self, nodeid: str) -> str:

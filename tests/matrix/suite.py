@@ -56,6 +56,7 @@ def run_suite(environment: Environment, cases: Path, report: Path) -> SuiteRun:
     path = os.pathsep.join([str(environment.python.parent), os.environ.get("PATH", os.defpath)])
     variables = clean_environment({"PATH": path})
     variables.pop("PYTHONPATH", None)
+    variables["DAG_PROCESSES"] = "4"
     began = time.monotonic()
     log = report.with_suffix(".log")
     with log.open("w") as output:
