@@ -24,7 +24,9 @@ def airflow_environment(version: str, repository: Path) -> Path:
     if not complete.exists():
         shutil.rmtree(folder, ignore_errors=True)
         uv("venv", "--quiet", "--python", PYTHONS, str(folder))
-        uv("pip", "install", "--quiet", "--python", str(python), f"apache-airflow=={version}", str(repository))
+        # With a newer one, the old form refuses a value without showing why.
+        packages = (f"apache-airflow=={version}", "wtforms<3.3", str(repository))
+        uv("pip", "install", "--quiet", "--python", str(python), *packages)
         complete.touch()
     # The provider itself is always the one of this moment.
     uv("pip", "install", "--quiet", "--python", str(python), "--no-deps", "--reinstall", str(repository))

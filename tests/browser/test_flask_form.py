@@ -28,6 +28,8 @@ class FlaskForm:
         self.page.goto(f"{self.base_url}/connection/add")
         self.page.locator("#conn_type").select_option("llamacloud")
         expect(self.field("API Key")).to_be_visible()
+        # Scripts at the end of the page take over the form's buttons.
+        self.page.wait_for_load_state("load")
         self.page.locator("#conn_id").fill(conn_id)
 
     def reopen(self, conn_id: str) -> None:
