@@ -119,7 +119,10 @@ def schedule(seed: int) -> Schedule:
         shape=shape,
         settings=settings,
         faults=tuple(_fault(dice) for _ in range(dice.choice((0, 1, 1, 2, 2, 3, 4, 6)))),
-        tasks=tuple(_tasks(dice, shape, store, windowed="history_window" in settings)),
+        # Both are limits that docs/RELIABILITY.md states for the same question twice in a session.
+        tasks=tuple(
+            _tasks(dice, shape, store, shows_all="history_window" not in settings and not settings["history_lag"])
+        ),
         store=store,
         connection={
             "timeout": round(dice.uniform(0.3, 0.7), 2),
@@ -236,7 +239,7 @@ def _fault(dice: random.Random) -> Fault:
     return Fault(kind, endpoint=endpoint, times=times, skip=dice.choice((0, 0, 0, 1, 2)), **extra)
 
 
-def _tasks(dice: random.Random, shape: Shape, store: bool, *, windowed: bool) -> list[Task]:
+def _tasks(dice: random.Random, shape: Shape, store: bool, *, shows_all: bool) -> list[Task]:
     vaults = iter(dice.sample(range(VAULTS), VAULTS))
     if shape == "batch":
         return [_batch(dice, vaults, store, own_session=0)]
@@ -245,7 +248,7 @@ def _tasks(dice: random.Random, shape: Shape, store: bool, *, windowed: bool) ->
     asks = dice.choice((1, 1, 2, 3))
     for number in range(1 if shape == "mixed" else asks):
         # The same question twice in a session can be told apart only by what was remembered of the first.
-        repeated = store and not windowed and number > 0 and dice.random() < 0.2
+        repeated = store and shows_all and number > 0 and dice.random() < 0.2
         vault = tasks[-1].vaults[0] if repeated else next(vaults)
         arguments: dict[str, Any] = {
             "deferrable": shape == "trigger" or (shape == "mixed" and dice.random() < 0.5),
