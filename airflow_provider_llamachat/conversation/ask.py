@@ -245,6 +245,10 @@ def _finish(question: Question, trace: Trace, turn: ChatTurn) -> Generator[Step,
     return turn
 
 
+UNREADABLE = 30.0
+"""Seconds, beyond the history lag, for reading a history that is unavailable when it is needed for an answer's text."""
+
+
 def _whole(
     question: Question, trace: Trace, limits: Limits, turn: ChatTurn, now: Callable[[], float]
 ) -> Generator[Step, Result, ChatTurn]:
@@ -258,6 +262,8 @@ def _whole(
         is_late = now() >= end
         try:
             verdict, _ = yield from _read(question, trace)
+            # A history that cannot be read for a moment says nothing.
+            is_late = is_late and (verdict is not None or now() >= end + UNREADABLE)
         except LlamaCloudError:  # it will not be readable later either
             verdict, is_late = None, True
         found = None if verdict is None else _turn_of(verdict, trace, is_late=is_late)
@@ -267,7 +273,7 @@ def _whole(
         if is_late:
             log.warning("The history of session %s does not hold the turn. Using the stream's.", question.session_id)
             return turn
-        yield Pause(max(0.0, min(limits.poll, end - now())))
+        yield Pause(min(limits.poll, end - now()) if now() < end else limits.poll)
 
 
 def _settle(

@@ -202,7 +202,13 @@ def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) 
 def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it(shown: Any) -> None:
     world = World([HALF], [(0.0, shown)])
     assert world.run().answer == "al"
-    assert (world.posts, world.clock <= LAG) == (1, True)
+    # A history that cannot be read says nothing, so it gets more time.
+    assert (world.posts, world.clock <= (LAG + 31.0 if shown is BROKEN else LAG)) == (1, True)
+
+
+def test_a_history_that_is_unavailable_for_a_moment_costs_no_answer_although_no_lag_is_expected() -> None:
+    world = World([BLANK], [(0.0, BROKEN), (5.0, WHOLE)])
+    assert (world.run(lag=0.0).answer, world.posts) == ("all of it", 1)
 
 
 def test_the_history_is_the_record_also_where_the_stream_has_more_text() -> None:
