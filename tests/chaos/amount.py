@@ -1,7 +1,7 @@
 """How much chaos, from the environment.
 
 ``CHAOS_SCHEDULES``: how many schedules; ``CHAOS_LANES``: how many side by side; ``CHAOS_SYSTEM``: how many on a whole Airflow;
-``CHAOS_SEED``: this schedule alone, as its seed was printed.
+``CHAOS_SEED``: this schedule alone, as its seed was printed; ``CHAOS_FIRST``: the first seed, for the same schedules each time.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ def seeds(name: str, default: int, *, prefix: str = "") -> list[int]:
     if wanted:
         text = wanted.removeprefix(prefix)
         return [int(text)] if wanted.startswith(prefix) and text.isdecimal() else []
-    first = random.SystemRandom().randrange(10**6) * 1000
+    first = number("CHAOS_FIRST", random.SystemRandom().randrange(10**6) * 1000)
     return list(range(first, first + number(name, default)))
