@@ -73,7 +73,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
     files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if "airflow_database" in path.read_text())
-    processes = int(os.environ.get("DAG_PROCESSES", "2"))
+    processes = int(os.environ.get("DAG_PROCESSES", "1"))
     share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % processes}" for number, path in enumerate(files)}
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above

@@ -96,7 +96,10 @@ class Settings:
     sync_status: str | None = _setting(None, "metadata.status during a sync; not given: unchanged")
 
     # Pace and form of the stream
-    turn_latency: float = _setting(0.0, "seconds from a turn's first event to its stop, spread evenly over the events")
+    turn_latency: float = _setting(
+        0.0,
+        "seconds from a turn's first event to its stop, spread evenly over the events; a change applies to running turns",
+    )
     delta_chars: int = _setting(24, "characters in one delta event")
     events_per_turn: int | None = _setting(None, "events of a turn; deltas are cut to fit, and delta_chars is ignored")
     answer_chars: int | None = _setting(None, "length of an answer in characters; the text is cut or repeated to fit")

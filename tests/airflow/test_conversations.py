@@ -73,6 +73,7 @@ def test_mapped_sessions_and_prompts(llamacloud_emulator: LlamaCloudEmulator) ->
     assert llamacloud_emulator.posts() == 3
 
 
+@pytest.mark.airflow
 def test_a_retry_adopts_the_answer_that_the_first_try_did_not_wait_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.turn_latency = 4.0
     result = go("retried", turn_timeout=3)

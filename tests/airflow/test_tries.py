@@ -50,10 +50,11 @@ def ask(session_id: str | dict[str, Any], **arguments: Any) -> SendChatMessageOp
 
 def interrupt(session_id: str, emulator: LlamaCloudEmulator, store: Store | None) -> None:
     """A first and last try that gives up before the turn has ended."""
-    emulator.settings.turn_latency = 3.0
+    emulator.settings.turn_latency = 600.0
     task = ask(session_id, turn_timeout=1.5, retries=0)
     with pytest.raises(ChatTurnInterruptedError):
         task.execute(a_try(task, 1, store=store))
+    emulator.settings.turn_latency = 0.0
 
 
 def test_clearing_a_task_that_failed_takes_up_the_answer_that_came_meanwhile(

@@ -138,8 +138,21 @@ def test_a_failed_item_is_collected_with_its_reason_and_the_rest_goes_on(
     assert report.results.counts == {"answered": 4, "failed": 2, "interrupted": 0, "unasked": 0}
 
 
-@pytest.mark.parametrize("kind", ["stall", "stream_reset", "cut", "hang_after", "reset_after"])
-@pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
+@pytest.mark.parametrize(
+    ("kind", "survives"),
+    [
+        ("stall", False),
+        ("stream_reset", True),
+        ("cut", False),
+        ("hang_after", True),
+        ("reset_after", False),
+        pytest.param("stall", True, marks=pytest.mark.long),
+        pytest.param("stream_reset", False, marks=pytest.mark.long),
+        pytest.param("cut", True, marks=pytest.mark.long),
+        pytest.param("hang_after", False, marks=pytest.mark.long),
+        pytest.param("reset_after", True, marks=pytest.mark.long),
+    ],
+)
 def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
     kind: str,
     survives: bool,

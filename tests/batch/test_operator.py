@@ -205,7 +205,7 @@ def test_without_a_file_a_retry_remembers_where_airflow_can(llamacloud_emulator:
 
 
 def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.settings.turn_latency = 4.0
+    llamacloud_emulator.settings.turn_latency = 600.0
     result = go("stopped", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
     manifest = result.xcom("batch")
@@ -216,7 +216,7 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamaclou
 
 @pytest.mark.skipif(VERSION < (3, 0), reason="in Airflow 2, dag.test() ends with the task's timeout and makes no retry")
 def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.settings.turn_latency = 5.0
+    llamacloud_emulator.settings.turn_latency = 600.0
     result = go("timed_out", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
     assert (result.xcom("batch")["try_number"], result.xcom("batch")["settled"]) == (2, 6)
@@ -420,7 +420,7 @@ def test_where_an_event_loop_runs_already_it_can_be_stopped_too(
         else:
             raise TimedOut
 
-    llamacloud_emulator.settings.turn_latency = 5.0
+    llamacloud_emulator.settings.turn_latency = 600.0
     task = batch(output_path=str(tmp_path / "results.jsonl"))
     before = signal.signal(signal.SIGALRM, handle)
 

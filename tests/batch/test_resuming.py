@@ -71,7 +71,7 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 3.0
+    emulator.settings.turn_latency = 600.0
     runner.prompts = prompts(8)
 
     def during(batch: Batch) -> None:
@@ -81,6 +81,7 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
         runner.run(during, max_concurrency=4, delete_sessions=True)
     assert emulator.deleted == []
     assert 0 < emulator.posts() <= 4
+    emulator.settings.turn_latency = 0.0
     report = runner.run(max_concurrency=4)
     assert outcomes(runner) == ["answered"] * 8
     assert emulator.posts() == emulator.completed() == 8
@@ -91,7 +92,7 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    llamacloud_emulator.settings.turn_latency = 3.0
+    llamacloud_emulator.settings.turn_latency = 600.0
 
     def kill_soon(batch: Batch) -> None:
         kill_when(batch, lambda: running(llamacloud_emulator) == 6)
@@ -99,6 +100,7 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(kill_soon)
     assert llamacloud_emulator.posts() == 6
+    llamacloud_emulator.settings.turn_latency = 0.0
     runner.config = replace(runner.config, max_retries=0)
     llamacloud_emulator.inject(Fault("reset_before", endpoint="get", times=3))
     report = runner.run()

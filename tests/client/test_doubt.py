@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,7 +77,7 @@ def test_half_a_history_does_not_make_the_prompt_be_sent_again(
     # The connection of each POST is closed without an answer.
     with RawServer(lambda request: [history] if request.method == "GET" else []) as server:
         with pytest.raises(errors.ChatTurnInterruptedError) as caught:
-            send(raw(server, timeout=1.0), index_ids=["idx-1"], baseline=0)
+            send(raw(server, timeout=0.5), index_ids=["idx-1"], baseline=0)
         assert (caught.value.reason, posts(server)) == ("unreadable", 1)
 
 
@@ -96,12 +98,18 @@ def test_a_session_that_is_busy_with_our_own_lost_prompt_is_waited_for(
     send: Send, config: Callable[..., ClientConfig], client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.update(records="end", concurrent_turns="refuse", turn_latency=4.0)
+    emulator.settings.update(records="end", concurrent_turns="refuse", turn_latency=600.0)
     session_id = client.create_session([INDEX_FILINGS]).session_id
     emulator.inject(Fault("reset_after", endpoint="stream"))
+
+    def end_when_refused() -> None:
+        while not any(request.status == 409 for request in emulator.requests):
+            time.sleep(0.01)
+        emulator.settings.turn_latency = 0.0
+
+    threading.Thread(target=end_when_refused, daemon=True).start()
     turn = send(config(), session_id, index_ids=[INDEX_FILINGS], baseline=0)
     assert turn.answer
-    assert [request.status for request in emulator.requests if request.endpoint == "stream"][-1] == 409
     assert emulator.completed() == 1
 
 
@@ -250,8 +258,6 @@ def test_a_sync_that_was_started_by_a_request_whose_answer_was_lost_was_started(
 
 
 def test_a_large_history_is_decoded_beside_the_event_loop(raw: Callable[..., ClientConfig]) -> None:
-    import threading
-
     from airflow_provider_llamachat.client import responses
 
     used: list[threading.Thread] = []

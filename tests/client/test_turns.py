@@ -98,7 +98,17 @@ EXPECTED_AT_ONCE = {
 """Faults after which the first try itself must give the answer, whatever the server does on a disconnect."""
 
 
-@pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
+@pytest.mark.parametrize(
+    ("asker", "survives"),
+    [
+        pytest.param("sync", False, id="sync-dies"),
+        pytest.param("async", True, id="async-survives"),
+        # The synchronous client is made from the other.
+        pytest.param("sync", True, id="sync-survives", marks=pytest.mark.long),
+        pytest.param("async", False, id="async-dies", marks=pytest.mark.long),
+    ],
+    indirect=["asker"],
+)
 @pytest.mark.parametrize("name", FAULTS)
 def test_every_stream_fault_costs_one_turn_or_a_clear_error(
     name: str, survives: bool, asker: Asker, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
@@ -160,7 +170,10 @@ def test_a_server_that_records_only_at_the_end_is_never_asked_twice(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_ask_again_gets_the_answer_of_a_turn_that_died(asker: Asker, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_ask_again_gets_the_answer_of_a_turn_that_died(
+    asker: Asker, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "STALL", 0.2)
     llamacloud_emulator.settings.survives_disconnect = False
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", after_events=3))
     with pytest.raises(errors.ChatTurnInterruptedError):
@@ -187,7 +200,7 @@ def test_the_deadline_ends_a_turn_that_only_sends_keep_alives(
 def test_keep_alives_hold_a_slow_turn_beyond_the_read_timeout(
     asker: Asker, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    llamacloud_emulator.settings.turn_latency = 2.5
+    llamacloud_emulator.settings.turn_latency = 1.8
     llamacloud_emulator.settings.keepalive_interval = 0.1
     llamacloud_emulator.settings.events_per_turn = 4
     assert asker.ask().answer

@@ -27,6 +27,17 @@ LOSSES = [
     Fault("cut", endpoint="stream", after_events=1),
     Fault("stream_reset", endpoint="stream", after_events=0),
 ]
+# Each form with one loss; the other pairs take longer than they tell.
+PAIRS = [
+    pytest.param(loss, form, marks=() if place % len(LOSSES) == LOSSES.index(loss) else pytest.mark.long)
+    for place, form in enumerate(FORMS)
+    for loss in LOSSES
+]
+
+
+def told(value: Any) -> str:
+    """The id of a parameter."""
+    return f"{value.kind} {value.status or ''}" if isinstance(value, Fault) else str(value)
 
 
 def asked(emulator: LlamaCloudEmulator, endpoint: str) -> bool:
@@ -58,8 +69,7 @@ def test_without_a_fault_one_attempt_pays_once_whatever_the_server_records(
     assert (one.paid, one.tries) == (1, 1)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda fault: f"{fault.kind} {fault.status or ''}")
+@pytest.mark.parametrize(("loss", "form"), PAIRS, ids=told)
 def test_a_lost_answer_is_found_whatever_the_server_records(
     loss: Fault, form: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -70,7 +80,11 @@ def test_a_lost_answer_is_found_whatever_the_server_records(
     assert one.paid == 1
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=lambda fault: f"{fault.kind} {fault.status or ''}")
+@pytest.mark.parametrize(
+    "loss",
+    [pytest.param(loss, marks=() if loss.kind in {"reset_after", "cut"} else pytest.mark.long) for loss in LOSSES],
+    ids=told,
+)
 def test_a_prompt_that_the_history_shows_late_is_not_sent_again(
     loss: Fault, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -232,7 +246,7 @@ def test_a_kill_in_mid_turn_ends_the_task_soon_and_the_retry_takes_the_answer(
 ) -> None:
     if mode != "worker":
         pytest.skip("a batch and a trigger are cancelled on their event loop")
-    llamacloud_emulator.settings.update(turn_latency=5.0, keepalive_interval=None)
+    llamacloud_emulator.settings.update(turn_latency=600.0, keepalive_interval=None)
     one = life(extra={"timeout": 120})
     task = one.task()
     made, one.task = one.task, lambda: task  # type: ignore[method-assign]  # the one that is killed
@@ -240,6 +254,7 @@ def test_a_kill_in_mid_turn_ends_the_task_soon_and_the_retry_takes_the_answer(
     assert one.attempt() is None
     assert llamacloud_emulator.turns[0].state == "running"
     assert getattr(one.errors[0], "reason", "") == "killed"
+    llamacloud_emulator.settings.turn_latency = 0.0
     one.task = made  # type: ignore[method-assign]  # the retry's own
     assert is_right(one.attempt())
     assert one.paid == 1
@@ -349,7 +364,7 @@ def test_the_prompt_of_these_tests_is_changed_by_every_form() -> None:
     assert PROMPT.strip() == PROMPT  # "trimmed" changes nothing here; the emulator's own tests show that it trims
 
 
-@pytest.mark.parametrize("window", [6, 9])
+@pytest.mark.parametrize("window", [pytest.param(6, marks=pytest.mark.long), 9])
 def test_a_prompt_that_follows_another_in_a_batch_is_paid_once_although_the_history_loses_its_beginning(
     window: int, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -171,15 +171,16 @@ def test_faults(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> Non
 
 
 @pytest.mark.parametrize("survives", [True, False])
-def test_how_often_the_sdk_asks_when_a_stream_stalls(survives: bool) -> None:
-    # With its own default of retries, but not their pauses' length in mind: two are enough to see it.
+def test_how_often_the_sdk_asks_when_a_stream_stalls(survives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama_cloud._base_client.INITIAL_RETRY_DELAY", 0.0)  # the SDK has no public switch
+    monkeypatch.setattr("llama_cloud._base_client.MAX_RETRY_DELAY", 0.0)  # as above
     with LlamaCloudEmulator(Settings(survives_disconnect=survives)) as emulator:
         emulator.inject(Fault("stall", after_events=3, times=None))
         with LlamaCloud(api_key=emulator.api_key, base_url=emulator.url, max_retries=2) as sdk:
             session_id = sdk.chat.create(index_ids=[INDEX_FILINGS]).session_id
             started = time.monotonic()
             with pytest.raises(APITimeoutError):
-                sdk.chat.stream(session_id, index_ids=[INDEX_FILINGS], prompt="x", timeout=1.0)
+                sdk.chat.stream(session_id, index_ids=[INDEX_FILINGS], prompt="x", timeout=0.5)
             assert time.monotonic() - started < 60
         assert emulator.posts(session_id) == 3
         eventually(lambda: all(turn.state != "running" for turn in emulator.turns))

@@ -57,7 +57,15 @@ def test_an_answer_is_not_lost_to_a_strange_figure_beside_it(stop: dict[str, Any
     assert all(value is None or abs(value) < 2**63 for value in usage.values())
 
 
-@pytest.mark.parametrize("content", [None, 7, [{"type": "text", "text": PROMPT}], {"text": PROMPT}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [{"type": "text", "text": PROMPT}],
+        pytest.param(7, marks=pytest.mark.long),
+        pytest.param({"text": PROMPT}, marks=pytest.mark.long),
+    ],
+)
 def test_a_prompt_that_is_recorded_in_an_unknown_form_is_not_asked_again(content: Any, caller: Caller) -> None:
     posts = 0
 

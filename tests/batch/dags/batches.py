@@ -116,9 +116,11 @@ class StoppedOnce(ChatBatchOperator):
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Run, and be stopped once."""
+        service = EmulatorControl(context["dag_run"].conf["service"])
         if context["ti"].try_number == 1:
-            service = EmulatorControl(context["dag_run"].conf["service"])
             threading.Thread(target=self._watch, args=(service,), daemon=True).start()
+        else:
+            service.update_settings(turn_latency=0.0)
         return super().execute(context)
 
     def _watch(self, service: EmulatorControl) -> None:
