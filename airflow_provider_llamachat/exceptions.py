@@ -18,6 +18,7 @@
     │   │   ├── NotFoundError            [F] 404
     │   │   └── UnprocessableError       [F] 422
     │   ├── ConflictError                    409: busy now
+    │   │   └── SessionBusyError             another turn is running in the session
     │   ├── RateLimitError                   429
     │   └── ServerError                      5xx
     ├── ChatTurnError                        about one turn
@@ -157,6 +158,17 @@ class ConflictError(LlamaCloudStatusError):
     """409: the session or index is busy. A later call may succeed."""
 
     retryable = True
+
+
+class SessionBusyError(ConflictError):
+    """409: another turn is running in the session. Sending a prompt waits for it, at most until ``turn_timeout``.
+
+    :param retry_after: seconds the server asked to wait, None when it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.retry_after = retry_after
 
 
 class UnprocessableError(RequestRefusedError):

@@ -13,9 +13,9 @@ from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
 from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.client.retry import pause
-from airflow_provider_llamachat.conversation.ask import Limits
 from airflow_provider_llamachat.conversation.history import anchor, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+from airflow_provider_llamachat.conversation.steps import Limits
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,

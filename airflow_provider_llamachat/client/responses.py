@@ -7,6 +7,7 @@ import contextlib
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from airflow_provider_llamachat.client import unreachable
 from airflow_provider_llamachat.client.config import OUT_OF_FILES, REGIONS, ClientConfig, is_out_of_files
 from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
 from airflow_provider_llamachat.client.decoding import parse_json
-from airflow_provider_llamachat.client.endpoints import GET_PROJECT, LIST_PROJECTS, Call
+from airflow_provider_llamachat.client.endpoints import GET_PROJECT, LIST_PROJECTS, STREAM_MESSAGE, Call
 from airflow_provider_llamachat.client.http import LOCATION
 from airflow_provider_llamachat.client.proxies import proxy_for
 from airflow_provider_llamachat.models import SessionSummary
@@ -47,6 +48,9 @@ _REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
     409: errors.ConflictError,
     422: errors.UnprocessableError,
 }
+
+_BUSY = re.compile(r"\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b", re.IGNORECASE)
+"""Words of a refusal that speak of another turn. The API does not document them."""
 
 NOT_THE_API = "the response does not come from LlamaCloud's API"
 """The cause in a message about a response that LlamaCloud's API did not send."""
@@ -173,6 +177,8 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     if is_elsewhere or _is_page(reply) or (status in {403, 404} and not _has_detail(reply)):
         page = ", but an HTML page" if _is_page(reply) else ""
         raise errors.RequestRefusedError(f"{begin} {NOT_THE_API}{page}. {_CHECK_BASE_URL} {end}", **known)
+    if status == 409 and call.endpoint is STREAM_MESSAGE and (wait is not None or _BUSY.search(detail)):
+        raise errors.SessionBusyError(f"{begin} {_why_refused(status, thing, config)} {end}", retry_after=wait, **known)
     kind = _REFUSALS.get(status, errors.RequestRefusedError)
     raise kind(f"{begin} {_why_refused(status, thing, config)} {end}", **known)
 
@@ -209,7 +215,7 @@ def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
         case 404:
             return f"there is no such {thing} in this project. Check the id, and that project_id is its project."
         case 409:
-            return "the session or index is busy. A retry may succeed. Run tasks that share it one after another."
+            return "the session or index is busy. A retry may succeed."
         case 422:
             return "the server does not accept some fields. Correct the fields that it names."
         case _:

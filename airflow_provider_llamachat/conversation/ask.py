@@ -11,9 +11,20 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-from airflow_provider_llamachat.conversation.history import State, Verdict, judge
-from airflow_provider_llamachat.conversation.interruption import MAY_ASK_AGAIN, interrupted, reason
+from airflow_provider_llamachat.conversation.history import State, Verdict, begin, is_running, judge
+from airflow_provider_llamachat.conversation.interruption import MAY_ASK_AGAIN, busy, interrupted, reason, refused
 from airflow_provider_llamachat.conversation.question import Question, Trace
+from airflow_provider_llamachat.conversation.steps import (
+    Limits,
+    Outcome,
+    Pause,
+    Post,
+    ReadHistory,
+    Remember,
+    Result,
+    Step,
+    Steps,
+)
 from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     ChatTurnInterruptedError,
@@ -22,87 +33,12 @@ from airflow_provider_llamachat.exceptions import (
     LlamaCloudError,
     LlamaCloudProtocolError,
     RateLimitError,
+    SessionBusyError,
 )
 from airflow_provider_llamachat.models import ChatTurn, Session
 from airflow_provider_llamachat.redaction import excerpt
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of time and number.
-
-    :param deadline: epoch seconds at which waiting ends.
-    :param stall_after: a turn that has not grown in the history for this many seconds counts as cut off.
-    :param max_posts: maximum number of posts, each of them only if no earlier one was accepted.
-    :param lag: seconds that a history may take to show an accepted prompt.
-    :param poll: seconds between two reads of the history. They grow up to ``poll_max``.
-    :param pause: seconds to wait after the n-th failed post, given the server's ``Retry-After``.
-    """
-
-    deadline: float
-    stall_after: float
-    max_posts: int
-    lag: float = 0.0
-    poll: float = 1.0
-    poll_max: float = 5.0
-    pause: Callable[[int, float | None], float] = lambda _attempt, _retry_after: 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Remember:
-    """Step: store what is known about the turn for later attempts. Send nothing back.
-
-    :param is_intent: a post follows, and must not leave if this could not be stored.
-    """
-
-    trace: Trace
-    is_intent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ReadHistory:
-    """Step: read the whole session. Send back a :class:`~..models.Session`, or the error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Post:
-    """Step: post the prompt and read the stream. Send back an :class:`Outcome`.
-
-    :param position: number of turns in the session before this one.
-    """
-
-    trace: Trace
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Step: wait. Send nothing back."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The result of a post.
-
-    :param trace: what is now known about the turn.
-    :param turn: the turn in the stream, finished or not. None if there was no stream.
-    :param problem: why there is no finished turn.
-    :param is_damaged: events of the stream, or parts of their text, were lost.
-    """
-
-    trace: Trace
-    turn: ChatTurn | None = None
-    problem: LlamaCloudError | None = None
-    is_damaged: bool = False
-
-
-Step = Remember | ReadHistory | Post | Pause
-Result = Session | LlamaCloudError | Outcome | None
-Steps = Generator[Step, Result, ChatTurn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +73,7 @@ def ask(
     :raises ChatTurnInterruptedError: the end of the turn was not seen. Nothing was posted twice.
     :raises LlamaCloudError: refusals, and network errors after which the history shows that nothing was accepted.
     """
-    posts, position = 0, trace.baseline
+    posts, position, others = 0, trace.baseline, _Others()
     problem: LlamaCloudError | None = None
     if look_first and not trace.is_open and (yield from _may_be_there(question, trace)):
         trace = replace(trace, intended_at=now())
@@ -151,22 +87,14 @@ def ask(
                     log.info("Session %s already holds the answer to this prompt. Using it.", question.session_id)
                 return (yield from _finish(question, trace, settled.turn))
             if settled.interrupted is not None:
-                if isinstance(problem, ConflictError):
-                    # Another task's turn keeps the session busy, so ours was refused. If there is no turn, this is not known.
-                    is_theirs = settled.interrupted.reason == "foreign" and not trace.accepted
-                    yield Remember(trace.withdrawn() if is_theirs else trace)
-                    raise problem
                 may_again = ask_again and not trace.answered and posts == 0 and settled.verdict.asked <= 1
-                if not (may_again and settled.interrupted.reason in MAY_ASK_AGAIN):
-                    yield Remember(trace)
-                    raise settled.interrupted
-                log.warning(
-                    "Asking once more in session %s, because this task may (it was cleared, or has on_interrupted='ask_again'). "
-                    "The interrupted turn may already have been billed. %s",
-                    question.session_id,
-                    settled.interrupted,
-                )
-                position, ask_again = settled.verdict.turns, False
+                trace = yield from _without_an_end(question, settled, problem, may_again=may_again)
+                if trace.is_open:
+                    position, ask_again = settled.verdict.turns, False
+        if isinstance(problem, ConflictError) and not trace.is_open:
+            trace = yield from _wait_for_others(question, trace, limits, problem, others, now)
+            posts, position, problem = posts - 1, trace.baseline, None
+            continue
         if problem is not None and posts >= limits.max_posts:
             yield Remember(trace)
             raise problem
@@ -180,15 +108,11 @@ def ask(
         assert isinstance(outcome, Outcome)  # noqa: S101  # the driver's contract
         trace = outcome.trace
         if outcome.turn is not None and outcome.turn.finished:
-            trace = replace(trace, accepted=True, answered=True)
-            turn = outcome.turn
-            if not turn.is_error and (outcome.is_damaged or not turn.answer.strip()):
-                turn = yield from _whole(question, trace, limits, turn, now)
-            return (yield from _finish(question, trace, turn))
+            return (yield from _answered(question, trace, limits, outcome, outcome.turn, now))
         problem = outcome.problem or interrupted(question, "stalled", None, trace)
         trace = _after_failure(trace, problem, now(), may_be_ours=was_open or posts > 1)
         yield Remember(trace)
-        if not trace.is_open and (_is_final(problem) or isinstance(problem, ConflictError)):
+        if not trace.is_open and _is_final(problem):
             raise problem
         yield from _pause(problem, trace, posts, limits, now)
 
@@ -198,6 +122,84 @@ def _may_be_there(question: Question, trace: Trace) -> Generator[Step, Result, b
     verdict, failure = yield from _read(question, trace)
     is_shown = verdict is not None and verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure
     return is_shown or failure is not None
+
+
+def _without_an_end(
+    question: Question, settled: _Settled, problem: LlamaCloudError | None, *, may_again: bool
+) -> Generator[Step, Result, Trace]:
+    """Decide about a turn that has no end. Return what is known if asking goes on: open if the prompt is asked once more.
+
+    :raises ChatTurnInterruptedError: the turn may have been paid for.
+    """
+    assert settled.interrupted is not None  # noqa: S101  # the caller's contract
+    trace, why = settled.trace, settled.interrupted.reason
+    if isinstance(problem, ConflictError):
+        # Another task's turn keeps the session busy, so ours was refused. If there is no turn, this is not known.
+        if why == "foreign" and not trace.accepted:
+            yield Remember(trace.withdrawn())
+            return trace.withdrawn()
+        yield Remember(trace)
+        raise problem
+    if not (may_again and why in MAY_ASK_AGAIN):
+        yield Remember(trace)
+        raise settled.interrupted
+    log.warning(
+        "Asking once more in session %s, because this task may (it was cleared, or has on_interrupted='ask_again'). "
+        "The interrupted turn may already have been billed. %s",
+        question.session_id,
+        settled.interrupted,
+    )
+    return trace
+
+
+@dataclass(slots=True)
+class _Others:
+    """What is known about other turns that keep the session busy.
+
+    :ivar refusals: number of posts of ours that were refused.
+    :ivar since: epoch seconds of the first refusal.
+    :ivar are_seen: the server's message or the history told of one.
+    """
+
+    refusals: int = 0
+    since: float = 0.0
+    are_seen: bool = False
+
+
+def _wait_for_others(
+    question: Question,
+    trace: Trace,
+    limits: Limits,
+    problem: ConflictError,
+    others: _Others,
+    now: Callable[[], float],
+) -> Generator[Step, Result, Trace]:
+    """Wait, and read the history, after a post that was refused because the session is busy. Return what is known for the next post.
+
+    :raises SessionBusyError: the deadline has passed.
+    :raises RequestRefusedError: nothing told of another turn for as long as the history may be late.
+    """
+    others.are_seen |= isinstance(problem, SessionBusyError)
+    if not others.refusals:
+        others.since = now()
+    others.refusals += 1
+    if not others.are_seen and now() - others.since >= limits.lag:
+        raise refused(question, problem)
+    if others.refusals == 1:
+        log.info("Session %s is busy with another turn. Waiting until it has ended.", question.session_id)
+    wished = getattr(problem, "retry_after", None) or 0.0
+    seconds = max(wished, min(limits.poll * 1.5 ** min(others.refusals - 1, 10), limits.poll_max))
+    yield Pause(max(0.0, min(seconds, limits.deadline - now())))
+    session = yield from _history(question)
+    if isinstance(session, Session):
+        others.are_seen |= is_running(session.events)
+        verdict = judge(session.events, question, trace)
+        if verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure:
+            return replace(trace, intended_at=now())  # a server that refuses what it accepted is not paid again
+        trace = trace if verdict.state is State.TRUNCATED else begin(session, question, now=now())
+    if now() >= limits.deadline:
+        raise busy(question, problem)
+    return trace
 
 
 def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_ours: bool) -> Trace:
@@ -223,12 +225,22 @@ def _pause(
     if isinstance(problem, RateLimitError):
         # Reads count against the rate limit too, so there is only one, at a time when it can decide.
         seconds = max(seconds, limits.lag)
-    if not trace.is_open and posts >= limits.max_posts:
+    if not trace.is_open and (posts >= limits.max_posts or isinstance(problem, ConflictError)):
         return
     then = "Reading the session's history" if trace.is_open else "Retrying"
     log.warning("%s %s in %.1f s.", problem, then, seconds)
     if seconds:
         yield Pause(min(seconds, max(0.0, limits.deadline - now())))
+
+
+def _answered(
+    question: Question, trace: Trace, limits: Limits, outcome: Outcome, turn: ChatTurn, now: Callable[[], float]
+) -> Generator[Step, Result, ChatTurn]:
+    """Return the turn that our own stream finished."""
+    trace = replace(trace, accepted=True, answered=True)
+    if not turn.is_error and (outcome.is_damaged or not turn.answer.strip()):
+        turn = yield from _whole(question, trace, limits, turn, now)
+    return (yield from _finish(question, trace, turn))
 
 
 def _finish(question: Question, trace: Trace, turn: ChatTurn) -> Generator[Step, Result, ChatTurn]:
@@ -326,20 +338,31 @@ def _read(question: Question, trace: Trace) -> Generator[Step, Result, tuple[Ver
 
     :raises LlamaCloudError: it will not be readable later either.
     """
-    read = yield ReadHistory()
+    read = yield from _history(question)
     if isinstance(read, LlamaCloudError):
-        if _is_final(read):
-            raise read
         return None, read
-    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
-    if read.job_metadata is not None and not read.events:
-        # Half an answer must not prove that nothing was asked here, because this decides about asking again.
-        return None, _lost("The session was asked before, but its history is empty.", question)
     verdict = judge(read.events, question, trace)
     if verdict.state is not State.TRUNCATED:
         return verdict, None
     begin = f"does not begin like the {trace.baseline} turns that were known before"
     return verdict, _lost(f"The session's history lost turns: it shows {verdict.turns}, and {begin}.", question)
+
+
+def _history(question: Question) -> Generator[Step, Result, Session | LlamaCloudError]:
+    """Read the history. Return why, if it tells nothing.
+
+    :raises LlamaCloudError: it will not be readable later either.
+    """
+    read = yield ReadHistory()
+    if isinstance(read, LlamaCloudError):
+        if _is_final(read):
+            raise read
+        return read
+    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
+    if read.job_metadata is not None and not read.events:
+        # Half an answer must not prove that nothing was asked here, because this decides about asking again.
+        return _lost("The session was asked before, but its history is empty.", question)
+    return read
 
 
 def _lost(what: str, question: Question) -> LlamaCloudProtocolError:

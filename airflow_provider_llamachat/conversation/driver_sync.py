@@ -8,7 +8,10 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Protocol, cast
 
-from airflow_provider_llamachat.conversation.ask import (
+from airflow_provider_llamachat.conversation.history import TurnFolder
+from airflow_provider_llamachat.conversation.interruption import killed
+from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
+from airflow_provider_llamachat.conversation.steps import (
     Outcome,
     Pause,
     Post,
@@ -17,9 +20,6 @@ from airflow_provider_llamachat.conversation.ask import (
     Result,
     Steps,
 )
-from airflow_provider_llamachat.conversation.history import TurnFolder
-from airflow_provider_llamachat.conversation.interruption import killed
-from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
 from airflow_provider_llamachat.exceptions import LlamaCloudConnectionError, LlamaCloudError
 from airflow_provider_llamachat.models import ChatTurn, Event, Session
 from airflow_provider_llamachat.redaction import excerpt

@@ -190,6 +190,12 @@ def count_turns(events: Iterable[Event]) -> int:
     return sum(isinstance(event, UserInputEvent) for event in events)
 
 
+def is_running(events: Sequence[Event]) -> bool:
+    """Whether the history ends with a turn that has no ``stop``."""
+    last = [event for event in events if isinstance(event, UserInputEvent | StopEvent)][-1:]
+    return bool(last) and isinstance(last[0], UserInputEvent)
+
+
 def anchor(events: Iterable[Event], baseline: int) -> str:
     """Return a digest of the beginning of a history: what is before its first turn and, if it had turns at the baseline, that turn.
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from airflow_provider_llamachat.conversation.history import State, Verdict
 from airflow_provider_llamachat.conversation.question import Question, Trace
-from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudError
+from airflow_provider_llamachat.exceptions import (
+    ChatTurnInterruptedError,
+    ConflictError,
+    LlamaCloudError,
+    RequestRefusedError,
+    SessionBusyError,
+)
 
 MAY_ASK_AGAIN = {"stalled", "overtaken", "foreign", "vanished"}
 """Reasons after which ``ask_again`` applies: waiting would not bring an answer."""
@@ -66,3 +72,25 @@ def interrupted(
 def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:
     """Return the error for a turn that nobody waits for any longer, because its task was stopped."""
     return interrupted(question, "killed", None, trace)
+
+
+def busy(question: Question, problem: ConflictError) -> SessionBusyError:
+    """Return the error for a prompt that was not accepted because other turns kept the session busy until the deadline."""
+    return SessionBusyError(
+        "The session was busy with another turn until turn_timeout passed, so the prompt was not accepted. A retry asks. Raise "
+        f"turn_timeout, or run fewer tasks at once in a session. Session: {question.session_id}. Cause: {problem}",
+        status=problem.status,
+        request_id=problem.request_id,
+        session_id=question.session_id,
+    )
+
+
+def refused(question: Question, problem: ConflictError) -> RequestRefusedError:
+    """Return the error for a 409 that is not about another turn."""
+    return RequestRefusedError(
+        "LlamaCloud refused the prompt, although no other turn is running in the session. See the cause. "
+        f"Session: {question.session_id}. Cause: {problem}",
+        status=problem.status,
+        request_id=problem.request_id,
+        session_id=question.session_id,
+    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +32,7 @@ class Row:
         return [self.airflow, self.python, built, "/".join(counts), tested, life, together]
 
 
-HEAD = ["Airflow", "Python", "built (s)", "passed/skipped/failed", "tests (s)", "create-ask-delete (s)", "together (s)"]
+HEAD = ["Airflow", "Python", "built (s)", "passed/skipped/failed", "tests (s)", "whole Airflow (s)", "together (s)"]
 ROWS = pytest.StashKey[dict[str, Row]]()
 
 
@@ -105,11 +103,3 @@ def suite_run(environment: Environment, row: Row, cases: Path, repository: Path)
     reports = repository / os.environ.get("MATRIX_REPORTS", "build/matrix")
     row.suite = run_suite(environment, cases, reports / f"matrix-{environment.cell}.xml")
     return row.suite
-
-
-@pytest.fixture
-def stopwatch(row: Row) -> Iterator[None]:
-    """Measure the create-ask-delete run, starting and ending the Airflow included."""
-    began = time.monotonic()
-    yield
-    row.life = time.monotonic() - began

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from airflow_provider_llamachat.testing import EmulatorProcess
 from tests.matrix.cells import Cell
+from tests.matrix.conftest import Row
 from tests.matrix.environments import Environment
 from tests.matrix.suite import LIMIT, SuiteRun
 from tests.system.processes import clean_environment
@@ -17,6 +21,13 @@ from tests.system.stack import AirflowStack
 
 # Building and the suite happen in the first test that asks for them.
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(LIMIT + 900)]
+
+
+class Whole(NamedTuple):
+    """A whole Airflow, and the emulator that its default connection points to."""
+
+    stack: AirflowStack
+    emulator: EmulatorProcess
 
 
 def test_the_wheel_adds_one_package_and_changes_none(environment: Environment) -> None:
@@ -66,26 +77,57 @@ def test_every_example_is_imported_without_an_error_or_a_warning(suite_run: Suit
     )
 
 
-@pytest.mark.usefixtures("stopwatch")
-def test_a_session_is_created_asked_and_deleted(environment: Environment, cell: Cell, repository: Path) -> None:
-    """On a whole Airflow: scheduler, triggerer and web server; the question waits in the triggerer."""
-    example = repository / "dags_examples" / "llamachat_deferrable.py"
+@pytest.fixture(scope="session")
+def whole(environment: Environment, cell: Cell, repository: Path, row: Row) -> Iterator[Whole]:
+    """The cell's Airflow as a whole (scheduler, triggerer and web server) and the emulator that it asks."""
+    dags = [
+        repository / "dags_examples" / "llamachat_deferrable.py",
+        repository / "tests" / "system" / "dags" / "sources.py",
+    ]
+    began = time.monotonic()
     with EmulatorProcess() as emulator:
-        emulator.settings.turn_latency = 3.0
         connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": emulator.airflow_connection_json}
-        with AirflowStack(python=environment.python, dags=[example], environment=connection) as stack:
+        with AirflowStack(python=environment.python, dags=dags, environment=connection) as stack:
             assert stack.version_text == cell.airflow
-            run = stack.trigger("llamachat_deferrable")
-            stack.wait_for_task(run, "ask", "deferred")
-            assert stack.wait(run, timeout=180) == "success"
-            assert stack.task_states(run) == dict.fromkeys(["create_session", "ask", "delete_session"], "success")
-            (turn,) = emulator.turns
-            assert (turn.state, emulator.posts(), emulator.completed()) == ("completed", 1, 1)
-            assert stack.xcom(run, "create_session", "session_id") == turn.session_id
-            assert stack.xcom(run, "create_session", "index_ids") == ["idx-filings", "idx-handbook"]
-            answer, usage = stack.xcom(run, "ask"), stack.xcom(run, "ask", "usage")
-            assert "47.5 million" in answer
-            assert (usage["total_output_tokens"], usage["try_number"]) == (turn.output_tokens, 1)
-            assert stack.xcom(run, "ask", "skipped_index_ids") == []
-            assert emulator.deleted == [turn.session_id]
-            assert emulator.api_key not in stack.metadata_dump()
+            yield Whole(stack, emulator)
+    row.life = time.monotonic() - began
+
+
+def test_a_session_is_created_asked_and_deleted(whole: Whole) -> None:
+    """The question waits in the triggerer."""
+    stack, emulator = whole
+    emulator.reset()
+    emulator.update_settings(turn_latency=3.0)
+    run = stack.trigger("llamachat_deferrable")
+    stack.wait_for_task(run, "ask", "deferred")
+    assert stack.wait(run, timeout=180) == "success"
+    assert stack.task_states(run) == dict.fromkeys(["create_session", "ask", "delete_session"], "success")
+    (turn,) = emulator.turns
+    assert (turn.state, emulator.posts(), emulator.completed()) == ("completed", 1, 1)
+    assert stack.xcom(run, "create_session", "session_id") == turn.session_id
+    assert stack.xcom(run, "create_session", "index_ids") == ["idx-filings", "idx-handbook"]
+    answer, usage = stack.xcom(run, "ask"), stack.xcom(run, "ask", "usage")
+    assert "47.5 million" in answer
+    assert (usage["total_output_tokens"], usage["try_number"]) == (turn.output_tokens, 1)
+    assert stack.xcom(run, "ask", "skipped_index_ids") == []
+    assert emulator.deleted == [turn.session_id]
+    assert emulator.api_key not in stack.metadata_dump()
+
+
+def test_every_way_to_an_answer_hands_on_the_same_sources(whole: Whole) -> None:
+    """On the worker, deferred, in a batch, and for an answer that a retry takes from the history."""
+    stack, emulator = whole
+    emulator.reset()
+    run = stack.trigger("sources")
+    assert stack.wait(run, timeout=180) == "success"
+    found = {
+        task_id: stack.xcom(run, task_id, "sources")
+        for task_id in ("worker", "deferred", "adopted", "deferred_adopted")
+    }
+    (line,) = stack.xcom(run, "batch", "results")
+    found["batch"] = line["sources"]
+    print(json.dumps(found["worker"]))
+    assert [source["file_name"] for source in found["worker"]] == ["Halden Instruments, report Q3 2025"]
+    assert found == dict.fromkeys(found, found["worker"])
+    assert {stack.task(run, task_id)["try_number"] for task_id in ("adopted", "deferred_adopted")} == {2}
+    assert emulator.posts() == emulator.completed() == 5

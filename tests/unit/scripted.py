@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Limits, Outcome, Pause, Post, ReadHistory, Remember, ask
+from airflow_provider_llamachat.conversation.ask import ask
 from airflow_provider_llamachat.conversation.question import Question, Trace
+from airflow_provider_llamachat.conversation.steps import Limits, Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Session
 
 QUESTION = Question("ses-1", "What is it?", ["idx"])
 LAG = 10.0
 LOST = errors.LlamaCloudTimeoutError("silence")
 CUT = errors.LlamaCloudConnectionError("cut", accepted=True)
-BUSY = errors.ConflictError("busy", status=409)
+BUSY = errors.SessionBusyError("busy", status=409)
+CONFLICT = errors.ConflictError("no", status=409)
 BROKEN = errors.ServerError("boom", status=500)
 GONE = errors.NotFoundError("gone", status=404)
 MOVED = errors.LlamaCloudProtocolError("moved", status=307)

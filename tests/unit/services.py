@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Limits, Outcome, Pause, Post, ReadHistory, Remember, ask
+from airflow_provider_llamachat.conversation.ask import ask
 from airflow_provider_llamachat.conversation.history import State, begin, fold, judge
 from airflow_provider_llamachat.conversation.question import Question, Trace
+from airflow_provider_llamachat.conversation.steps import Limits, Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Session, parse_event
 from airflow_provider_llamachat.triggers.chat import MOMENT
 from airflow_provider_llamachat.triggers.events import ANSWERED, FAILED, Failure, TurnEvent
@@ -156,7 +157,7 @@ class Service:
         self._let_others_in(self.clock)
         if self.clock < self._free_at():
             if self.has_conflicts:
-                return Outcome(step.trace, problem=errors.ConflictError("busy", status=409))
+                return Outcome(step.trace, problem=errors.SessionBusyError("busy", status=409))
             self.clock = self._free_at()
         kind, is_taken = self.faults.pop(0) if self.faults else ("ok", True)
         turn = Turn(PROMPT, f"ours {self.posts}", self.clock, self.clock + self.takes, is_error=kind == "error")

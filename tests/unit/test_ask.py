@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.conversation.question import Trace, fingerprint
+from airflow_provider_llamachat.conversation.steps import Pause, Post, ReadHistory, Remember
 from tests.unit.scripted import (
     BROKEN,
     CUT,

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.conversation.interruption import killed
 from airflow_provider_llamachat.conversation.question import Trace
+from airflow_provider_llamachat.conversation.steps import Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Usage
 from tests.unit.scripted import (
     BROKEN,
     BUSY,
+    CONFLICT,
     CUT,
     DOUBT,
     ENDED,
@@ -111,13 +112,68 @@ def test_a_busy_session_after_asking_again_does_not_make_acceptance_forgotten() 
     assert (world.posts, world.kept.accepted) == (1, True)
 
 
-def test_a_session_that_is_busy_with_something_else_is_a_conflict() -> None:
-    world = World([BUSY])
-    assert world.fails(errors.ConflictError) is BUSY
-    assert (world.posts, world.reads, world.kept) == (1, 0, Trace(0))
+def test_a_prompt_waits_until_the_sessions_other_turn_has_ended() -> None:
+    world = World([BUSY] * 4, [(0.0, [asked("Something else")]), (9.0, THEIRS)])
+    assert world.run(max_posts=1).answer == "a"
+    assert [step.position for step in world.of(Post)] == [0, 1, 1, 1, 1]
+    assert [step.seconds for step in world.of(Pause)] == [1.0, 1.5, 2.25, 3.375]
+    # A later attempt looks for the turn behind the other one.
+    assert (world.kept.baseline, world.kept.answered) == (1, True)
+
+
+def test_a_busy_session_is_waited_for_as_long_as_the_server_asks() -> None:
+    world = World([errors.SessionBusyError("busy", status=409, retry_after=20.0)])
+    assert world.run().answer == "a"
+    assert [step.seconds for step in world.of(Pause)] == [20.0]
+
+
+def test_a_session_that_stays_busy_is_an_error_after_which_a_retry_asks() -> None:
+    world = World([BUSY] * 1000, [(0.0, [asked("Something else")])])
+    problem = world.fails(errors.SessionBusyError, deadline=60.0)
+    assert (world.clock, problem.status, problem.retryable) == (60.0, 409, True)
+    assert "busy with another turn until turn_timeout passed" in str(problem)
+    assert not world.kept.is_open
+
+
+def test_a_conflict_without_another_turn_fails_for_good_when_the_history_had_its_time() -> None:
+    world = World([CONFLICT] * 1000)
+    problem = world.fails(errors.RequestRefusedError)
+    assert LAG <= world.clock < 2 * LAG
+    assert (problem.status, problem.retryable) == (409, False)
+    assert "no other turn is running" in str(problem)
+    at_once = World([CONFLICT])
+    at_once.fails(errors.RequestRefusedError, lag=0.0)
+    assert (at_once.posts, at_once.clock) == (1, 0.0)
+
+
+def test_a_conflict_while_the_history_shows_another_turn_is_waited_for() -> None:
+    world = World([CONFLICT] * 12, [(0.0, [asked("Something else")]), (40.0, THEIRS)])
+    assert world.run().answer == "a"
+    assert world.clock > 4 * LAG
+
+
+def test_a_busy_session_whose_history_cannot_be_read_is_still_waited_for() -> None:
+    world = World([BUSY] * 3, [(0.0, BROKEN), (2.0, THEIRS)])
+    assert world.run().answer == "a"
+    gone = World([BUSY], [(0.0, GONE)])
+    assert gone.fails(errors.NotFoundError) is GONE
+
+
+def test_a_server_that_refuses_a_prompt_that_it_accepted_is_not_paid_again() -> None:
+    world = World([BUSY], [(0.0, []), (0.5, OURS)])
+    assert (world.run().answer, world.posts) == ("a", 1)
+
+
+def test_a_history_that_lost_turns_does_not_move_the_place_of_ours() -> None:
+    world = World([BUSY, BUSY], [(0.0, [])])
+    world.run(Trace(2))
+    assert [step.position for step in world.of(Post)] == [2, 2, 2]
+
+
+def test_a_doubtful_post_before_another_turn_is_told_from_it() -> None:
     later = World([BUSY], [(0.0, []), (10.5, THEIRS)])
-    assert later.fails(errors.ConflictError, DOUBT) is BUSY
-    assert later.kept == Trace(0)
+    assert later.run(DOUBT).answer == "a"
+    assert [step.position for step in later.of(Post)] == [0, 1]
 
 
 @pytest.mark.parametrize(("outcomes", "trace"), [([LOST, BUSY], Trace(0)), ([BUSY], DOUBT)])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.ask import Post, ReadHistory, Remember
+from airflow_provider_llamachat.conversation.steps import Post, ReadHistory, Remember
 from tests.unit.services import RECORDS, SURE, Attempt, Life, Service
 
 SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES") or 0)
@@ -115,6 +115,21 @@ def test_however_late_a_history_is_what_was_seen_to_be_taken_is_not_posted_again
     service: Service, attempts: list[Attempt]
 ) -> None:
     check(Life(service).run(attempts))
+
+
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 100)
+@given(
+    foreign=st.lists(st.floats(-12, 60), max_size=8),
+    lag=st.sampled_from([0.0, 3.0, 9.0]),
+    takes=st.floats(0.1, 20.0),
+)
+def test_a_session_that_others_keep_busy_is_asked_once_when_it_is_free(
+    foreign: list[float], lag: float, takes: float
+) -> None:
+    service = Service(has_conflicts=True, foreign=sorted(foreign), lag=lag, takes=takes)
+    life = Life(service).run([Attempt()])
+    check(life)
+    assert (service.paid, life.problems) == (1, [])
 
 
 @pytest.mark.long
