@@ -22,8 +22,8 @@ _CREDENTIALS = re.compile(
 # What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
 # that is quickly found. JSON and HTML may write the & before it in their own way.
 _SIGNATURES = re.compile(
-    r"(?i)([?&\\](?:amp;|u0026)?)"
-    r"(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)=[\w%.+/=\-~]{16,}",
+    r"(?i)([?&\\%](?:amp;|u0026|26|3f)?)"
+    r"(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)(?:=|%3d)[\w%.+/=\-~]{16,}",
     re.ASCII,
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
