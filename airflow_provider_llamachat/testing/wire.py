@@ -30,20 +30,18 @@ _HTML = """<!DOCTYPE html>
 """
 
 
+def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """An answer with a JSON body."""
+    body = encode(payload).encode("utf-8", "backslashreplace")
+    return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+
+
 class ApiError(Exception):
     """An answer with an error status; ``detail`` is what its body says."""
 
     def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers
-
-
-def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """An answer with a JSON body."""
-    body = encode(payload).encode("utf-8", "backslashreplace")
-    return web.Response(status=status, body=body, headers=headers, content_type="application/json")
+        self.answer = as_json({"detail": detail}, status, headers)
 
 
 async def park() -> NoReturn:
