@@ -28,6 +28,8 @@ from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", StoredIndex, StoredSession)
 
+_INDEX_IDS = ["body", "index_ids"]
+
 
 class _ProjectQuery(BaseModel):
     project_id: UUID | None = None
@@ -68,13 +70,12 @@ def _prompt_body(max_prompt: int) -> type[_PromptBody]:
 
 
 class Call:
-    """One request to an endpoint. As in FastAPI, all its problems are collected before any part of it is acted upon."""
+    """One request to an endpoint."""
 
     def __init__(self, state: ServiceState, request: web.Request) -> None:
         self._state = state
         self._settings = state.settings
         self._request = request
-        self._problems: list[dict[str, Any]] = []
 
     async def answer(self) -> web.StreamResponse:
         """Carry out the method that bears the name of the endpoint; ``ApiError`` when the request is refused."""
@@ -82,13 +83,11 @@ class Call:
         return answer
 
     def _validate(self, model: type[M], value: Any, where: str) -> M:
-        """``value`` as a model; when it does not fit, an empty model, and its problems are noted."""
         try:
             return model.model_validate(value, from_attributes=True)
         except ValidationError as error:
             problems = error.errors(include_url=False)
-            self._problems += [{**problem, "loc": [where, *problem["loc"]]} for problem in problems]
-            return model.model_construct()
+            raise ApiError(422, [{**problem, "loc": [where, *problem["loc"]]} for problem in problems]) from None
 
     def _query(self, model: type[M]) -> M:
         # The last value of a repeated parameter counts.
@@ -98,29 +97,23 @@ class Call:
         raw = await self._request.read()
         if not required and raw.strip() in (b"", b"null"):
             return model()
-        problem: dict[str, Any] = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
+        if not raw:
+            raise _refusal(["body"], "missing", "Field required", None)
         # FastAPI passes a body of another content type on as bytes, which is not an object.
         is_json = "content-type" not in self._request.headers or self._request.content_type.endswith(("/json", "+json"))
         try:
-            if raw:
-                return self._validate(model, json.loads(raw) if is_json else None, "body")
+            value = json.loads(raw) if is_json else None
         except json.JSONDecodeError as error:
-            problem = {"type": "json_invalid", "loc": ["body", error.pos], "msg": "JSON decode error", "input": {}}
-            problem["ctx"] = {"error": error.msg}
+            ctx = {"error": error.msg}
+            raise _refusal(["body", error.pos], "json_invalid", "JSON decode error", {}, ctx=ctx) from None
         except (ValueError, RecursionError):
             raise ApiError(400, "There was an error parsing the body") from None
-        self._problems.append(problem)
-        return model.model_construct()
-
-    def _raise_problems(self) -> None:
-        if self._problems:
-            raise ApiError(422, self._problems)
+        return self._validate(model, value, "body")
 
     # What a request is about: 404 when it is not there, or in another project
 
     def _project(self, query: _ProjectQuery | None = None) -> str:
         scope = query or self._query(_ProjectQuery)
-        self._raise_problems()
         wanted: dict[str, Any] = {"organization_id": DEFAULT_ORGANIZATION_ID, "is_default": True}
         if scope.project_id is not None:
             wanted = {"id": str(scope.project_id)}
@@ -205,7 +198,8 @@ class Call:
         bound = session.index_ids
         policy = settings.mismatch if session.locked else settings.unlocked_mismatch
         if bound is not None and set(bound) != set(body.index_ids) and policy == "refuse":
-            raise _wrong_indexes(f"Session {session.id} is bound to other indexes: {', '.join(bound)}", body.index_ids)
+            why = f"Session {session.id} is bound to other indexes: {', '.join(bound)}"
+            raise _refusal(_INDEX_IDS, "value_error", why, body.index_ids)
         turn = TurnRun(self._state, session, body.prompt, body.index_ids)
         self._give_sources(turn, required=body.require_all_indexes)
         if settings.binds_unbound if bound is None else not session.locked:
@@ -240,7 +234,7 @@ class Call:
         if skipped and required:
             turn.error = f"Indexes that cannot be queried: {', '.join(skipped)}"
             if self._settings.unready_required == "refuse":
-                raise _wrong_indexes(turn.error, asked)
+                raise _refusal(_INDEX_IDS, "value_error", turn.error, asked)
         elif not turn.sources and self._settings.nothing_to_query == "error_stop":
             turn.error = "None of the requested indexes can be queried."
 
@@ -248,7 +242,6 @@ class Call:
 
     async def _do_projects(self) -> web.Response:
         organization_id = self._query(_ProjectQuery).organization_id
-        self._raise_problems()
         asked = {"organization_id": organization_id, "name": self._request.query.get("project_name")}
         return as_json(self._projects({name: str(value) for name, value in asked.items() if value is not None}))
 
@@ -291,5 +284,5 @@ class Call:
         return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 
-def _wrong_indexes(why: str, index_ids: list[str]) -> ApiError:
-    return ApiError(422, [{"type": "value_error", "loc": ["body", "index_ids"], "msg": why, "input": index_ids}])
+def _refusal(loc: list[Any], kind: str, why: str, given: Any, **more: Any) -> ApiError:
+    return ApiError(422, [{"type": kind, "loc": loc, "msg": why, "input": given, **more}])

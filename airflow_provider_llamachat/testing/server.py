@@ -59,9 +59,8 @@ class LlamaCloudEmulator(Control):
             raise ValueError("API keys are one or more texts of printable ASCII characters, without space around them")
         if not 0 <= port <= 65535:
             raise ValueError(f"The port is a number from 0 to 65535, not {port}")
-        super().__init__(ServiceState(settings), self._keys[0])
-        self._host = host
-        self._port = port
+        self._state, self._api_key = ServiceState(settings), self._keys[0]
+        self._host, self._port = host, port
         self._thread: threading.Thread | None = None
 
     @property
@@ -89,7 +88,7 @@ class LlamaCloudEmulator(Control):
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered, self._admitted])
+        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered])
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
@@ -120,8 +119,7 @@ class LlamaCloudEmulator(Control):
             self._loop.call_soon_threadsafe(self._stopping.set)
             thread.join(_TIMEOUT)
 
-    def __enter__(self) -> Self:
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -165,9 +163,8 @@ class LlamaCloudEmulator(Control):
         parameters = {name: request.query.getall(name) for name in request.query}
         query = {name: values if len(values) > 1 else values[0] for name, values in parameters.items()}
         number = len(self._state.requests) + 1
-        record = RequestRecord(
-            number, time.time(), request.method, path, query, headers, request_id=f"req-{number:08d}"
-        )
+        record = RequestRecord(number, time.time(), request.method, path, query, headers)
+        record.request_id = f"req-{number:08d}"
         # A whole URL is what a proxy is asked for; the service is not one.
         record.endpoint = request.match_info.route.name if path.startswith("/") else None
         record.session_id = request.match_info.get("id") if path.startswith("/api/v1/chat/") else None
@@ -183,28 +180,22 @@ class LlamaCloudEmulator(Control):
         exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
         return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
 
-    @web.middleware
-    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let in requests with a key and within its rate limit; a 404 or 405 needs neither."""
-        if request.match_info.http_exception is not None:
-            return await handler(request)
+    async def _endpoint(self, request: web.Request) -> web.StreamResponse:
+        """Let in requests with a key and within its rate limit."""
+        from airflow_provider_llamachat.testing.endpoints import Call
+
         exchange = self._state.current
         if exchange.record.endpoint is None:
             raise ApiError(404, "Not Found")
         if exchange.key is None:
             raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
         if (wait := self._state.admit(exchange.key, exchange.record.endpoint)) is None:
-            return await handler(request)
+            return await Call(self._state, request).answer()
         # Whole seconds, rounded up, so that a client that waits as long is let in.
         seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
         form = {"seconds": {"Retry-After": seconds}, "date": {"Retry-After": date}}
         headers = form.get(self._state.settings.retry_after_style)
         raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
-
-    async def _endpoint(self, request: web.Request) -> web.StreamResponse:
-        from airflow_provider_llamachat.testing.endpoints import Call
-
-        return await Call(self._state, request).answer()
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give the answer its id, and note that it is sent."""

@@ -100,7 +100,7 @@ class StoredEvent(NamedTuple):
     time: float
     event: dict[str, Any]
     prompt: str
-    foreign: bool = False
+    foreign: bool
 
 
 @dataclass
@@ -119,20 +119,16 @@ class StoredSession:
     created: float = field(default_factory=time.time)
     job: dict[str, Any] | None = None
     locked: bool = False
-    events: list[StoredEvent] = field(default_factory=list)
+    _events: list[StoredEvent] = field(default_factory=list)
 
-    def intrude(self, prompt: str, after: float) -> None:
-        """Let another client's turn enter the history, ``after`` seconds from now."""
-        usage = {"total_input_tokens": 1, "total_output_tokens": 1, "turns": 1, "duration_ms": 1.0}
-        stop = {"type": "stop", "usage": usage, "is_error": False, "error": None, "skipped_index_ids": []}
-        text = {"type": "text", "content": "This was for somebody else."}
-        turn, at = ({"type": "user_input", "content": prompt}, text, stop), time.time() + after
-        self.events += [StoredEvent(at, event, prompt, foreign=True) for event in turn]
+    def record(self, event: dict[str, Any], prompt: str, *, foreign: bool = False, after: float = 0.0) -> None:
+        """Let an event enter the history, ``after`` seconds from now."""
+        self._events.append(StoredEvent(time.time() + after, event, prompt, foreign))
 
     def shown(self, lag: float = 0.0) -> list[StoredEvent]:
         """What a reader is shown of the history, in the order in which it came to be shown."""
         now = time.time()
-        late = [event if event.foreign else event._replace(time=event.time + lag) for event in self.events]
+        late = [event if event.foreign else event._replace(time=event.time + lag) for event in self._events]
         return sorted((event for event in late if event.time <= now), key=lambda event: event.time)
 
     def to_json(self, settings: Settings, *, full: bool = False) -> dict[str, Any]:
@@ -181,9 +177,11 @@ class ServiceState:
         self.live: list[TurnRun] = []
         self.busy: dict[asyncio.Task[Any] | None, Exchange] = {}
         self._initial = self.settings.to_json()
-        self._forget()
+        self.start()
 
-    def _forget(self) -> None:
+    def start(self) -> None:
+        """Know nothing but the projects and indexes of the start, and behave as at the start."""
+        self.settings.update(**self._initial)
         self.sessions: dict[str, StoredSession] = {}
         self.deleted: list[str] = []
         self.requests: list[RequestRecord] = []
@@ -197,12 +195,6 @@ class ServiceState:
         self.projects: dict[str, dict[str, Any]] = {project["id"]: project | made for project in seed["projects"]}
         for index in seed["indexes"]:
             self.add_index(**index)
-
-    def reset(self) -> None:
-        """Go back to the start, settings included; requests and turns under way are broken off."""
-        self.break_off()
-        self.settings.update(**self._initial)
-        self._forget()
 
     def break_off(self) -> None:
         """Abandon every turn and break the connection of every request under way."""

@@ -16,7 +16,7 @@ from aiohttp import web
 from airflow_provider_llamachat.testing.corpus import Answer, answer
 from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.state import StoredEvent, StoredIndex, StoredSession
+from airflow_provider_llamachat.testing.state import StoredIndex, StoredSession
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ class TurnRun:
             await asyncio.wait(earlier)
         session, settings, record = self.session, self._state.settings, self.record
         if (foreign := settings.foreign_first) is not None:
-            prompt = {"type": "user_input", "content": foreign}
-            session.events.append(StoredEvent(time.time(), prompt, foreign, foreign=True))
+            session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
         snippets = {index_id: index.snippets for index_id, index in self.sources.items()}
         said = answer(record.prompt, before[-1] if before else None, snippets, settings.answer_chars)
@@ -166,8 +165,8 @@ class TurnRun:
         self.frames.append(frame)
         self._held_back += [] if event is None else [event]
         if last or self._state.settings.records == "start":
-            now, prompt = time.time(), self.record.prompt
-            self.session.events += [StoredEvent(now, held, prompt) for held in self._held_back]
+            for held in self._held_back:
+                self.session.record(held, self.record.prompt)
             self._held_back.clear()
         self._news.set()
 
