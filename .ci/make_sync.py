@@ -12,7 +12,11 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "airflow_provider_llamachat"
-FILES = {"client/aio.py": "client/sync.py", "conversation/driver.py": "conversation/driver_sync.py"}
+FILES = {
+    "client/aio.py": "client/sync.py",
+    "client/sender.py": "client/sender_sync.py",
+    "conversation/driver.py": "conversation/driver_sync.py",
+}
 
 ASYNC_ONLY = re.compile(r"^ *# <async>\n.*?^ *# </async>\n", re.MULTILINE | re.DOTALL)
 SYNC_ONLY = re.compile(r"^( *)# sync\| ?(.*)$", re.MULTILINE)
@@ -21,11 +25,11 @@ WORDS = (
     (r"\bawait ", ""),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncGenerator\[([\w.]+), None\]", r"Generator[\1, None, None]"),
-    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Retrying|Transport|Keep)\b", r"\1"),
+    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Retrying|Sender|Transport|Keep)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\ba(closing|close|iter_raw|next|iter|until|sleep|passing|decode|read_events|trace)\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
-    (r"conversation\.driver\b", "conversation.driver_sync"),
+    (r"\b(conversation\.driver|client\.sender)\b", r"\1_sync"),
 )
 
 
@@ -35,7 +39,7 @@ def synchronous(source: str, origin: str) -> str:
     for pattern, replacement in WORDS:
         code = re.sub(pattern, replacement, code)
     code = code.replace("asynchronous ", "synchronous ")
-    code = re.sub(r" ``sync\.py`` is generated from this file by ``make sync``\.", "", code)
+    code = re.sub(r" ``(sync|sender_sync)\.py`` is generated from this file by ``make sync``\.", "", code)
     code = f"# Generated from {origin} by `make sync`; do not edit by hand.\n{code}"
     for command in (["check", "--quiet", "--fix-only", "--select", "F401,I"], ["format", "--quiet"]):
         path = str(PACKAGE / "generated.py")

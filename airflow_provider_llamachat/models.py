@@ -4,8 +4,7 @@ Every model keeps unknown fields (``extra="allow"``), so that a new field of the
 Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
 """
 
-from __future__ import annotations
-
+# Without "from __future__ import annotations": pydantic would evaluate the text of each annotation when this is imported.
 import json
 import logging
 from typing import Annotated, Any, ClassVar
@@ -25,7 +24,8 @@ MAX_EVENTS = 250_000
 class ApiModel(BaseModel):
     """Base of all models: immutable, keeps unknown fields."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    # Each model is built when it is first used: most processes use a few of them.
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), defer_build=True)
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, including unknown ones, as values that every JSON store accepts: no NaN and no very large numbers."""

@@ -1,38 +1,31 @@
-"""The asynchronous client: sends calls and reads streams. ``sync.py`` is generated from this file by ``make sync``."""
+"""The asynchronous client: the operations of the API, and turns. ``sync.py`` is generated from this file by ``make sync``."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self, Unpack, cast
-
-import httpx
-from tenacity import AsyncRetrying
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
-from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
-from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
-from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, asleep, auntil
-from airflow_provider_llamachat.client.decoding import Unpacker
+from airflow_provider_llamachat.client import calls, endpoints, http, responses
+from airflow_provider_llamachat.client.sender import AsyncSender
 from airflow_provider_llamachat.client.sse import aread_events
-from airflow_provider_llamachat.client.throttle import Throttle, apassing
-from airflow_provider_llamachat.conversation.ask import ask
-from airflow_provider_llamachat.conversation.driver import AsyncKeep, carry_out
-from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+from airflow_provider_llamachat.client.throttle import apassing
 
-# sync| from airflow_provider_llamachat.client.deadlines import obey
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.conversation.driver import AsyncKeep
+    from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 
 Observer = Callable[[models.Event], None]
 """Is called with each event of a turn as it arrives."""
 
 
-class AsyncLlamaCloudClient:
+class AsyncLlamaCloudClient(AsyncSender):
     """LlamaCloud's chat API for asynchronous code. Use it as a context manager, or close it.
 
     Each method takes ``project_id`` and ``organization_id`` (UUIDs) to override the configured ones for that call. All raise
@@ -40,80 +33,9 @@ class AsyncLlamaCloudClient:
     https://developers.llamaindex.ai/reference/.
     """
 
-    # <async>
-    def __init__(self, config: ClientConfig, *, throttle: Throttle | None = None) -> None:
-        self.config = config
-        self.throttle = throttle
-        self._gate = Gate()
-        self._calls = calls.Calls(config)
-        # Callers limit their own concurrency. A turn that waits for the pool would look like a server that does not respond.
-        self._http = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=100))
-        self._fresh: httpx.AsyncClient | None = None
-
-    def _made(self, limits: httpx.Limits) -> httpx.AsyncClient:
-        hooks = {"response": [http.ahide_location]}
-        return http.http_client(httpx.AsyncClient, self.config, event_hooks=hooks, limits=limits)
-
-    @classmethod
-    async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
-        """Create a client without blocking the event loop. The constructor may block, because it creates the TLS context of the process.
-
-        :param throttle: limits the rate of all requests of this client; None means no limit.
-        """
-        if not ssl_context_is_ready():
-            await asyncio.to_thread(ssl_context)
-        return cls(config, throttle=throttle)
-
-    # </async>
-    # sync| def __init__(self, config: ClientConfig) -> None:
-    # sync|     self.config = config
-    # sync|     self.throttle = None
-    # sync|     self._gate = Gate()
-    # sync|     self._calls = calls.Calls(config)
-    # sync|     self._http = self._made(httpx.Limits(max_connections=100, max_keepalive_connections=20))
-    # sync|     self._fresh: httpx.Client | None = None
-    # sync|
-    # sync| def _made(self, limits: httpx.Limits) -> httpx.Client:
-    # sync|     hooks = {"response": [http.hide_location]}
-    # sync|     made = http.http_client(httpx.Client, self.config, event_hooks=hooks, limits=limits)
-    # sync|     obey(made, self._gate)
-    # sync|     return made
-    # sync|
-    # sync| def __del__(self) -> None:
-    # sync|     # Nothing else closes a hook that is used for one call (`LlamaCloudHook().create_session()`).
-    # sync|     if hasattr(self, "_fresh"):
-    # sync|         self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.base_url}>"
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-        if self._fresh is not None:
-            await self._fresh.aclose()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the client is closed."""
-        return self._http.is_closed
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether :meth:`stop` was called."""
-        return self._gate.is_closed
-
-    def stop(self) -> None:
-        """Send nothing more, and stop waiting. May be called from a signal handler."""
-        self._gate.is_closed = True
+    @cached_property
+    def _calls(self) -> calls.Calls:
+        return calls.Calls(self.config)
 
     async def create_session(
         self, index_ids: list[str] | None = None, *, shared_access: SharedAccess | None = None, **scope: Unpack[Scope]
@@ -224,7 +146,7 @@ class AsyncLlamaCloudClient:
     async def _events(self, question: Question, turn_timeout: float) -> AsyncGenerator[models.Event, None]:
         deadline = calls.end_of(turn_timeout)
         if not question.index_ids:
-            question, _ = calls.completed(question, Trace(0), await self._send(self._calls.history(question)))
+            question, _ = calls.completed(question, None, await self._send(self._calls.history(question)))
         async with aclosing(self.stream(question, deadline)) as events:
             async for event in events:
                 yield event
@@ -259,6 +181,8 @@ class AsyncLlamaCloudClient:
         :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta; ``deadline`` (epoch seconds) overrides it.
         :param on_event: called with each event as it arrives. Not called if the answer is read from the history.
         """
+        from airflow_provider_llamachat.conversation.question import Trace
+
         question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
         end = calls.end_of(turn_timeout, deadline)
         trace = None if baseline is None else Trace(baseline)
@@ -286,6 +210,9 @@ class AsyncLlamaCloudClient:
         :param deadline: epoch seconds at which waiting for the turn ends.
         :param keep: stores what is known about the turn for later attempts.
         """
+        from airflow_provider_llamachat.conversation.ask import ask
+        from airflow_provider_llamachat.conversation.driver import carry_out
+
         limits = calls.limits(self.config, deadline)
         steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         with responses.redacting(self.config):
@@ -295,10 +222,6 @@ class AsyncLlamaCloudClient:
         """Read the session of a question whose turn ends at ``deadline``."""
         call = self._calls.history(question)
         return cast("models.Session", await self._send(call, calls.history_patience(deadline)))
-
-    async def pause(self, seconds: float) -> None:
-        """Wait, but not longer than until :meth:`stop` is called."""
-        await asleep(seconds, self._gate)
 
     async def stream(
         self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
@@ -338,102 +261,3 @@ class AsyncLlamaCloudClient:
             for item in page.items:
                 yield item
             pages.turn(page.next_page_token)
-
-    async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
-        doubtful = False
-
-        def on_resend() -> None:
-            nonlocal doubtful
-            doubtful = True
-
-        budget = retry.Budget(self.config, patience)
-        policy = retry.policy(call, self.config, budget, self._gate)
-        async for attempt in AsyncRetrying(**policy, sleep=self.pause):
-            with attempt:
-                try:
-                    return await responses.adecode(call, await self._attempt(call, budget, on_resend), self.config)
-                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and retry.shows_success(call, problem):
-                        return None
-                    raise
-                except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
-                    doubtful = True
-                    raise
-        raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
-
-    async def _attempt(
-        self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]
-    ) -> responses.Reply:
-        # Waiting for the rate limit does not count as waiting for the server.
-        async with apassing(self.throttle) as passage:
-            try:
-                with budget.spend() as deadline:
-                    connecting = http.Connecting()
-                    try:
-                        reply = await self._exchange(self._http, call, deadline, connecting)
-                    except responses.DISCONNECTS:
-                        # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
-                        if connecting.is_new or not call.endpoint.replay or self.is_stopped:
-                            raise
-                        on_resend()
-                        reply = await self._exchange(self._for_one_request(), call, deadline)
-            except responses.TRANSPORT_PROBLEMS as problem:
-                raise responses.connection_error(call, problem, self.config) from None
-            passage.answered(reply.status, responses.retry_after(reply.headers))
-            return reply
-
-    def _for_one_request(self) -> httpx.AsyncClient:
-        """Return a client that opens a connection for each request. A prompt must not be sent on one that the server has closed."""
-        if self._fresh is None:
-            self._fresh = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=0))
-        return self._fresh
-
-    async def _exchange(
-        self,
-        client: httpx.AsyncClient,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
-    ) -> responses.Reply:
-        async with self._response(client, call, deadline, connecting) as response:
-            return responses.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
-
-    @asynccontextmanager
-    async def _response(
-        self,
-        client: httpx.AsyncClient,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
-    ) -> AsyncIterator[httpx.Response]:
-        if self.is_stopped:
-            raise StoppedError
-        request = client.build_request(**http.request(call, self.config, deadline))
-        if connecting is not None:
-            request.extensions["trace"] = connecting.atrace
-        async with auntil(deadline):
-            response = await client.send(request, stream=True)
-        async with aclosing(response):
-            yield response
-
-    async def _chunks(self, response: httpx.Response, deadline: float) -> AsyncGenerator[bytes, None]:
-        unpacker = Unpacker(response.headers.get("content-encoding"))
-        raw = aiter(response.aiter_raw())
-        while True:
-            # A chunk can arrive byte by byte, so the deadline applies to each chunk as a whole.
-            async with auntil(deadline):
-                chunk = await anext(raw, None)
-            if chunk is None:
-                break
-            for piece in unpacker.feed(chunk):
-                yield piece
-        unpacker.end()
-
-    async def _read(self, call: endpoints.Call, response: httpx.Response, deadline: float) -> bytes:
-        body = bytearray()
-        async with aclosing(self._chunks(response, deadline)) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > responses.MAX_BODY:
-                    raise responses.too_large(call, self.config)
-        return bytes(body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.arguments import SharedAccess, id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
@@ -13,15 +13,17 @@ from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
 from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.client.retry import pause
-from airflow_provider_llamachat.conversation.history import anchor, count_turns, indexes_to_ask
-from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
-from airflow_provider_llamachat.conversation.steps import Limits
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,
     LlamaCloudProtocolError,
 )
-from airflow_provider_llamachat.models import Session
+
+# The rule of a turn is imported when a turn is asked: most calls are none.
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+    from airflow_provider_llamachat.conversation.steps import Limits
+    from airflow_provider_llamachat.models import Session
 
 DEFAULT_TURN_TIMEOUT = 600.0
 """Default for the maximum duration of a turn, in seconds."""
@@ -114,6 +116,8 @@ def question(
     session_id: str, prompt: str, index_ids: list[str] | None, *, require_all_indexes: bool = False, scope: Scope
 ) -> Question:
     """Validate the arguments of a turn before anything is sent. :func:`completed` fills in missing ``index_ids``."""
+    from airflow_provider_llamachat.conversation.question import Question
+
     endpoints.path_segment("session_id", session_id)
     return Question(
         session_id,
@@ -129,6 +133,9 @@ def completed(question: Question, trace: Trace | None, session: Session) -> tupl
     """Fill in what the caller omitted: the indexes (the API requires at least one id, even for a bound session) and the number of
     earlier turns.
     """
+    from airflow_provider_llamachat.conversation.history import anchor, count_turns, indexes_to_ask
+    from airflow_provider_llamachat.conversation.question import Trace
+
     known = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
     if trace is None:
         turns = count_turns(session.events)
@@ -138,6 +145,8 @@ def completed(question: Question, trace: Trace | None, session: Session) -> tupl
 
 def limits(config: ClientConfig, deadline: float) -> Limits:
     """Return the limits of a turn that ends at ``deadline`` (epoch seconds)."""
+    from airflow_provider_llamachat.conversation.steps import Limits
+
     return Limits(
         deadline=deadline,
         stall_after=STALL * config.timeout,

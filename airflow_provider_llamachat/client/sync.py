@@ -1,36 +1,32 @@
 # Generated from client/aio.py by `make sync`; do not edit by hand.
-"""The synchronous client: sends calls and reads streams."""
+"""The synchronous client: the operations of the API, and turns."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Self, Unpack, cast
-
-import httpx
-from tenacity import Retrying
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
-from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
-from airflow_provider_llamachat.client.config import ClientConfig
-from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, obey, sleep, until
-from airflow_provider_llamachat.client.decoding import Unpacker
+from airflow_provider_llamachat.client import calls, endpoints, http, responses
+from airflow_provider_llamachat.client.sender_sync import Sender
 from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.client.throttle import passing
-from airflow_provider_llamachat.conversation.ask import ask
-from airflow_provider_llamachat.conversation.driver_sync import Keep, carry_out
-from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.conversation.driver_sync import Keep
+    from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 
 Observer = Callable[[models.Event], None]
 """Is called with each event of a turn as it arrives."""
 
 
-class LlamaCloudClient:
+class LlamaCloudClient(Sender):
     """LlamaCloud's chat API for synchronous code. Use it as a context manager, or close it.
 
     Each method takes ``project_id`` and ``organization_id`` (UUIDs) to override the configured ones for that call. All raise
@@ -38,55 +34,9 @@ class LlamaCloudClient:
     https://developers.llamaindex.ai/reference/.
     """
 
-    def __init__(self, config: ClientConfig) -> None:
-        self.config = config
-        self.throttle = None
-        self._gate = Gate()
-        self._calls = calls.Calls(config)
-        self._http = self._made(httpx.Limits(max_connections=100, max_keepalive_connections=20))
-        self._fresh: httpx.Client | None = None
-
-    def _made(self, limits: httpx.Limits) -> httpx.Client:
-        hooks = {"response": [http.hide_location]}
-        made = http.http_client(httpx.Client, self.config, event_hooks=hooks, limits=limits)
-        obey(made, self._gate)
-        return made
-
-    def __del__(self) -> None:
-        # Nothing else closes a hook that is used for one call (`LlamaCloudHook().create_session()`).
-        if hasattr(self, "_fresh"):
-            self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.base_url}>"
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-        if self._fresh is not None:
-            self._fresh.close()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the client is closed."""
-        return self._http.is_closed
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether :meth:`stop` was called."""
-        return self._gate.is_closed
-
-    def stop(self) -> None:
-        """Send nothing more, and stop waiting. May be called from a signal handler."""
-        self._gate.is_closed = True
+    @cached_property
+    def _calls(self) -> calls.Calls:
+        return calls.Calls(self.config)
 
     def create_session(
         self, index_ids: list[str] | None = None, *, shared_access: SharedAccess | None = None, **scope: Unpack[Scope]
@@ -191,7 +141,7 @@ class LlamaCloudClient:
     def _events(self, question: Question, turn_timeout: float) -> Generator[models.Event, None, None]:
         deadline = calls.end_of(turn_timeout)
         if not question.index_ids:
-            question, _ = calls.completed(question, Trace(0), self._send(self._calls.history(question)))
+            question, _ = calls.completed(question, None, self._send(self._calls.history(question)))
         with closing(self.stream(question, deadline)) as events:
             for event in events:
                 yield event
@@ -226,6 +176,8 @@ class LlamaCloudClient:
         :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta; ``deadline`` (epoch seconds) overrides it.
         :param on_event: called with each event as it arrives. Not called if the answer is read from the history.
         """
+        from airflow_provider_llamachat.conversation.question import Trace
+
         question = calls.question(session_id, prompt, index_ids, require_all_indexes=require_all_indexes, scope=scope)
         end = calls.end_of(turn_timeout, deadline)
         trace = None if baseline is None else Trace(baseline)
@@ -253,6 +205,9 @@ class LlamaCloudClient:
         :param deadline: epoch seconds at which waiting for the turn ends.
         :param keep: stores what is known about the turn for later attempts.
         """
+        from airflow_provider_llamachat.conversation.ask import ask
+        from airflow_provider_llamachat.conversation.driver_sync import carry_out
+
         limits = calls.limits(self.config, deadline)
         steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         with responses.redacting(self.config):
@@ -262,10 +217,6 @@ class LlamaCloudClient:
         """Read the session of a question whose turn ends at ``deadline``."""
         call = self._calls.history(question)
         return cast("models.Session", self._send(call, calls.history_patience(deadline)))
-
-    def pause(self, seconds: float) -> None:
-        """Wait, but not longer than until :meth:`stop` is called."""
-        sleep(seconds, self._gate)
 
     def stream(
         self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
@@ -305,100 +256,3 @@ class LlamaCloudClient:
             for item in page.items:
                 yield item
             pages.turn(page.next_page_token)
-
-    def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
-        doubtful = False
-
-        def on_resend() -> None:
-            nonlocal doubtful
-            doubtful = True
-
-        budget = retry.Budget(self.config, patience)
-        policy = retry.policy(call, self.config, budget, self._gate)
-        for attempt in Retrying(**policy, sleep=self.pause):
-            with attempt:
-                try:
-                    return responses.decode(call, self._attempt(call, budget, on_resend), self.config)
-                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and retry.shows_success(call, problem):
-                        return None
-                    raise
-                except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
-                    doubtful = True
-                    raise
-        raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
-
-    def _attempt(self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]) -> responses.Reply:
-        # Waiting for the rate limit does not count as waiting for the server.
-        with passing(self.throttle) as passage:
-            try:
-                with budget.spend() as deadline:
-                    connecting = http.Connecting()
-                    try:
-                        reply = self._exchange(self._http, call, deadline, connecting)
-                    except responses.DISCONNECTS:
-                        # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
-                        if connecting.is_new or not call.endpoint.replay or self.is_stopped:
-                            raise
-                        on_resend()
-                        reply = self._exchange(self._for_one_request(), call, deadline)
-            except responses.TRANSPORT_PROBLEMS as problem:
-                raise responses.connection_error(call, problem, self.config) from None
-            passage.answered(reply.status, responses.retry_after(reply.headers))
-            return reply
-
-    def _for_one_request(self) -> httpx.Client:
-        """Return a client that opens a connection for each request. A prompt must not be sent on one that the server has closed."""
-        if self._fresh is None:
-            self._fresh = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=0))
-        return self._fresh
-
-    def _exchange(
-        self,
-        client: httpx.Client,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
-    ) -> responses.Reply:
-        with self._response(client, call, deadline, connecting) as response:
-            return responses.Reply(response.status_code, response.headers, self._read(call, response, deadline))
-
-    @contextmanager
-    def _response(
-        self,
-        client: httpx.Client,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
-    ) -> Iterator[httpx.Response]:
-        if self.is_stopped:
-            raise StoppedError
-        request = client.build_request(**http.request(call, self.config, deadline))
-        if connecting is not None:
-            request.extensions["trace"] = connecting.trace
-        with until(deadline):
-            response = client.send(request, stream=True)
-        with closing(response):
-            yield response
-
-    def _chunks(self, response: httpx.Response, deadline: float) -> Generator[bytes, None, None]:
-        unpacker = Unpacker(response.headers.get("content-encoding"))
-        raw = iter(response.iter_raw())
-        while True:
-            # A chunk can arrive byte by byte, so the deadline applies to each chunk as a whole.
-            with until(deadline):
-                chunk = next(raw, None)
-            if chunk is None:
-                break
-            for piece in unpacker.feed(chunk):
-                yield piece
-        unpacker.end()
-
-    def _read(self, call: endpoints.Call, response: httpx.Response, deadline: float) -> bytes:
-        body = bytearray()
-        with closing(self._chunks(response, deadline)) as chunks:
-            for chunk in chunks:
-                body += chunk
-                if len(body) > responses.MAX_BODY:
-                    raise responses.too_large(call, self.config)
-        return bytes(body)

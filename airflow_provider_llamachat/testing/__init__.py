@@ -50,30 +50,22 @@ __all__ = [
     "Settings",
     "TurnRecord",
 ]
-__all__ += [
-    "DEFAULT_ORGANIZATION_ID",
-    "DEFAULT_PROJECT_ID",
-    "FOREIGN_PROJECT_ID",
-    "OTHER_ORGANIZATION_ID",
-    "OTHER_PROJECT_ID",
-]
+__all__ += ["DEFAULT_ORGANIZATION_ID", "DEFAULT_PROJECT_ID"]
+__all__ += ["FOREIGN_PROJECT_ID", "OTHER_ORGANIZATION_ID", "OTHER_PROJECT_ID"]
 __all__ += ["INDEX_BUILDING", "INDEX_FAILED", "INDEX_FILINGS", "INDEX_HANDBOOK", "INDEX_OTHER_PROJECT"]
 
 
 def __getattr__(name: str) -> Any:
-    homes = {"Fault": "records", "Settings": "settings", "LlamaCloudEmulator": "server"}
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = homes.get(name, "records" if name.endswith("Record") else "control")
+    home = {"Settings": "settings", "LlamaCloudEmulator": "server"}.get(name, "control")
     try:
         return getattr(importlib.import_module(f"{__name__}.{home}"), name)
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
-        hint = "pip install 'airflow-provider-llamachat[testing]'"
-        raise ImportError(
-            f"The LlamaCloud emulator needs aiohttp. Install the extra: {hint}", name="aiohttp"
-        ) from error
+        message = "The LlamaCloud emulator needs aiohttp. Install the extra: pip install 'airflow-provider-llamachat[testing]'"
+        raise ImportError(message, name="aiohttp") from error
 
 
 def __dir__() -> list[str]:

@@ -32,20 +32,16 @@ COMMANDS: dict[str, Any] = {}
 """Properties and methods of :class:`Control`, except those that say where the emulator is."""
 
 
-def _dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(work)
-    def do(control: Control, *args: Any, **kwargs: Any) -> Any:
-        return control._do(work, *args, **kwargs)  # noqa: SLF001 - one of its own methods
-
-    return do
-
-
 def _commands(kind: type[C]) -> type[C]:
     """Let ``_do`` decide where each property and method of a class is carried out."""
+
+    def dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.wraps(work)(lambda control, *args, **kwargs: control._do(work, *args, **kwargs))  # noqa: SLF001 - its own
+
     for name, found in list(vars(kind).items()):
         if not name.startswith(("_", "url", "airflow_")):
             is_read = isinstance(found, property)
-            COMMANDS[name] = property(_dispatched(found.fget), found.fset) if is_read else _dispatched(found)
+            COMMANDS[name] = property(dispatched(found.fget), found.fset) if is_read else dispatched(found)
             setattr(kind, name, COMMANDS[name])
     return kind
 
@@ -54,12 +50,8 @@ def _commands(kind: type[C]) -> type[C]:
 class Control:
     """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
 
-    def __init__(self, state: ServiceState, api_key: str) -> None:
-        self._state = state
-        self._api_key = api_key
-
-    def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return work(self, *args, **kwargs)
+    _state: ServiceState
+    _api_key: str
 
     @property
     def url(self) -> str:
@@ -124,13 +116,12 @@ class Control:
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
-        asked = [record for record in self._state.requests if record.endpoint == "stream"]
-        return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in asked)
+        posted = [record for record in self._state.requests if record.endpoint == "stream"]
+        return _count(posted, session_id, prompt)
 
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of turns that ended well; ``prompt`` is compared as a whole."""
-        done = [turn for turn in self._state.turns if turn.state == "completed"]
-        return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in done)
+        return _count([turn for turn in self._state.turns if turn.state == "completed"], session_id, prompt)
 
     @property
     def sessions(self) -> dict[str, dict[str, Any]]:
@@ -206,11 +197,20 @@ class Control:
             raise ValueError(f"There is no session {session_id!r}")
         if after < 0:
             raise ValueError("after cannot be negative")
-        self._state.sessions[session_id].intrude(prompt, after)
+        usage = {"total_input_tokens": 1, "total_output_tokens": 1, "turns": 1, "duration_ms": 1.0}
+        stop = {"type": "stop", "usage": usage, "is_error": False, "error": None, "skipped_index_ids": []}
+        text = {"type": "text", "content": "This was for somebody else."}
+        for event in ({"type": "user_input", "content": prompt}, text, stop):
+            self._state.sessions[session_id].record(event, prompt, foreign=True, after=after)
 
     def reset(self) -> None:
         """Set state, log, faults and settings back to the start; requests and turns under way are broken off."""
-        self._state.reset()
+        self._state.break_off()
+        self._state.start()
+
+
+def _count(records: Sequence[RequestRecord | TurnRecord], session_id: str | None, prompt: str | None) -> int:
+    return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in records)
 
 
 class EmulatorControl(Control):
@@ -250,10 +250,9 @@ class EmulatorControl(Control):
                 raise ValueError(json.loads(detail)["detail"]) from None
             raise
         if name == "settings":
-            settings = Settings(**found)
+            found = Settings(**found)
             # Each assignment is sent to the emulator.
-            object.__setattr__(settings, "_on_change", self.update_settings)
-            return settings
+            object.__setattr__(found, "_on_change", self.update_settings)
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
 
@@ -304,12 +303,7 @@ class EmulatorProcess(EmulatorControl):
         return self
 
     def __exit__(self, *_: object) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.terminate()
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        if self._process is not None:
+            # The end of its input ends it.
+            self._process.communicate()
+            self._process = None

@@ -78,10 +78,15 @@ def _subject(prompt: str, previous: str | None) -> frozenset[str]:
     return inherited | own
 
 
+def attachment(snippet: Snippet) -> dict[str, Any]:
+    """The picture of a snippet's page."""
+    file_id = f"dfl-{zlib.crc32(snippet.document.encode()):08x}"
+    return {"attachment_name": f"screenshots/page_{snippet.page}.jpg", "source_id": file_id, "type": "screenshot"}
+
+
 def retrieved(index_id: str, snippet: Snippet, score: float | None = None) -> dict[str, Any]:
     """A snippet in the form of the API's retrieval results. ``index_id`` is the emulator's own, because a turn may search several."""
-    file_id = f"dfl-{zlib.crc32(snippet.document.encode()):08x}"
-    picture = {"attachment_name": f"screenshots/page_{snippet.page}.jpg", "source_id": file_id, "type": "screenshot"}
+    picture = attachment(snippet)
     return {
         "index_id": index_id,
         "content": snippet.text,
@@ -95,7 +100,7 @@ def retrieved(index_id: str, snippet: Snippet, score: float | None = None) -> di
             "chunk_start_char": 0,
             "chunk_end_char": len(snippet.text),
             "chunk_token_count": _tokens(snippet.text),
-            "parsed_directory_file_id": file_id,
+            "parsed_directory_file_id": picture["source_id"],
             "attachments": [picture],
         },
     }
@@ -109,16 +114,15 @@ def answer(
     :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
     """
     subject = _subject(prompt, previous)
-    hits: list[tuple[int, str, Snippet]] = []
-    for index_id, snippets in sources.items():
-        for snippet in snippets:
-            common = subject & (_terms(snippet.text) | _terms(snippet.document))
-            # A quarter or a year decides between snippets that are otherwise alike.
-            score = sum(3 if _PERIOD.fullmatch(term) else 1 for term in common)
-            if score:
-                hits.append((score, index_id, snippet))
-    hits.sort(key=lambda hit: -hit[0])
-    best = [hit for hit in hits[:2] if 5 * hit[0] >= 4 * hits[0][0]]
+
+    def score(snippet: Snippet) -> int:
+        common = subject & (_terms(snippet.text) | _terms(snippet.document))
+        # A quarter or a year decides between snippets that are otherwise alike.
+        return sum(3 if _PERIOD.fullmatch(term) else 1 for term in common)
+
+    there = [(score(snippet), index_id, snippet) for index_id, snippets in sources.items() for snippet in snippets]
+    hits = sorted(there, key=lambda hit: -hit[0])[:2]
+    best = [hit for hit in hits if hit[0] and 5 * hit[0] >= 4 * hits[0][0]]
     query = " ".join(sorted(subject)) or prompt.strip()
     names = ", ".join(sources) or "none"
     thinking = f"The question is about: {query}. I search the indexes {names} for it."
@@ -130,6 +134,6 @@ def answer(
         text = "There is nothing to search: none of the requested indexes can be queried."
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
-    found = [retrieved(index_id, snippet, score / (score + 1)) for score, index_id, snippet in best]
+    found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]
     read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(snippet.text) for _, _, snippet in best)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

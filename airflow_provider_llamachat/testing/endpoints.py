@@ -19,7 +19,7 @@ from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from airflow_provider_llamachat.testing import DEFAULT_ORGANIZATION_ID
-from airflow_provider_llamachat.testing.corpus import retrieved
+from airflow_provider_llamachat.testing.corpus import attachment
 from airflow_provider_llamachat.testing.records import STREAM_KINDS
 from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession, utc
 from airflow_provider_llamachat.testing.turns import TurnRun, TurnStream
@@ -27,6 +27,8 @@ from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as
 
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", StoredIndex, StoredSession)
+
+_INDEX_IDS = ["body", "index_ids"]
 
 
 class _ProjectQuery(BaseModel):
@@ -68,30 +70,24 @@ def _prompt_body(max_prompt: int) -> type[_PromptBody]:
 
 
 class Call:
-    """One request to an endpoint. As in FastAPI, all its problems are collected before any part of it is acted upon."""
+    """One request to an endpoint."""
 
     def __init__(self, state: ServiceState, request: web.Request) -> None:
         self._state = state
         self._settings = state.settings
         self._request = request
-        self._problems: list[dict[str, Any]] = []
 
     async def answer(self) -> web.StreamResponse:
-        """Carry out the method that bears the name of the endpoint.
-
-        :raises ApiError: the request is refused.
-        """
+        """Carry out the method that bears the name of the endpoint; ``ApiError`` when the request is refused."""
         answer: web.StreamResponse = await getattr(self, f"_do_{self._request.match_info.route.name}")()
         return answer
 
     def _validate(self, model: type[M], value: Any, where: str) -> M:
-        """``value`` as a model; when it does not fit, an empty model, and its problems are noted."""
         try:
             return model.model_validate(value, from_attributes=True)
         except ValidationError as error:
-            for problem in error.errors(include_url=False):
-                self._problems.append({**problem, "loc": [where, *problem["loc"]]})
-            return model.model_construct()
+            problems = error.errors(include_url=False)
+            raise ApiError(422, [{**problem, "loc": [where, *problem["loc"]]} for problem in problems]) from None
 
     def _query(self, model: type[M]) -> M:
         # The last value of a repeated parameter counts.
@@ -99,44 +95,37 @@ class Call:
 
     async def _body(self, model: type[M], *, required: bool) -> M:
         raw = await self._request.read()
+        if not required and raw.strip() in (b"", b"null"):
+            return model()
+        if not raw:
+            raise _refusal(["body"], "missing", "Field required", None)
         # FastAPI passes a body of another content type on as bytes, which is not an object.
-        kind = self._request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        value: Any = {} if not required and raw.strip() in (b"", b"null") else None
-        problem: dict[str, Any] = {}
-        if not raw and required:
-            problem = {"type": "missing", "loc": ["body"], "msg": "Field required", "input": None}
-        elif value is None and (kind in ("", "application/json") or kind.endswith("+json")):
-            try:
-                value = json.loads(raw)
-            except json.JSONDecodeError as error:
-                problem = {"type": "json_invalid", "loc": ["body", error.pos], "msg": "JSON decode error", "input": {}}
-                problem["ctx"] = {"error": error.msg}
-            except (ValueError, RecursionError):
-                raise ApiError(400, "There was an error parsing the body") from None
-        if problem:
-            self._problems.append(problem)
-            return model.model_construct()
+        is_json = "content-type" not in self._request.headers or self._request.content_type.endswith(("/json", "+json"))
+        try:
+            value = json.loads(raw) if is_json else None
+        except json.JSONDecodeError as error:
+            ctx = {"error": error.msg}
+            raise _refusal(["body", error.pos], "json_invalid", "JSON decode error", {}, ctx=ctx) from None
+        except (ValueError, RecursionError):
+            raise ApiError(400, "There was an error parsing the body") from None
         return self._validate(model, value, "body")
-
-    def _raise_problems(self) -> None:
-        if self._problems:
-            raise ApiError(422, self._problems)
 
     # What a request is about: 404 when it is not there, or in another project
 
     def _project(self, query: _ProjectQuery | None = None) -> str:
         scope = query or self._query(_ProjectQuery)
-        self._raise_problems()
         wanted: dict[str, Any] = {"organization_id": DEFAULT_ORGANIZATION_ID, "is_default": True}
         if scope.project_id is not None:
             wanted = {"id": str(scope.project_id)}
         if scope.organization_id is not None:
             wanted["organization_id"] = str(scope.organization_id)
-        for project_id, project in self._state.projects.items():
-            if wanted.items() <= project.items():
-                return project_id
+        for project in self._projects(wanted):
+            return str(project["id"])
         missing = f"Project {scope.project_id}" if scope.project_id else f"Organization {scope.organization_id}"
         raise ApiError(404, f"{missing} not found.")
+
+    def _projects(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        return [project for project in self._state.projects.values() if wanted.items() <= project.items()]
 
     def _found(self, kind: str, items: Mapping[str, S], project_id: str, key: str | None = None) -> S:
         key = self._request.match_info["id"] if key is None else key
@@ -151,8 +140,8 @@ class Call:
     def _session(self) -> StoredSession:
         return self._found("Session", self._state.sessions, self._project())
 
-    def _refuse_if_running(self, session: StoredSession) -> None:
-        if self._state.running(session):
+    def _check_running(self, session: StoredSession, policy: str) -> None:
+        if policy == "refuse" and self._state.running(session):
             raise ApiError(409, f"Session {session.id} has a turn in progress.")
 
     # Sessions
@@ -169,9 +158,7 @@ class Call:
 
     async def _do_list(self) -> web.Response:
         query = self._query(_ListQuery)
-        project_id = self._project(query)
-        mine = [each for each in reversed(self._state.sessions.values()) if each.project_id == project_id]
-        return self._page([(-session.number, session) for session in mine], query)
+        return self._page([(-session.number, session) for session in reversed(self._state.sessions.values())], query)
 
     async def _do_get(self) -> web.Response:
         return as_json(self._session().to_json(self._settings, full=True))
@@ -181,20 +168,20 @@ class Call:
 
     async def _do_delete(self) -> web.Response:
         session = self._session()
-        if self._settings.delete_while_running == "refuse":
-            self._refuse_if_running(session)
+        self._check_running(session, self._settings.delete_while_running)
         del self._state.sessions[session.id]
         self._state.deleted.append(session.id)
         return web.Response(status=204)
 
     def _page(self, items: Sequence[tuple[int, StoredSession | StoredIndex]], query: _ListQuery) -> web.Response:
-        """One page of ``items``, which come with their place in ascending order: what comes between two pages is in neither."""
+        """A page of the project's items, which come with their place in ascending order: what comes between two pages is in neither."""
+        project_id = self._project(query)
         try:
             after = -math.inf if query.page_token is None else int(query.page_token)
         except ValueError:
             raise ApiError(400, "Invalid page token.") from None
         size = min(query.page_size or self._settings.default_page_size, self._settings.max_page_size)
-        rest = [(place, item) for place, item in items if place > after]
+        rest = [(place, item) for place, item in items if place > after and item.project_id == project_id]
         token = str(rest[size - 1][0]) if len(rest) > size else None
         page: dict[str, Any] = {"items": [item.to_json(self._settings) for _, item in rest[:size]]}
         if token is not None or self._settings.page_end == "null":
@@ -207,12 +194,12 @@ class Call:
         settings, request = self._settings, self._request
         body = await self._body(_prompt_body(settings.max_prompt), required=True)
         session = self._session()
-        if settings.concurrent_turns == "refuse":
-            self._refuse_if_running(session)
+        self._check_running(session, settings.concurrent_turns)
         bound = session.index_ids
         policy = settings.mismatch if session.locked else settings.unlocked_mismatch
         if bound is not None and set(bound) != set(body.index_ids) and policy == "refuse":
-            raise _wrong_indexes(f"Session {session.id} is bound to other indexes: {', '.join(bound)}", body.index_ids)
+            why = f"Session {session.id} is bound to other indexes: {', '.join(bound)}"
+            raise _refusal(_INDEX_IDS, "value_error", why, body.index_ids)
         turn = TurnRun(self._state, session, body.prompt, body.index_ids)
         self._give_sources(turn, required=body.require_all_indexes)
         if settings.binds_unbound if bound is None else not session.locked:
@@ -235,18 +222,19 @@ class Call:
     def _give_sources(self, turn: TurnRun, *, required: bool) -> None:
         """Give the turn what it can search, or a reason to fail."""
         project_id = turn.session.project_id
-        for index_id in dict.fromkeys(turn.index_ids):
+        asked, skipped = turn.record.index_ids, turn.record.skipped_index_ids
+        for index_id in dict.fromkeys(asked):
             index = self._state.indexes.get(index_id)
             if self._settings.unknown_index == "refuse":
                 index = self._found("Index", self._state.indexes, project_id, index_id)
             if index is not None and index.project_id == project_id and index.status == "ready":
-                turn.sources[index_id] = index.snippets
+                turn.sources[index_id] = index
             else:
-                turn.skipped.append(index_id)
-        if turn.skipped and required:
-            turn.error = f"Indexes that cannot be queried: {', '.join(turn.skipped)}"
+                skipped.append(index_id)
+        if skipped and required:
+            turn.error = f"Indexes that cannot be queried: {', '.join(skipped)}"
             if self._settings.unready_required == "refuse":
-                raise _wrong_indexes(turn.error, turn.index_ids)
+                raise _refusal(_INDEX_IDS, "value_error", turn.error, asked)
         elif not turn.sources and self._settings.nothing_to_query == "error_stop":
             turn.error = "None of the requested indexes can be queried."
 
@@ -254,10 +242,8 @@ class Call:
 
     async def _do_projects(self) -> web.Response:
         organization_id = self._query(_ProjectQuery).organization_id
-        self._raise_problems()
         asked = {"organization_id": organization_id, "name": self._request.query.get("project_name")}
-        wanted = {name: str(value) for name, value in asked.items() if value is not None}
-        return as_json([project for project in self._state.projects.values() if wanted.items() <= project.items()])
+        return as_json(self._projects({name: str(value) for name, value in asked.items() if value is not None}))
 
     async def _do_project(self) -> web.Response:
         named = self._validate(_ProjectQuery, {"project_id": self._request.match_info["id"]}, "path")
@@ -266,9 +252,8 @@ class Call:
 
     async def _do_indexes(self) -> web.Response:
         query = self._query(_ListQuery)
-        project_id, directory = self._project(query), query.source_directory_id
-        mine = [each for each in self._state.indexes.values() if each.project_id == project_id]
-        chosen = [each for each in mine if directory in (None, each.named("dir-source"))]
+        directory, indexes = query.source_directory_id, self._state.indexes.values()
+        chosen = [index for index in indexes if directory in (None, index.named("dir-source"))]
         return self._page([(index.number, index) for index in chosen], query)
 
     async def _do_index(self) -> web.Response:
@@ -291,14 +276,13 @@ class Call:
         project_id = self._project(query)
         name = self._request.match_info["id"]
         wanted = {"attachment_name": name, "source_id": query.source_id, "type": "screenshot"}
-        there = (index for index in self._state.indexes.values() if index.project_id == project_id)
-        snippets = (snippet for index in there for snippet in index.snippets)
-        if not any(wanted in retrieved("", snippet)["static_fields"]["attachments"] for snippet in snippets):
+        mine = [index for index in self._state.indexes.values() if index.project_id == project_id]
+        if wanted not in [attachment(snippet) for index in mine for snippet in index.snippets]:
             raise ApiError(404, "Attachment not found.")
         signature = f"X-Amz-Expires=3600&X-Amz-Signature={secrets.token_hex(32)}"
         url = f"https://attachments.invalid/{query.source_id}/{name}?{signature}"
         return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 
-def _wrong_indexes(why: str, index_ids: list[str]) -> ApiError:
-    return ApiError(422, [{"type": "value_error", "loc": ["body", "index_ids"], "msg": why, "input": index_ids}])
+def _refusal(loc: list[Any], kind: str, why: str, given: Any, **more: Any) -> ApiError:
+    return ApiError(422, [{"type": kind, "loc": loc, "msg": why, "input": given, **more}])

@@ -126,10 +126,8 @@ class Fault(_Record):
             raise ValueError(f"Fault {self.kind} meets streams only, not endpoint {self.endpoint!r}")
         if self.kind == "redirect" and self.location is None:
             raise ValueError("A redirect needs a location")
-        if min(self.skip, self.delay, self.after_events) < 0 or (self.times is not None and self.times < 1):
-            raise ValueError(
-                "skip, delay and after_events cannot be negative; times is 1 or more, or None for no limit"
-            )
+        if min(self.skip, self.delay, self.after_events, 0 if self.times is None else self.times - 1) < 0:
+            raise ValueError("skip, delay and after_events cannot be negative; times is 1 or more, or None: no limit")
         try:
             re.compile(self.path or "")
         except re.error as error:
@@ -156,7 +154,7 @@ class Headers(dict[str, str]):
         return super().__getitem__(name.lower())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and super().__contains__(name.lower())
+        return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
         """Value of the header ``name``, in any case."""

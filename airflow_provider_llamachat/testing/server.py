@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import json
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ DEFAULT_API_KEY = "llx-emulator-0000"
 
 _TIMEOUT = 30.0
 _CONTROL_BODY = 256 * 1024 * 1024
-_SECRET_HEADERS = ("proxy-authorization", "cookie", "x-api-key")
+_WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<withheld>")
 
 
 class LlamaCloudEmulator(Control):
@@ -54,14 +55,12 @@ class LlamaCloudEmulator(Control):
         api_keys: Sequence[str] | None = None,
     ) -> None:
         self._keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
-        usable = [key for key in self._keys if key and key.isascii() and key.isprintable() and key == key.strip()]
-        if not usable or usable != self._keys:
+        if not self._keys or not all(re.fullmatch("[!-~]([ -~]*[!-~])?", key) for key in self._keys):
             raise ValueError("API keys are one or more texts of printable ASCII characters, without space around them")
         if not 0 <= port <= 65535:
             raise ValueError(f"The port is a number from 0 to 65535, not {port}")
-        super().__init__(ServiceState(settings), self._keys[0])
-        self._host = host
-        self._port = port
+        self._state, self._api_key = ServiceState(settings), self._keys[0]
+        self._host, self._port = host, port
         self._thread: threading.Thread | None = None
 
     @property
@@ -89,7 +88,7 @@ class LlamaCloudEmulator(Control):
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered, self._admitted])
+        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered])
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
@@ -120,8 +119,7 @@ class LlamaCloudEmulator(Control):
             self._loop.call_soon_threadsafe(self._stopping.set)
             thread.join(_TIMEOUT)
 
-    def __enter__(self) -> Self:
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -134,10 +132,7 @@ class LlamaCloudEmulator(Control):
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        try:
-            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
-        except TimeoutError:
-            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
 
     # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 
@@ -145,7 +140,7 @@ class LlamaCloudEmulator(Control):
     async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Log the request, and in the end decide what becomes of its turn."""
         path = request.raw_path.partition("?")[0]
-        if path == PREFIX or path.startswith(PREFIX + "/"):
+        if path.startswith(PREFIX + "/"):
             return await self._command(request, path[len(PREFIX) + 1 :])
         task = asyncio.current_task()
         exchange = self._state.busy[task] = self._log(request, path)
@@ -163,9 +158,8 @@ class LlamaCloudEmulator(Control):
         headers = Headers(request.headers)
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" and given.strip() in self._keys else None
-        if "authorization" in headers:
-            headers["authorization"] = "Bearer <refused>" if key is None else "Bearer <accepted>"
-        headers.update({name: "<withheld>" for name in _SECRET_HEADERS if name in headers})
+        shown = {"authorization": "Bearer <refused>" if key is None else "Bearer <accepted>", **_WITHHELD}
+        headers.update({name: text for name, text in shown.items() if name in headers})
         parameters = {name: request.query.getall(name) for name in request.query}
         query = {name: values if len(values) > 1 else values[0] for name, values in parameters.items()}
         number = len(self._state.requests) + 1
@@ -173,8 +167,7 @@ class LlamaCloudEmulator(Control):
         record.request_id = f"req-{number:08d}"
         # A whole URL is what a proxy is asked for; the service is not one.
         record.endpoint = request.match_info.route.name if path.startswith("/") else None
-        if path.startswith("/api/v1/chat/"):
-            record.session_id = request.match_info.get("id")
+        record.session_id = request.match_info.get("id") if path.startswith("/api/v1/chat/") else None
         self._state.requests.append(record)
         return Exchange(request, record, key)
 
@@ -187,32 +180,22 @@ class LlamaCloudEmulator(Control):
         exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
         return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
 
-    @web.middleware
-    async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let in requests with a key and within its rate limit; a 404 or 405 needs neither."""
-        if request.match_info.http_exception is not None:
-            return await handler(request)
-        exchange = self._state.current
-        endpoint, key = exchange.record.endpoint, exchange.key
-        if endpoint is None:
-            raise ApiError(404, "Not Found")
-        if key is None:
-            raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
-        wait = self._state.admit(key, endpoint)
-        if wait is None:
-            return await handler(request)
-        headers = {"Retry-After": str(max(1, math.ceil(wait)))}
-        if self._state.settings.retry_after_style == "date":
-            # It has whole seconds only: rounded up, so that a client that waits until then is let in.
-            headers = {"Retry-After": formatdate(math.ceil(time.time() + wait), usegmt=True)}
-        elif self._state.settings.retry_after_style == "none":
-            headers = {}
-        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
-
     async def _endpoint(self, request: web.Request) -> web.StreamResponse:
+        """Let in requests with a key and within its rate limit."""
         from airflow_provider_llamachat.testing.endpoints import Call
 
-        return await Call(self._state, request).answer()
+        exchange = self._state.current
+        if exchange.record.endpoint is None:
+            raise ApiError(404, "Not Found")
+        if exchange.key is None:
+            raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
+        if (wait := self._state.admit(exchange.key, exchange.record.endpoint)) is None:
+            return await Call(self._state, request).answer()
+        # Whole seconds, rounded up, so that a client that waits as long is let in.
+        seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
+        form = {"seconds": {"Retry-After": seconds}, "date": {"Retry-After": date}}
+        headers = form.get(self._state.settings.retry_after_style)
+        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give the answer its id, and note that it is sent."""
@@ -247,7 +230,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except ApiError as error:
-        return as_json({"detail": error.detail}, error.status, error.headers)
+        return error.answer
     except web.HTTPException as error:
         allow = error.headers.get("Allow", "")
         headers = {"Allow": ", ".join(sorted(allow.split(","), reverse=True))} if allow else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 
@@ -35,9 +35,7 @@ class Settings:
     )
     records: Literal["start", "end"] = _setting("start", "events enter the history one by one, or all at a turn's end")
     history_lag: float = _setting(
-        0.0,
-        "seconds until GET shows a turn's events; before the first are shown, job_metadata and generated_title are null"
-        " (applied when the history is read: after a lower value, it catches up)",
+        0.0, "seconds until GET shows a turn's events, and with the first of them job_metadata and generated_title"
     )
     history_window: int | None = _setting(None, "GET full session shows only this many last events; not given: all")
     recorded_as: Literal[
@@ -48,20 +46,16 @@ class Settings:
         " NFKC, HTML-escaped, in lower case, with typographic quotes, without surrounding white space, without zero-width or"
         " control characters (line ends included), with a fixed text before or after it, its first half only, or empty",
     )  # fmt: skip
-    text_in: Literal["both", "history"] = _setting(
-        "both", "where the answer's text is: in stream and history, or in the history only"
-    )
+    text_in: Literal["both", "history"] = _setting("both", "the answer's text: in stream and history, or history only")
     malformed_text: Literal["none", "broken_json", "null", "list"] = _setting(
-        "none",
-        "form of the stream's text event, then without text deltas: broken JSON, or content that is null or a list",
+        "none", "the stream's text event, then without text deltas: broken JSON, or content that is null or a list"
     )
     foreign_first: str | None = _setting(None, "another client's prompt that enters the history before each turn's own")
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
-        "queue",
-        "a second turn in a busy session waits (200 and keep-alives), is refused with 409, or runs beside the first",
+        "queue", "a second turn in a busy session waits (200, keep-alives), is refused (409), or runs beside the first"
     )
     delete_while_running: Literal["finish", "refuse"] = _setting(
-        "finish", "DELETE during a turn deletes the session and lets the turn finish, or is refused with 409"
+        "finish", "DELETE lets a turn finish, or is refused (409)"
     )
 
     # A turn's sources
@@ -72,9 +66,7 @@ class Settings:
         "rebind", "a bound session's first turn names other indexes: the session is bound to these, or 422"
     )
     binds_unbound: bool = _setting(False, "the first turn of an unbound session binds it; off: index_ids stays null")
-    unknown_index: Literal["refuse", "skip"] = _setting(
-        "refuse", "a turn's index is not in the project: 404, or skipped"
-    )
+    unknown_index: Literal["refuse", "skip"] = _setting("refuse", "an index that the project lacks: 404, or skipped")
     unready_required: Literal["refuse", "error_stop"] = _setting(
         "refuse", "require_all_indexes with an index that is not ready: 422, or a turn that fails (error stop)"
     )
@@ -139,7 +131,7 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """All settings as JSON values."""
-        return {name: getattr(self, name) for name in setting_kinds()}
+        return asdict(self)
 
 
 @functools.cache

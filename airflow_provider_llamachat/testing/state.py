@@ -7,13 +7,13 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_llamachat.testing.corpus import snippets_from
+from airflow_provider_llamachat.testing.corpus import Snippet, snippets_from
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -32,29 +32,26 @@ def utc(epoch: float) -> str:
 class StoredIndex:
     """An index: its build state, its schedule of states to come, and its documents."""
 
+    number: int
+    snippets: list[Snippet]
     id: str
     project_id: str
     name: str
-    documents: InitVar[Sequence[str | Mapping[str, Any]]]
     status: str
     description: str | None = None
     error_message: str | None = None
-    number: int = 0
-    created: str = field(default_factory=lambda: utc(time.time()))
-    last_synced_at: str | None = None
     sync_in_progress: bool = False
     sync_ends: float | None = None
     schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
-    def __post_init__(self, documents: Sequence[str | Mapping[str, Any]]) -> None:
-        self.snippets = snippets_from(documents)
+    def __post_init__(self) -> None:
+        self.created = utc(time.time())
         self.last_synced_at = self.created if self.status == "ready" else None
 
     def syncing(self) -> bool:
         """Whether a sync is running, by its clock or because a test says so; one whose time is over ends now."""
         if self.sync_ends is not None and time.time() >= self.sync_ends:
-            self.last_synced_at = utc(self.sync_ends)
-            self.sync_ends = None
+            self.last_synced_at, self.sync_ends = utc(self.sync_ends), None
         return self.sync_in_progress or self.sync_ends is not None
 
     def change(self, values: Mapping[str, Any]) -> None:
@@ -94,24 +91,22 @@ class StoredIndex:
 
 
 class StoredEvent(NamedTuple):
-    """An event of a history.
+    """An event of a history, with the prompt of its turn as it was sent.
 
-    :ivar time: when it enters the history; this can be in the future for an event of another client.
-    :ivar prompt: what a ``user_input`` was before it was recorded.
+    :ivar time: when it is shown, but for the lag; this can be in the future for an event of another client.
     :ivar foreign: it is another client's event, which does not lag.
     """
 
-    event: dict[str, Any]
     time: float
+    event: dict[str, Any]
     prompt: str
     foreign: bool
 
 
 @dataclass
 class StoredSession:
-    """A chat session.
+    """A chat session. Its ``number`` is its place in the order of creation.
 
-    :ivar number: order of creation.
     :ivar job: ``job_metadata``, which the last turn left.
     :ivar locked: a turn was accepted: the indexes can no longer be changed.
     """
@@ -126,27 +121,15 @@ class StoredSession:
     locked: bool = False
     _events: list[StoredEvent] = field(default_factory=list)
 
-    def record(self, event: dict[str, Any], prompt: str, *, foreign: bool = False, at: float | None = None) -> None:
-        """Let an event enter the history, now or ``at`` that time."""
-        self._events.append(StoredEvent(event, time.time() if at is None else at, prompt, foreign))
-
-    def intrude(self, prompt: str, after: float) -> None:
-        """Let another client's turn enter the history, ``after`` seconds from now."""
-        at = time.time() + after
-        usage = {"total_input_tokens": 1, "total_output_tokens": 1, "turns": 1, "duration_ms": 1.0}
-        stop = {"type": "stop", "usage": usage, "is_error": False, "error": None, "skipped_index_ids": []}
-        text = {"type": "text", "content": "This was for somebody else."}
-        for event in ({"type": "user_input", "content": prompt}, text, stop):
-            self.record(event, prompt, foreign=True, at=at)
+    def record(self, event: dict[str, Any], prompt: str, *, foreign: bool = False, after: float = 0.0) -> None:
+        """Let an event enter the history, ``after`` seconds from now."""
+        self._events.append(StoredEvent(time.time() + after, event, prompt, foreign))
 
     def shown(self, lag: float = 0.0) -> list[StoredEvent]:
         """What a reader is shown of the history, in the order in which it came to be shown."""
-
-        def shown_from(stored: StoredEvent) -> float:
-            return stored.time if stored.foreign else stored.time + lag
-
         now = time.time()
-        return sorted((stored for stored in self._events if shown_from(stored) <= now), key=shown_from)
+        late = [event if event.foreign else event._replace(time=event.time + lag) for event in self._events]
+        return sorted((event for event in late if event.time <= now), key=lambda event: event.time)
 
     def to_json(self, settings: Settings, *, full: bool = False) -> dict[str, Any]:
         """The session as the API answers it, with its history if ``full``."""
@@ -165,18 +148,14 @@ class StoredSession:
         if not settings.omit_shared_access:
             data["shared_access"] = self.shared_access or settings.default_shared_access
         if full:
-            window = settings.history_window
-            data["events"] = events if window is None else events[max(0, len(events) - window) :]
+            window = len(events) if settings.history_window is None else settings.history_window
+            data["events"] = events[max(0, len(events) - window) :]
         return data
 
 
 @dataclass
 class Exchange:
-    """A request under way: its log entry, and what is known of it so far.
-
-    :ivar key: the API key; None for one that is refused.
-    :ivar fault: the fault that will spoil the answer.
-    """
+    """A request under way: its log entry, its API key if that is accepted, the fault that will spoil the answer, and its turn."""
 
     request: web.Request
     record: RequestRecord
@@ -198,9 +177,11 @@ class ServiceState:
         self.live: list[TurnRun] = []
         self.busy: dict[asyncio.Task[Any] | None, Exchange] = {}
         self._initial = self.settings.to_json()
-        self._forget()
+        self.start()
 
-    def _forget(self) -> None:
+    def start(self) -> None:
+        """Know nothing but the projects and indexes of the start, and behave as at the start."""
+        self.settings.update(**self._initial)
         self.sessions: dict[str, StoredSession] = {}
         self.deleted: list[str] = []
         self.requests: list[RequestRecord] = []
@@ -210,16 +191,10 @@ class ServiceState:
         self._admitted: dict[str, deque[float]] = {}
         self.numbers = itertools.count(1)
         seed = json.loads(Path(__file__).with_name("corpus.json").read_text(encoding="utf-8"))
-        made = {"created_at": utc(time.time()), "updated_at": utc(time.time())}
+        made = dict.fromkeys(("created_at", "updated_at"), utc(time.time()))
         self.projects: dict[str, dict[str, Any]] = {project["id"]: project | made for project in seed["projects"]}
         for index in seed["indexes"]:
             self.add_index(**index)
-
-    def reset(self) -> None:
-        """Go back to the start, settings included; requests and turns under way are broken off."""
-        self.break_off()
-        self.settings.update(**self._initial)
-        self._forget()
 
     def break_off(self) -> None:
         """Abandon every turn and break the connection of every request under way."""
@@ -252,8 +227,7 @@ class ServiceState:
         limit, window = self.settings.requests_per_minute, self.settings.rate_window
         if limit is None or (self.settings.rate_limits == "turns" and endpoint != "stream"):
             return None
-        now = time.monotonic()
-        seen = self._admitted.setdefault(key, deque())
+        now, seen = time.monotonic(), self._admitted.setdefault(key, deque())
         while seen and seen[0] <= now - window:
             seen.popleft()
         if len(seen) >= limit:
@@ -261,13 +235,13 @@ class ServiceState:
         seen.append(now)
         return None
 
-    def add_index(self, **values: Any) -> None:
+    def add_index(self, *, documents: Any, **values: Any) -> None:
         """Add an index, or replace the one with that id; ``values`` as :class:`StoredIndex` takes them."""
         if values["project_id"] not in self.projects:
             raise ValueError(f"There is no project {values['project_id']!r}")
-        index = StoredIndex(**values)
-        index.number = self.indexes[index.id].number if index.id in self.indexes else next(self.numbers)
-        self.indexes[index.id] = index
+        snippets, replaced = snippets_from(documents), self.indexes.get(values["id"])
+        number = next(self.numbers) if replaced is None else replaced.number
+        self.indexes[values["id"]] = StoredIndex(number, snippets, **values)
 
     def running(self, session: StoredSession) -> list[TurnRun]:
         """The session's turns that have not ended."""

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.corpus import Answer, Snippet, answer
+from airflow_provider_llamachat.testing.corpus import Answer, answer
 from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
+from airflow_provider_llamachat.testing.state import StoredIndex, StoredSession
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.state import ServiceState, StoredSession
+    from airflow_provider_llamachat.testing.state import ServiceState
 
 _RECORDED: dict[str, Callable[[str], str]] = {
     "verbatim": str,
@@ -39,53 +40,58 @@ _RECORDED: dict[str, Callable[[str], str]] = {
 """What ``Settings.recorded_as`` makes of a prompt."""
 
 
+_ODD_EVENTS = {
+    "garbage": b'event: message@data: {"type": "text", "content": "not js@@',
+    "unknown_event": b'event: message@data: {"type":"citation_map","content":{"1":"doc"},"confidence":0.5}@@',
+    "invalid_utf8": b'event: delta@data: {"type":"text_delta","content":"caf\xe9 \xff\xfe"}@@',
+}
+"""What the faults of these kinds add to a stream; ``@`` stands for a line end."""
+
 Step = tuple[bytes, dict[str, Any] | None]
 """One event of a turn: its bytes on the wire, and what it leaves in the history (deltas leave nothing)."""
 
 
 def _frame(kind: str, data: str, newline: str) -> bytes:
-    """A server-sent event."""
     return f"event: {kind}{newline}data: {data}{newline}{newline}".encode()
 
 
 def _message(newline: str, kind: str, **values: Any) -> Step:
-    """An event that the history keeps."""
     event = {"type": kind, **values}
     return _frame("message", encode(event), newline), event
 
 
-def _script(turn: TurnRun, said: Answer, position: int, settings: Settings) -> list[Step]:
+def _deltas(newline: str, kind: str, text: str, count: int) -> list[Step]:
+    """Deltas of about the same length, none of them empty."""
+    length, count = len(text), max(1, min(count, len(text)))
+    pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
+    return [(_frame("delta", encode({"type": kind, "content": piece}), newline), None) for piece in pieces]
+
+
+def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
     """A turn as it will go, except for its stop, whose usage is known only at the end."""
-    message = functools.partial(_message, settings.newline)
-
-    def deltas(kind: str, text: str, count: int) -> list[Step]:
-        # Pieces of about the same length, none of them empty.
-        length, count = len(text), max(1, min(count, len(text)))
-        pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
-        return [(_frame("delta", encode({"type": kind, "content": piece}), settings.newline), None) for piece in pieces]
-
-    size = max(1, settings.delta_chars)
+    size, newline = max(1, settings.delta_chars), settings.newline
     thinking_count, text_count = -(-len(said.thinking) // size), -(-len(said.text) // size)
     if settings.events_per_turn is not None:
         # Six events are no deltas: prompt, thinking, call, result, text, stop.
         room = max(2, settings.events_per_turn - 6)
         thinking_count = max(1, room * len(said.thinking) // (len(said.thinking) + len(said.text)))
         text_count = room - thinking_count
-    call = {"name": "retrieve", "call_id": f"call-{position + 1}-1"}
+    call = {"name": "retrieve", "call_id": f"call-{turn.record.position + 1}-1"}
+    arguments = {"query": said.query, "index_ids": list(turn.sources)}
     steps = [
-        message("user_input", content=_RECORDED[settings.recorded_as](turn.prompt)),
-        *deltas("thinking_delta", said.thinking, thinking_count),
-        message("thinking", content=said.thinking),
-        message("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
-        message("tool_result", **call, result=said.found, image_attachment=None),
+        _message(newline, "user_input", content=_RECORDED[settings.recorded_as](turn.record.prompt)),
+        *_deltas(newline, "thinking_delta", said.thinking, thinking_count),
+        _message(newline, "thinking", content=said.thinking),
+        _message(newline, "tool_call", arguments=arguments, **call),
+        _message(newline, "tool_result", **call, result=said.found, image_attachment=None),
     ]
-    frame, event = message("text", content=said.text)
+    frame, event = _message(newline, "text", content=said.text)
     if settings.malformed_text != "none":
         content = {"broken_json": said.text, "null": None, "list": [said.text]}[settings.malformed_text]
         sent = encode({"type": "text", "content": content})
-        frame = _frame("message", sent[: len(sent) // 2] if content == said.text else sent, settings.newline)
+        frame = _frame("message", sent[: len(sent) // 2] if content == said.text else sent, newline)
     elif settings.text_in == "both":
-        steps += deltas("text_delta", said.text, text_count)
+        steps += _deltas(newline, "text_delta", said.text, text_count)
     if settings.text_in == "both":
         steps.append((frame, event))
     return steps if turn.error is None else steps[: max(1, turn.error_after)]
@@ -97,39 +103,33 @@ class TurnRun:
     A turn that survives its client runs by itself, at its own pace, and the stream only watches. One that does not is coupled to the
     stream: each event comes to be when it is about to be sent, so a stream that stops stops the turn, with no race between the two.
 
-    :ivar sources: what can be searched, by index id; ``skipped`` are the others.
+    :ivar sources: the indexes that can be searched, by id.
     :ivar error: reason of a turn that is to fail, after ``error_after`` events; None for one that is to succeed.
     :ivar frames: bytes of the events that exist so far.
     :ivar length: how many events it will have, its stop included; 0 while it waits for its session's earlier turns.
-    :ivar ended: True after the stop, or after the turn was abandoned.
     :ivar task: done when the session is free for the next turn.
     """
 
     def __init__(self, state: ServiceState, session: StoredSession, prompt: str, index_ids: list[str]) -> None:
         self.session = session
-        self.prompt = prompt
-        self.index_ids = index_ids
-        self.sources: dict[str, list[Snippet]] = {}
-        self.skipped: list[str] = []
+        self.record = TurnRecord(session.id, prompt, 0, index_ids, [], "running", 0.0)
+        self.sources: dict[str, StoredIndex] = {}
         self.error: str | None = None
         self.error_after = 1
         self.frames: list[bytes] = []
         self.length = 0
         self.ended = False
-        self._coupled = False
+        self._coupled = not state.settings.survives_disconnect
         self._alone = False
         self._state = state
-        self._record: TurnRecord | None = None
         self._held_back: list[dict[str, Any]] = []
         self._news = asyncio.Event()
         self._wanted = asyncio.Event()
 
     def start(self) -> None:
         """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
-        settings, session = self._state.settings, self.session
-        self._coupled = not settings.survives_disconnect
-        earlier = [] if settings.concurrent_turns == "allow" else self._state.running(session)
-        session.locked = True
+        earlier = [] if self._state.settings.concurrent_turns == "allow" else self._state.running(self.session)
+        self.session.locked = True
         self._state.live.append(self)
         self.task: asyncio.Task[None] = asyncio.create_task(self._run([turn.task for turn in earlier]))
 
@@ -137,17 +137,16 @@ class TurnRun:
         """Live through the turn: events come in time, late ones in one go, and those of a coupled turn when they are wanted."""
         if earlier:
             await asyncio.wait(earlier)
-        session, settings = self.session, self._state.settings
+        session, settings, record = self.session, self._state.settings, self.record
         if (foreign := settings.foreign_first) is not None:
             session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
-        said = answer(self.prompt, before[-1] if before else None, self.sources, settings.answer_chars)
-        steps = _script(self, said, len(before), settings)
-        self.length = len(steps) + 1
-        place, asked, skipped = len(before), self.index_ids, self.skipped
-        record = TurnRecord(session.id, self.prompt, place, asked, skipped, "running", time.time())
-        self._record = record
+        snippets = {index_id: index.snippets for index_id, index in self.sources.items()}
+        said = answer(record.prompt, before[-1] if before else None, snippets, settings.answer_chars)
+        record.position, record.started = len(before), time.time()
         self._state.turns.append(record)
+        steps = _script(self, said, settings)
+        self.length = len(steps) + 1
         clock = asyncio.get_running_loop().time
         began = clock()
         for step in (*steps, None):
@@ -161,36 +160,35 @@ class TurnRun:
                 await asyncio.sleep(min(wait, 0.05))
             if step is not None:
                 self._add(*step)
-        self._stop(record, said, clock() - began)
+        self._stop(said, clock() - began)
 
     def _add(self, frame: bytes, event: dict[str, Any] | None, *, last: bool = False) -> None:
         self.frames.append(frame)
         self._held_back += [] if event is None else [event]
         if last or self._state.settings.records == "start":
             for held in self._held_back:
-                self.session.record(held, self.prompt)
+                self.session.record(held, self.record.prompt)
             self._held_back.clear()
         self._news.set()
 
-    def _stop(self, record: TurnRecord, said: Answer, duration: float) -> None:
-        error, newline = self.error, self._state.settings.newline
+    def _stop(self, said: Answer, duration: float) -> None:
+        error, record, settings = self.error, self.record, self._state.settings
         record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if error is None else 0
         usage: dict[str, Any] = {"total_input_tokens": record.input_tokens, "total_output_tokens": record.output_tokens}
         usage |= {"turns": 1, "duration_ms": round(duration * 1000, 3)}
         verdict = {"is_error": error is not None, "error": error}
-        if error is None and self._state.settings.text_in == "history":
+        if error is None and settings.text_in == "history":
             self._held_back.append({"type": "text", "content": said.text})
-        stop = _message(newline, "stop", usage=usage, **verdict, skipped_index_ids=self.skipped)
-        exports = [f"export-{index_id.removeprefix('idx-')}" for index_id in self.sources]
+        exports = [index.named("export") for index in self.sources.values()]
         self.session.job = {**usage, **verdict, "export_config_ids": exports}
-        self._add(*stop, last=True)
+        skipped = record.skipped_index_ids
+        self._add(*_message(settings.newline, "stop", usage=usage, **verdict, skipped_index_ids=skipped), last=True)
         self._end("completed" if error is None else "failed")
 
     def _end(self, how: TurnState) -> None:
         self.ended = True
+        self.record.state, self.record.ended = how, time.time()
         self._state.live.remove(self)
-        if self._record is not None:
-            self._record.state, self._record.ended = how, time.time()
         self._news.set()
 
     def abandon(self) -> None:
@@ -258,7 +256,7 @@ class TurnStream:
         elif fault.kind == "slow":
             self._drip = fault.delay
         elif fault.kind != "cut":
-            await self._put(_odd_event(fault.kind, self._settings.newline))
+            await self._put(_ODD_EVENTS[fault.kind].replace(b"@", self._settings.newline.encode()))
 
     async def _send(self, upto: int | None = None) -> None:
         """Send events until ``upto`` of the turn's are sent, or all of them."""
@@ -288,11 +286,3 @@ class TurnStream:
                 await self._turn.more()
         except TimeoutError:
             await self._put(f": keep-alive{self._settings.newline * 2}".encode())
-
-
-def _odd_event(kind: str, newline: str) -> bytes:
-    if kind == "garbage":
-        return _frame("message", '{"type": "text", "content": "not js', newline)
-    if kind == "unknown_event":
-        return _frame("message", encode({"type": "citation_map", "content": {"1": "doc"}, "confidence": 0.5}), newline)
-    return _frame("delta", '{"type":"text_delta","content":"@"}', newline).replace(b"@", b"caf\xe9 \xff\xfe")

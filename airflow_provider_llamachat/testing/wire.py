@@ -24,20 +24,7 @@ STREAM_HEADERS = {
 }
 """Headers of a turn's stream."""
 
-_HTML = """<!DOCTYPE html>
-<html><head><title>{0.status} {0.reason}</title></head>
-<body><center><h1>{0.status} {0.reason}</h1></center><hr><center>nginx/1.25.4</center></body></html>
-"""
-
-
-class ApiError(Exception):
-    """An answer with an error status; ``detail`` is what its body says."""
-
-    def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers
+_HTML = "<!DOCTYPE html>\n<html><body><center><h1>{0.status} {0.reason}</h1><hr>nginx/1.25.4</center></body></html>\n"
 
 
 def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -46,10 +33,18 @@ def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None =
     return web.Response(status=status, body=body, headers=headers, content_type="application/json")
 
 
+class ApiError(Exception):
+    """An answer with an error status; ``detail`` is what its body says."""
+
+    def __init__(self, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, detail)
+        self.answer = as_json({"detail": detail}, status, headers)
+
+
 async def park() -> NoReturn:
     """Wait for ever: until the client leaves, or the emulator resets or stops, which cancels the request's task."""
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError("a parked request goes on only by being cancelled")
+    while True:
+        await asyncio.get_running_loop().create_future()
 
 
 async def reset(request: web.Request) -> NoReturn:
@@ -85,9 +80,9 @@ async def answer_with(fault: Fault, request: web.Request, handler: Handler) -> w
         return as_json(None, status, {"location": fault.location or ""})
     if fault.kind == "malformed_json":
         # A stream has many JSON values to break; in its place comes what a broken gateway might send.
-        good_json = good.content_type == "application/json" and body
-        half = body[: len(body) // 2] if good_json else b'{"session_id": "ses-'
-        return web.Response(status=good.status if good_json else 200, body=half, content_type="application/json")
+        is_json = good.content_type == "application/json" and body
+        status, half = (good.status, body[: len(body) // 2]) if is_json else (200, b'{"session_id": "ses-')
+        return web.Response(status=status, body=half, content_type="application/json")
     if fault.kind == "huge":
         return await _huge(request, status)
     if fault.kind == "truncated_body":

@@ -132,7 +132,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
                 assert threading.current_thread().name != loop_thread
             return build()
 
-        monkeypatch.setattr("airflow_provider_llamachat.client.aio.ssl_context", watched)
+        monkeypatch.setattr("airflow_provider_llamachat.client.sender.ssl_context", watched)
         async with await LlamaCloudHook().get_async_conn() as client:
             assert isinstance(client, AsyncLlamaCloudClient)
             assert await client.list_projects()
