@@ -24,8 +24,7 @@ MAX_EVENTS = 250_000
 class ApiModel(BaseModel):
     """Base of all models: immutable, keeps unknown fields."""
 
-    # Each model is built when it is first used: most processes use a few of them.
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), defer_build=True)
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, including unknown ones, as values that every JSON store accepts: no NaN and no very large numbers."""
