@@ -211,6 +211,19 @@ def test_an_answer_that_its_stream_lost_is_read_from_the_history(
     assert one.paid == 1
 
 
+def test_an_answer_without_text_is_not_handed_over_while_the_history_cannot_be_read(
+    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.malformed_text = "null"
+    before = 2 if mode == "deferred" else 1
+    llamacloud_emulator.inject(Fault("redirect", endpoint="get", skip=before, location="http://127.0.0.1:9/elsewhere"))
+    one = life()
+    assert is_right(one.live())
+    # A worker that is resumed reads the history anyway, and a batch looks a second time at its end.
+    assert (one.paid, one.tries) == (1, 2 if mode == "worker" else 1)
+    assert [getattr(problem, "reason", "") for problem in one.errors] == ["unread"] * (one.tries - 1)
+
+
 def test_nothing_is_sent_after_a_kill_and_the_task_ends_soon(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
