@@ -341,6 +341,7 @@ class Batch:
         finally:
             self.in_flight -= 1
         self._settled += prepared.trace.is_open and prepared.earlier and not has_streamed
+        self._preparer.saw(turn)
         self._record(item, replace(prepared, trace=trace), turn)
         return turn
 

@@ -155,6 +155,7 @@ class Past:
     :ivar answered: items that have an answer.
     :ivar intents: items whose session's history must be read first.
     :ivar shared_session: the session that all prompts share, if it was opened.
+    :ivar turns: by session, how many turns it has at least, because the last of them was answered.
     :ivar foreign: number of records of items that are not in the batch.
     :ivar damaged: number of damaged records.
     """
@@ -162,6 +163,7 @@ class Past:
     answered: set[int] = field(default_factory=set)
     intents: dict[int, Intent] = field(default_factory=dict)
     shared_session: str | None = None
+    turns: dict[str, int] = field(default_factory=dict)
     foreign: int = 0
     damaged: int = 0
 
@@ -181,7 +183,10 @@ class Past:
                 past.shared_session = record["session_id"]
                 continue
             if record["kind"] == "result" and record["line"]["outcome"] == ANSWERED:
-                answered_at.add((record["line"].get("session_id"), record.get("baseline")))
+                session_id, baseline = record["line"].get("session_id"), record.get("baseline")
+                answered_at.add((session_id, baseline))
+                if isinstance(session_id, str) and isinstance(baseline, int):
+                    past.turns[session_id] = max(past.turns.get(session_id, 0), baseline + 1)
             position = positions.get(record["key"])
             if position is None:
                 past.foreign += 1

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from airflow_provider_llamachat.conversation.history import begin, indexes_to_ask
+from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, RequestRefusedError
 from airflow_provider_llamachat.models import Session
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
     from airflow_provider_llamachat.batch.records import Intent, Past
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-    from airflow_provider_llamachat.models import SessionSummary
+    from airflow_provider_llamachat.models import ChatTurn, SessionSummary
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Preparer:
         self._client = client
         self._options = options
         self._intents = past.intents
+        self._turns = dict(past.turns)
         self._own: set[int] = set()
         # An earlier attempt may have posted until it was killed.
         self._began = time.time()
@@ -89,6 +90,11 @@ class Preparer:
     def was_intended(self, item: Item) -> bool:
         """Whether an earlier attempt was about to ask the item."""
         return item.position in self._intents
+
+    def saw(self, turn: ChatTurn) -> None:
+        """Note that a turn was answered, so that the next prompt of its session is asked after it."""
+        if turn.position is not None:
+            self._turns[turn.session_id] = max(self._turns.get(turn.session_id, 0), turn.position + 1)
 
     def expect(self, item: Item, intent: Intent) -> None:
         """Resume the item in the session where it was asked when it is prepared again."""
@@ -154,13 +160,29 @@ class Preparer:
         known = intent.trace
         if is_earlier and known.intended_at is not None:
             known = replace(known, intended_at=self._began)
-        trace = begin(session, question, memory=known, now=self._began)
+        trace = self._placed(begin(session, question, memory=known, now=self._began), session.session_id)
         return Prepared(item, question, trace, is_earlier, intent.opened, recorded=trace.is_open)
 
     async def _existing(self, item: Item, session_id: str) -> Prepared:
-        session = await self._client.get_session(session_id, **self._options.scope)
+        known = self._turns.get(session_id, 0)
+        config = self._client.config
+        end = time.time() + config.history_lag
+        while True:
+            session = await self._client.get_session(session_id, **self._options.scope)
+            # A late history would move the prompt to the position of a turn that was answered.
+            if count_turns(session.events) >= known or time.time() >= end:
+                break
+            await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
         question = self.question(item, session_id, self._indexes(item, session))
-        return Prepared(item, question, begin(session, question, now=self._began))
+        return Prepared(item, question, self._placed(begin(session, question, now=self._began), session_id))
+
+    def _placed(self, trace: Trace, session_id: str) -> Trace:
+        """Return the trace of a prompt that is asked after the answered turns of its session, also if its history does not show them.
+
+        Such a history does not begin as the trace says, so a lost prompt cannot be found in it by its position, and is not sent again.
+        """
+        known = self._turns.get(session_id, 0)
+        return trace if trace.is_open else replace(trace, baseline=max(trace.baseline, known))
 
     async def _shared(self, item: Item) -> Prepared:
         if self.shared_session is not None:

@@ -264,24 +264,30 @@ UNREADABLE = 30.0
 def _whole(
     question: Question, trace: Trace, limits: Limits, turn: ChatTurn, now: Callable[[], float]
 ) -> Generator[Step, Result, ChatTurn]:
-    """Read from the history what the stream of a finished turn lost. The turn is returned in any case.
+    """Read from the history what the stream of a finished turn lost.
 
-    The turn has ended and is paid for, so the deadline does not shorten the time that the history has to show it.
+    The turn has ended and is paid for, so the deadline does not shorten the time that the history has to show it. If the history does
+    not show it, the turn is returned with the text that arrived.
+
+    :raises ChatTurnInterruptedError: no text arrived, and the history does not show the turn. A retry reads it.
     """
     end = now() + limits.lag
     log.warning("The answer's stream in session %s was incomplete. Reading the history.", question.session_id)
     while True:
         is_late = now() >= end
         try:
-            verdict, _ = yield from _read(question, trace)
+            verdict, failure = yield from _read(question, trace)
             # A history that cannot be read for a moment says nothing.
             is_late = is_late and (verdict is not None or now() >= end + UNREADABLE)
-        except LlamaCloudError:  # it will not be readable later either
-            verdict, is_late = None, True
+        except LlamaCloudError as problem:  # it will not be readable soon either
+            verdict, failure, is_late = None, problem, True
         found = None if verdict is None else _turn_of(verdict, trace, is_late=is_late)
         if found is not None and not found.is_error:
             # The history is the record, unless it lost the text too.
             return found if found.answer.strip() else turn
+        if is_late and found is None and not turn.answer.strip():
+            yield Remember(trace)
+            raise interrupted(question, "unread", failure, trace)
         if is_late:
             log.warning("The history of session %s does not hold the turn. Using the stream's.", question.session_id)
             return turn

@@ -277,7 +277,8 @@ def begin(
 
     A first attempt asks at the end of the history, and so does an attempt for which no earlier post is in doubt. A retry looks for the
     turn of the earlier attempt at the remembered baseline. If nothing is remembered, it looks at the end of the history, and the last
-    prompt has to be ours. If the server ended the turn with an error, there is no answer, so a retry asks again after that turn.
+    prompt has to be ours. If the server ended the turn with an error, there is no answer, so a retry asks again after that turn. A turn
+    that was given up because the history did not show it in time is ours if the history shows it now.
 
     :param memory: what an earlier attempt stored. None if it stored nothing.
     :param is_retry: an earlier attempt may have asked without storing anything.
@@ -294,11 +295,12 @@ def begin(
         last = [event for event in session.events if isinstance(event, UserInputEvent)][-1:]
         if not last or not is_same_text(last[0].content, question.prompt):
             memory = fresh
-    if not memory.is_open:
-        return fresh
     verdict = judge(session.events, question, memory)
-    if verdict.state is State.FINISHED and verdict.turn is not None and verdict.turn.is_error and verdict.is_sure:
+    is_shown = verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure
+    if is_shown and verdict.turn is not None and verdict.turn.is_error:
         return fresh
+    if not memory.is_open:
+        return replace(memory, intended_at=now) if is_shown else fresh
     return memory
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_llamachat.triggers.events import ANSWERED, FAILED, Failure, TurnEvent
+from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class ChatTurnTrigger(BaseTrigger):
                 await asyncio.sleep(min(self.deferred_at + MOMENT - time.time(), MOMENT + 1.0))
             raise
         except LlamaCloudError as problem:
-            event = TurnEvent(FAILED, self.question, self._trace, failure=Failure.of(problem))
+            event = TurnEvent.of(problem, self.question, self._trace)
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
     async def _keep(self, trace: Trace, is_intent: bool) -> None:  # called by position

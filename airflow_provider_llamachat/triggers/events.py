@@ -82,6 +82,16 @@ class TurnEvent:
     trace: Trace
     failure: Failure = Failure()
 
+    @classmethod
+    def of(cls, problem: exceptions.LlamaCloudError, question: Question, trace: Trace) -> TurnEvent:
+        """Return the event of a trigger that ended with an error.
+
+        If only the text of an answer could not be read, the turn has ended, and the worker reads the history anyway.
+        """
+        if getattr(problem, "reason", None) == "unread":
+            return cls(ANSWERED, question, trace)
+        return cls(FAILED, question, trace, Failure.of(problem))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the payload of the event."""
         payload = {"state": self.state, **self.question.as_dict(), **self.trace.as_dict()}

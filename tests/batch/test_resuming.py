@@ -56,6 +56,26 @@ def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
     assert report.results.counts["interrupted"] == 0
 
 
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_prompt_stands_after_those_that_were_answered_although_a_late_history_does_not_show_them(
+    is_resumed: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    # Recorded like this, the turns are told apart by their positions alone.
+    llamacloud_emulator.settings.update(recorded_as="empty", history_lag=1.0)
+    runner.config = replace(runner.config, history_lag=3.0)
+    runner.prompts = prompts(2)
+    if is_resumed:
+        llamacloud_emulator.inject(Fault("status", endpoint="stream", skip=1, status=403))
+        with pytest.raises(errors.ChatBatchError):
+            runner.run(session_mode="shared", fail_fast=True)
+        llamacloud_emulator.inject(Fault("reset_before", endpoint="stream"))
+    else:
+        llamacloud_emulator.inject(Fault("reset_before", endpoint="stream", skip=1))
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 2
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == [item["prompt"] for item in prompts(2)]
+
+
 def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,13 +21,11 @@ class Evidence:
     """The emulator's log after a Dag run, when nothing moves any more.
 
     :ivar sessions: those that were not deleted, with their histories.
-    :ivar history_at_end: whether a turn enters the history only when it has ended.
     """
 
     requests: list[RequestRecord]
     turns: list[TurnRecord]
     sessions: dict[str, dict[str, Any]]
-    history_at_end: bool
     key: str
 
 
@@ -89,10 +87,8 @@ def _paid_once(run: DagRun, evidence: Evidence, finding: Finding) -> None:
         if surplus <= 0:
             continue
         again = sum(task.log.count(ASKED_AGAIN + turn.session_id) for turn in turns[:1] for task in set_of(tasks))
-        hidden = _hidden(evidence, turns) if evidence.history_at_end else 0
         finding.known["asked once more, as on_interrupted='ask_again' said"] += min(surplus, again)
-        finding.known["asked again while the history did not show the turn"] += min(max(0, surplus - again), hidden)
-        if surplus > again + hidden:
+        if surplus > again:
             times = [(turn.session_id, turn.position, turn.state) for turn in turns]
             finding.violations.append(
                 f"{prompt(vault)!r} was completed {len(completed)} times for {len(tasks)} task(s): {times}"
@@ -102,21 +98,6 @@ def _paid_once(run: DagRun, evidence: Evidence, finding: Finding) -> None:
 def set_of(tasks: list[TaskRun]) -> list[TaskRun]:
     """The tasks, each one once."""
     return list({task.task.name: task for task in tasks}.values())
-
-
-def _hidden(evidence: Evidence, turns: list[TurnRecord]) -> int:
-    """How many posts of a prompt came after a look at the history that did not show a turn of it although one ran."""
-    posts = [request for request in evidence.requests if request.prompt == turns[0].prompt]
-    found = 0
-    for post in posts[1:]:
-        looks = [
-            request.time
-            for request in evidence.requests
-            if request.endpoint == "get" and request.session_id == post.session_id and request.time <= post.time
-        ]
-        seen = max(looks, default=post.time)
-        found += any(turn.started < post.time and (turn.ended is None or turn.ended > seen) for turn in turns)
-    return found
 
 
 def _answers(run: DagRun, evidence: Evidence, finding: Finding) -> None:

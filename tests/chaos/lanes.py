@@ -52,7 +52,7 @@ def run_schedule(chosen: Schedule, emulator: EmulatorControl, folder: Path) -> V
     os.environ["AIRFLOW_CONN_LLAMACLOUD_DEFAULT"] = json.dumps(connection)
     run = DagRun(chosen, folder)
     run.run()
-    evidence = _evidence(emulator, chosen)
+    evidence = _evidence(emulator)
     finding = judge(run, evidence)
     if finding.violations:
         _keep(evidence, folder)
@@ -66,14 +66,14 @@ def run_schedule(chosen: Schedule, emulator: EmulatorControl, folder: Path) -> V
     )
 
 
-def _evidence(emulator: EmulatorControl, chosen: Schedule) -> Evidence:
+def _evidence(emulator: EmulatorControl) -> Evidence:
     deadline = time.monotonic() + 30
     turns = emulator.turns
     while any(turn.state == "running" for turn in turns):
         assert time.monotonic() < deadline, "turns run on and on"
         time.sleep(0.05)
         turns = emulator.turns
-    return Evidence(emulator.requests, turns, emulator.sessions, chosen.settings["records"] == "end", KEY)
+    return Evidence(emulator.requests, turns, emulator.sessions, KEY)
 
 
 def _keep(evidence: Evidence, folder: Path) -> None:

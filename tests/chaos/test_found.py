@@ -84,3 +84,16 @@ def test_text_that_was_no_utf8_is_read_from_the_history(run: Callable[[Schedule]
     )
     assert verdict.violations == []
     assert (verdict.counts["answered"], verdict.counts["turns"]) == (1, 1)
+
+
+def test_an_answer_without_text_waits_for_a_history_that_can_be_read(run: Callable[[Schedule], Verdict]) -> None:
+    verdict = run(
+        make(
+            Task("create", "create", 1, {"index_ids": [INDEX]}),
+            Task("ask", "ask", 1, ASK, (3,)),
+            settings={**SETTINGS, "turn_latency": 0.1, "malformed_text": "broken_json"},
+            faults=(Fault("redirect", endpoint="get", skip=1, location="http://127.0.0.1:9/elsewhere"),),
+        )
+    )
+    assert verdict.violations == []
+    assert (verdict.counts["tries"], verdict.counts["answered"], verdict.counts["turns"]) == (3, 1, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers import chat
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 from tests.doubt.lives import connect
@@ -87,6 +87,23 @@ def test_a_stop_before_the_post_or_after_the_moment_is_not_held_up(
     late = ChatTurnTrigger(**{**arguments, "deferred_at": time.time() - 60.0})
     asyncio.run(stopped_after_its_post(late, llamacloud_emulator))
     assert time.monotonic() - began < 4.0  # the lag of 1.5 s, and nothing behind the post
+
+
+def test_a_trigger_that_is_cancelled_while_it_reads_the_history_posts_nothing(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("delay", endpoint="get", delay=60.0))
+
+    async def cancel() -> None:
+        running = asyncio.create_task(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
+        while not any(request.endpoint == "get" for request in llamacloud_emulator.requests):  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(cancel())
+    assert llamacloud_emulator.posts() == 0
 
 
 def test_a_clock_that_was_set_back_does_not_hold_a_triggerer_up(

@@ -17,7 +17,7 @@ from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.conversation.steps import Limits, Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Session, parse_event
 from airflow_provider_llamachat.triggers.chat import MOMENT
-from airflow_provider_llamachat.triggers.events import ANSWERED, FAILED, Failure, TurnEvent
+from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
 
 _QUOTES = str.maketrans({'"': "\u201c", "'": "\u2019", "\u2019": "'"})
 SURE: dict[str, Callable[[str], str]] = {
@@ -303,7 +303,7 @@ class Life:
                 # A triggerer that is replaced within a moment is a documented limit of histories that are late.
                 self.service.clock += max(run.gap, 0.0 if self.service.is_prompt else MOMENT + 0.1)
             except errors.LlamaCloudError as problem:
-                return TurnEvent(FAILED, QUESTION, self._known, failure=Failure.of(problem)).as_dict()
+                return TurnEvent.of(problem, QUESTION, self._known).as_dict()
         raise AssertionError("the last start does not crash")
 
     def _know(self, trace: Trace) -> None:

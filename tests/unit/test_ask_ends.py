@@ -262,6 +262,25 @@ def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it
     assert (world.posts, world.clock <= (LAG + 31.0 if shown is BROKEN else LAG)) == (1, True)
 
 
+@pytest.mark.parametrize("shown", [[], THEIRS * 2, BROKEN, GONE, MOVED, [asked()], [asked(), text("all")]])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_turn_without_text_that_the_history_does_not_complete_is_left_to_a_retry(
+    shown: Any, is_damaged: bool
+) -> None:
+    world = World([replace(HALF, turn=BLANK, is_damaged=is_damaged)], [(0.0, shown)])
+    problem = world.fails(errors.ChatTurnInterruptedError)
+    assert (problem.reason, problem.accepted, world.kept.answered, world.posts) == ("unread", True, True, 1)
+    cause = shown if isinstance(shown, errors.LlamaCloudError) else None
+    assert str(problem).endswith(f" Session: ses-1. Cause: {cause}" if cause else " Session: ses-1.")
+    again = World(shown=[(0.0, shown), (5.0, WHOLE)], clock=5.0)
+    assert (again.run(world.kept).answer, again.posts) == ("all of it", 0)
+
+
+def test_a_turn_that_has_no_text_in_the_history_either_is_handed_over() -> None:
+    world = World([BLANK], [(0.0, [asked(), stop()])])
+    assert (world.run().answer, world.clock) == (BLANK.answer, 0.0)
+
+
 def test_a_history_that_is_unavailable_for_a_moment_costs_no_answer_although_no_lag_is_expected() -> None:
     world = World([BLANK], [(0.0, BROKEN), (5.0, WHOLE)])
     assert (world.run(lag=0.0).answer, world.posts) == ("all of it", 1)

@@ -61,7 +61,7 @@ def check(life: Life) -> None:
     if life.service.window is not None and not life.service.earlier:
         # See test_a_window_that_shows_nothing_but_somebody_elses_turn: such answers are only known to exist.
         ours |= {turn.answer for turn in life.service.turns}
-    assert all(turn.answer in ours or (not turn.answer and life.service.text != "stream") for turn in life.answers)
+    assert all(turn.answer in ours for turn in life.answers)
     for before, step in zip([None, *life.steps], life.steps, strict=False):
         assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
 

@@ -302,6 +302,19 @@ def test_what_is_not_in_doubt_is_asked_after_what_is_there() -> None:
     assert (fresh.baseline, fresh.is_open) == (2, False)
 
 
+@pytest.mark.parametrize("shown", [turn("ours"), turn("OURS ")[:2]])
+def test_a_turn_that_a_history_showed_too_late_is_taken_by_the_next_attempt(shown: list[dict[str, Any]]) -> None:
+    for before in ([], [turn("theirs")]):
+        late = begin(session(turn("a"), *before, shown), Q, memory=Trace(1, anchor="x"), now=9.0)
+        assert (late.baseline, late.is_open) == (2 + len(before), False), "the history lost its beginning"
+        late = begin(session(turn("a"), *before, shown), Q, memory=Trace(1), now=9.0)
+        assert late == Trace(1, intended_at=9.0)
+    unsure = begin(session(turn("a"), turn("ours and more")), Q, memory=Trace(1), now=9.0)
+    assert (unsure.baseline, unsure.is_open) == (2, False)
+    failed = begin(session(turn("a"), turn("ours", is_error=True)), Q, memory=Trace(1), now=9.0)
+    assert (failed.baseline, failed.is_open) == (2, False)
+
+
 def test_a_turn_that_the_server_ended_with_an_error_is_asked_after() -> None:
     failed = turn("ours", is_error=True, error="x")
     again = begin(session(turn("a"), failed), Q, memory=Trace(1, 5.0, accepted=True), now=9.0)
