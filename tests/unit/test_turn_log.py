@@ -116,7 +116,7 @@ def test_endless_tool_calls_do_not_fill_the_log(live: bool, caplog: pytest.LogCa
     for event in events if live else []:
         log(event)
     log.answered(fold(events, "ses-1", "q"), has_posted=live)
-    assert sum(line.startswith("tool") for line in caplog.messages) == MAX_LINES + 1
+    assert sum(line.lower().startswith("tool") for line in caplog.messages) == MAX_LINES + 1
     assert f"tool … (only the first {MAX_LINES} lines about tools are logged)" in caplog.messages
     assert caplog.messages[-1] == "| The answer."
 
