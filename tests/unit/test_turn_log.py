@@ -57,7 +57,7 @@ def test_hostile_texts_stay_harmless(text: str, live: bool, caplog: pytest.LogCa
     assert lines[-1].startswith(
         f"Answered with {len(text)} characters from 4 sources, 1 input and 2 output tokens, in 1.0 s."
     )
-    assert sum("gave 4 passages" in line for line in lines) == 1
+    assert sum("returned 4 passages" in line for line in lines) == 1
     assert ("it cost nothing" in "".join(lines)) is not live
     assert time.process_time() - begin < 10.0
 
