@@ -94,7 +94,7 @@ class TurnLog:
                 self._thinking = False
                 self._called(event.name, event.arguments)
             case ToolResultEvent():
-                self._gave(event.name, event.result)
+                self._returned(event.name, event.result)
             case StopEvent():
                 self._flush()
             case _:
@@ -123,7 +123,7 @@ class TurnLog:
             for tool in turn.tools:
                 self._called(tool.name, tool.arguments)
                 if tool.finished:
-                    self._gave(tool.name, tool.result)
+                    self._returned(tool.name, tool.result)
             self._lines = 0
             self._add(turn.answer)
             self._flush()
@@ -158,9 +158,9 @@ class TurnLog:
         if self._may_log_tool():
             self._log.info("tool call %s %s", excerpt(name, limit=60), _brief(arguments))
 
-    def _gave(self, name: str, result: Any) -> None:
+    def _returned(self, name: str, result: Any) -> None:
         if self._may_log_tool():
-            self._log.info("tool %s gave %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
+            self._log.info("Tool %s returned %s", excerpt(name, limit=60), _counted(len(passages(result)), "passage"))
 
     def _may_log_tool(self) -> bool:
         self._tool_lines += 1

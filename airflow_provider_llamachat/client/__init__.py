@@ -1,8 +1,8 @@
 """Clients of LlamaCloud's chat API, synchronous and asynchronous, based on httpx. Of Airflow they
 use only the exception classes.
 
-Layers, top first: :mod:`.sync` and :mod:`.aio` (the clients), :mod:`.calls` (what both share), :mod:`.sse` (bytes to events),
-:mod:`.retry`, :mod:`.responses` (models and errors), :mod:`.endpoints`, :mod:`.config`.
+Layers, top first: :mod:`.sync` and :mod:`.aio` (the clients), :mod:`.sender` (how calls travel), :mod:`.calls` (what both share),
+:mod:`.sse` (bytes to events), :mod:`.retry`, :mod:`.responses` (models and errors), :mod:`.endpoints`, :mod:`.config`.
 """
 
 from __future__ import annotations

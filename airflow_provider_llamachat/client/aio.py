@@ -14,7 +14,6 @@ from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
 from airflow_provider_llamachat.client import calls, endpoints, http, responses
 from airflow_provider_llamachat.client.sender import AsyncSender
-from airflow_provider_llamachat.client.sse import aread_events
 from airflow_provider_llamachat.client.throttle import apassing
 
 if TYPE_CHECKING:
@@ -230,6 +229,8 @@ class AsyncLlamaCloudClient(AsyncSender):
 
         :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
+        from airflow_provider_llamachat.client.sse import aread_events
+
         call = self._calls.stream(question)
         accepted: bool | None = None
         try:

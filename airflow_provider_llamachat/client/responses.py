@@ -140,12 +140,8 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     if status < 200:
         raise errors.LlamaCloudProtocolError(f"{begin} {NOT_THE_API}. {_CHECK_BASE_URL} {end}", **known)
     if status < 400:
-        target = reply.headers.get(LOCATION, "")
-        # What follows the path may be a signature, which gives access.
-        target = target.partition("?")[0] if call.endpoint.is_secret else target
-        location = excerpt(target, secrets=(config.api_key,), limit=200)
         raise errors.LlamaCloudProtocolError(
-            f"{begin} the response is a redirect to {location!r}. It was not followed, to protect the API key. "
+            f"{begin} the response is a redirect to {_location(call, reply, config)!r}. It was not followed, to protect the API key. "
             f"{_CHECK_BASE_URL} {end}",
             **known,
         )
@@ -181,6 +177,13 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
         raise errors.SessionBusyError(f"{begin} {_why_refused(status, thing, config)} {end}", retry_after=wait, **known)
     kind = _REFUSALS.get(status, errors.RequestRefusedError)
     raise kind(f"{begin} {_why_refused(status, thing, config)} {end}", **known)
+
+
+def _location(call: Call, reply: Reply, config: ClientConfig) -> str:
+    target = reply.headers.get(LOCATION, "")
+    # What follows the path may be a signature, which gives access.
+    target = target.partition("?")[0] if call.endpoint.is_secret else target
+    return excerpt(target, secrets=(config.api_key,), limit=200)
 
 
 def _thing(call: Call) -> str | None:
@@ -241,15 +244,12 @@ def error_detail(reply: Reply, config: ClientConfig) -> str:
         return _quoted(reply.body, config) if reply.body else ""
     if isinstance(detail, list):
         fields = []
-        for item in detail[:5]:
-            if not isinstance(item, dict):
-                continue
+        for item in (one for one in detail[:5] if isinstance(one, dict)):
             loc = item.get("loc")
-            parts = loc[:8] if isinstance(loc, list) else []
-            place = ".".join(_safe(part, config, 60) for part in parts if part != "body")
+            parts = [part for part in loc[:8] if part != "body"] if isinstance(loc, list) else []
+            place = ".".join(_safe(part, config, 60) for part in parts)
             fields.append(f"{place or 'request'}: {_safe(item.get('msg', 'invalid'), config, 200)}")
-        more = f"; and {len(detail) - 5} more" if len(detail) > 5 else ""
-        return _safe("; ".join(fields) + more, config)
+        return _safe("; ".join(fields) + (f"; and {len(detail) - 5} more" if len(detail) > 5 else ""), config)
     return _safe(detail, config)
 
 

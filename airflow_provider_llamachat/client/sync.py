@@ -15,7 +15,6 @@ from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
 from airflow_provider_llamachat.client import calls, endpoints, http, responses
 from airflow_provider_llamachat.client.sender_sync import Sender
-from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.client.throttle import passing
 
 if TYPE_CHECKING:
@@ -225,6 +224,8 @@ class LlamaCloudClient(Sender):
 
         :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
+        from airflow_provider_llamachat.client.sse import read_events
+
         call = self._calls.stream(question)
         accepted: bool | None = None
         try:

@@ -6,11 +6,7 @@ This module does not import httpx or pydantic, because Airflow's web server impo
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
-import json
-import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
@@ -23,14 +19,13 @@ from airflow_provider_llamachat.exceptions import (
     NotFoundError,
     PermissionDeniedError,
 )
+from airflow_provider_llamachat.hooks.connection import read, without_noise
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
-
-    from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_llamachat.arguments import SharedAccess
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
@@ -43,18 +38,6 @@ if TYPE_CHECKING:
         Session,
         SessionSummary,
     )
-
-log = logging.getLogger(__name__)
-
-_warned: set[str] = set()
-
-# Loggers of the different Airflow versions that warn about secrets that are too short to be masked.
-_MASKERS = (
-    "airflow.sdk._shared.secrets_masker.secrets_masker",
-    "airflow._shared.secrets_masker.secrets_masker",
-    "airflow.sdk.execution_time.secrets_masker",
-    "airflow.utils.log.secrets_masker",
-)
 
 
 class LlamaCloudHook(BaseHook):
@@ -137,14 +120,14 @@ class LlamaCloudHook(BaseHook):
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
         # The first import takes about a quarter of a second.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
-        with _without_noise():
+        with without_noise():
             try:
                 connection = await get_async_connection(conn_id, hook=self)
             except AirflowNotFoundException:
                 # A trigger that dag.test() runs inline can read a connection from the database only in this way, because its
                 # supervisor has no asynchronous interface.
                 connection = await sync_to_async(self.get_connection)(conn_id)
-        config = _config(connection, conn_id)
+        config = read(connection, conn_id)
         if config.api_key != connection.password:
             # In Airflow 3.0's triggerer, mask_secret must not be called in the event loop.
             await sync_to_async(mask_secret)(config.api_key)
@@ -159,9 +142,9 @@ class LlamaCloudHook(BaseHook):
         from airflow.providers.common.compat.sdk import mask_secret
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
-        with _without_noise():
+        with without_noise():
             connection = self.get_connection(conn_id)
-        config = _config(connection, conn_id)
+        config = read(connection, conn_id)
         # Airflow masks the password including surrounding white space, which is not part of the key.
         if config.api_key != connection.password:
             mask_secret(config.api_key)
@@ -346,80 +329,3 @@ class LlamaCloudHook(BaseHook):
 
 def _named(project: Project) -> str:
     return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"
-
-
-def _config(connection: Connection, conn_id: str) -> ClientConfig:
-    from airflow_provider_llamachat.client import ClientConfig
-
-    if connection.conn_type != LlamaCloudHook.conn_type:
-        # The password of another service must not be sent to LlamaCloud, nor to its own host.
-        raise LlamaCloudConfigError(
-            f"The connection {excerpt(conn_id, limit=100)!r} is of type {excerpt(str(connection.conn_type or 'unknown'), limit=60)}, "
-            f"not {LlamaCloudHook.conn_type}. Nothing was sent. Set llamacloud_conn_id to a connection of type LlamaCloud, or correct its "
-            "type."
-        )
-    extra = _extra(connection)
-    config = ClientConfig.build(
-        api_key=connection.password,
-        host=connection.host,
-        port=connection.port,
-        scheme=connection.schema,
-        **{name: extra.get(name) for name in CONNECTION_TYPE["conn-fields"]},
-    )
-    if config.is_plain_http:
-        _warn_once(
-            f"The LlamaCloud connection's Base URL uses plain http, so the API key and all data are sent unencrypted. Use https. "
-            f"Base URL: {config.base_url}."
-        )
-    return config
-
-
-def _extra(connection: Connection) -> dict[str, Any]:
-    """Return the connection's extra, and warn about unknown fields.
-
-    Airflow's ``extra_dejson`` is not used, because it masks each value as a secret and ignores invalid JSON.
-
-    :raises LlamaCloudConfigError: extra is not a JSON object.
-    """
-    try:
-        extra = json.loads((connection.extra or "").strip() or "null")
-    except ValueError:  # Airflow raises it too, for an invalid stored extra
-        extra = ""
-    if extra is None:
-        return {}
-    if not isinstance(extra, dict):
-        raise LlamaCloudConfigError(
-            'The LlamaCloud connection\'s extra is not a JSON object. Write its fields like {"region": "eu"}, or leave it empty.'
-        )
-    known = list(CONNECTION_TYPE["conn-fields"])
-    for name in extra:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Valid fields: {', '.join(known)}."
-            _warn_once(
-                f"The LlamaCloud connection's extra field {excerpt(name, limit=60)!r} is unknown and has no effect. {hint}"
-            )
-    return extra
-
-
-def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        log.warning("%s", message)
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Suppress Airflow's warning that a value of the connection's extra is too short to be masked."""
-
-    def is_of_use(record: logging.LogRecord) -> bool:
-        return "too short" not in record.getMessage()
-
-    loggers = [logging.getLogger(name) for name in _MASKERS]
-    for logger in loggers:
-        logger.addFilter(is_of_use)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_of_use)

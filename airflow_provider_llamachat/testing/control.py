@@ -270,12 +270,9 @@ class EmulatorProcess(EmulatorControl):
     ) -> None:
         super().__init__("")
         # Its input is a pipe of this process: it closes, and the emulator ends, even when this process is killed.
-        module = "airflow_provider_llamachat.testing"
-        self._command = [sys.executable, "-m", module, "--until-stdin-closes", "--port", str(port)]
-        if settings is not None:
-            self._command += ["--settings", json.dumps(settings.to_json())]
-        for key in api_keys or ():
-            self._command += ["--api-key", key]
+        self._command = [sys.executable, "-m", "airflow_provider_llamachat.testing", "--until-stdin-closes"]
+        self._command += ["--port", str(port), "--settings", json.dumps((settings or Settings()).to_json())]
+        self._command += [word for key in api_keys or () for word in ("--api-key", key)]
         self._process: subprocess.Popen[str] | None = None
 
     @property

@@ -206,8 +206,7 @@ class TurnRun:
 
     def run_alone(self) -> None:
         """Go on to the end, whether or not anybody reads the stream."""
-        self._alone = True
-        self._coupled = False
+        self._alone, self._coupled = True, False
         self._wanted.set()
 
     async def more(self) -> None:
@@ -221,12 +220,9 @@ class TurnStream:
     """Sends a turn's events to the client that asked, with the fault that meets the stream, if any."""
 
     def __init__(self, request: web.Request, turn: TurnRun, settings: Settings) -> None:
-        self._request = request
-        self._turn = turn
-        self._settings = settings
+        self._request, self._turn, self._settings = request, turn, settings
         self._answer = web.StreamResponse(headers=STREAM_HEADERS)
-        self._sent = 0
-        self._quiet_since = 0.0
+        self._sent, self._quiet_since = 0, 0.0
         # Seconds between two bytes; None sends everything at once.
         self._drip: float | None = None
 
@@ -271,11 +267,10 @@ class TurnStream:
                 await self._wait()
 
     async def _put(self, data: bytes) -> None:
-        if self._drip is None:
-            await self._answer.write(data)
-        else:
-            for place in range(len(data)):
-                await self._answer.write(data[place : place + 1])
+        step = len(data) if self._drip is None else 1
+        for place in range(0, len(data), step):
+            await self._answer.write(data[place : place + step])
+            if self._drip is not None:
                 await asyncio.sleep(self._drip)
         self._quiet_since = asyncio.get_running_loop().time()
 

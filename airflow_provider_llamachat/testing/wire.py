@@ -17,11 +17,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HUGE = 64 * 1024 * 1024
 """Bytes of the body that fault ``huge`` sends."""
 
-STREAM_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
+STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 """Headers of a turn's stream."""
 
 _HTML = "<!DOCTYPE html>\n<html><body><center><h1>{0.status} {0.reason}</h1><hr>nginx/1.25.4</center></body></html>\n"

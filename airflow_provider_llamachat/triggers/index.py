@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-    from airflow_provider_llamachat.models import Index
 
 
 class IndexReadyTrigger(BaseTrigger):
@@ -74,21 +74,7 @@ class IndexReadyTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "llamacloud_conn_id": self.llamacloud_conn_id,
-                "index_ids": self.index_ids,
-                "deadline": self.deadline,
-                "poke_interval": self.poke_interval,
-                "exponential_backoff": self.exponential_backoff,
-                "max_wait": self.max_wait,
-                "wait_for_sync": self.wait_for_sync,
-                "silent_fail": self.silent_fail,
-                "project_id": self.project_id,
-                "organization_id": self.organization_id,
-            },
-        )
+        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check all indexes concurrently and repeatedly, and fire once."""
@@ -105,15 +91,16 @@ class IndexReadyTrigger(BaseTrigger):
 
     async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
         from airflow_provider_llamachat.client.readiness import Readiness, not_ready
+        from airflow_provider_llamachat.conversation.question import Scope
         from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
 
         readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
+        scope = Scope(project_id=self.project_id, organization_id=self.organization_id)
         states: dict[str, str] = {}
         while True:
             try:
-                states = readiness.pending(
-                    await asyncio.gather(*(self._look(client, index_id) for index_id in self.index_ids))
-                )
+                reads = (client.get_index(one, expand_sync=self.wait_for_sync, **scope) for one in self.index_ids)
+                states = readiness.pending(await asyncio.gather(*reads))
                 if not states:
                     return IndexEvent(READY, self.index_ids)
             except LlamaCloudError as problem:
@@ -126,14 +113,6 @@ class IndexReadyTrigger(BaseTrigger):
             await asyncio.sleep(min(pause, left))
             if self.exponential_backoff:
                 pause = min(2 * pause, self.max_wait or float("inf"))
-
-    async def _look(self, client: AsyncLlamaCloudClient, index_id: str) -> Index:
-        return await client.get_index(
-            index_id,
-            expand_sync=self.wait_for_sync,
-            project_id=self.project_id,
-            organization_id=self.organization_id,
-        )
 
 
 class IndexUpdatedTrigger(BaseEventTrigger):
@@ -174,17 +153,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "index_id": self.index_id,
-                "llamacloud_conn_id": self.llamacloud_conn_id,
-                "poke_interval": self.poke_interval,
-                "since": self.since,
-                "project_id": self.project_id,
-                "organization_id": self.organization_id,
-            },
-        )
+        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
@@ -228,24 +197,26 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         return f"llamacloud_{self.index_id}_last_synced_at"
 
     async def _remembered(self) -> str | None:
-        store: Any = getattr(self, "asset_state_store", None)
-        if store is None:
-            return None
-        try:
-            value = await store.aget(self._key)
-        except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
-            self.log.warning("The asset state store could not be read (%s).", type(problem).__name__)
-            return None
+        value = await self._stored("aget", "read")
         return value if isinstance(value, str) else None
 
     async def _remember(self, seen: str) -> None:
+        await self._stored("aset", "written", seen)
+
+    async def _stored(self, method: str, done: str, *values: str) -> Any:
         store: Any = getattr(self, "asset_state_store", None)
-        if store is None:
-            return
         try:
-            await store.aset(self._key, seen)
+            return None if store is None else await getattr(store, method)(self._key, *values)
         except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
-            self.log.warning("The asset state store could not be written (%s).", type(problem).__name__)
+            self.log.warning("The asset state store could not be %s (%s).", done, type(problem).__name__)
+            return None
+
+
+def _serialized(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
+    # Each argument is an attribute of the same name.
+    kind = type(trigger)
+    names = [one.name for one in inspect.signature(kind.__init__).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(trigger, name) for name in names}
 
 
 def _ids(value: Any, name: str) -> list[str]:

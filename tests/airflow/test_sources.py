@@ -156,7 +156,7 @@ def test_the_log_on_a_worker(session_id: str, said: Callable[[], list[str]]) -> 
     shown = lines[lines.index("thinking …") + 1 :]
     assert shown[:4] == [
         'tool call retrieve {"query": "q3 revenue", "index_ids": ["idx-filings"]}',
-        "tool retrieve gave 1 passage",
+        "Tool retrieve returned 1 passage",
         f"| {SOURCE['text']} (Halden Instruments, report Q3 2025, page 2)",
         "source: Halden Instruments, report Q3 2025, page 2",
     ]
@@ -186,7 +186,7 @@ def test_an_adopted_answer_is_shown_and_cost_nothing(
     lines = said()
     adopted = "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
     assert lines[0].startswith("Question in session")
-    assert lines.index(adopted) < lines.index("tool retrieve gave 1 passage")
+    assert lines.index(adopted) < lines.index("Tool retrieve returned 1 passage")
     assert sum(line.startswith("| Revenue in Q3") for line in lines) == 1
     # A restarted triggerer finds the answer as well.
     again = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import llamacloud
+from airflow_provider_llamachat.hooks import connection
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
@@ -74,7 +74,7 @@ def test_an_extra_that_is_empty_is_none(extra: str | None, monkeypatch: pytest.M
 def test_an_unknown_field_in_extra_is_warned_of_once_with_the_nearest_name(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacloud, "_warned", set())  # what other tests warned of
+    monkeypatch.setattr(connection, "_warned", set())  # what other tests warned of
     for _ in range(2):
         connect(extra=json.dumps({"regoin": "eu", "llx-canary-1234": 1, "timeout": 5})).get_config()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import redact
 
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import llamacloud
+from airflow_provider_llamachat.hooks import connection, llamacloud
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
@@ -144,7 +144,7 @@ def test_the_asynchronous_client_never_blocks_the_loop(connect: Any, monkeypatch
 def test_plain_http_to_another_machine_warns_once(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacloud, "_warned", set())  # what other tests warned of
+    monkeypatch.setattr(connection, "_warned", set())  # what other tests warned of
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         connect(host="http://llamacloud.example").get_config()

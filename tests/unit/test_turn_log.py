@@ -57,7 +57,7 @@ def test_hostile_texts_stay_harmless(text: str, live: bool, caplog: pytest.LogCa
     assert lines[-1].startswith(
         f"Answered with {len(text)} characters from 4 sources, 1 input and 2 output tokens, in 1.0 s."
     )
-    assert sum("gave 4 passages" in line for line in lines) == 1
+    assert sum("returned 4 passages" in line for line in lines) == 1
     assert ("it cost nothing" in "".join(lines)) is not live
     assert time.process_time() - begin < 10.0
 
@@ -116,7 +116,7 @@ def test_endless_tool_calls_do_not_fill_the_log(live: bool, caplog: pytest.LogCa
     for event in events if live else []:
         log(event)
     log.answered(fold(events, "ses-1", "q"), has_posted=live)
-    assert sum(line.startswith("tool") for line in caplog.messages) == MAX_LINES + 1
+    assert sum(line.lower().startswith("tool") for line in caplog.messages) == MAX_LINES + 1
     assert f"tool … (only the first {MAX_LINES} lines about tools are logged)" in caplog.messages
     assert caplog.messages[-1] == "| The answer."
 
