@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,17 @@ def busy(llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatc
     connect(llamacloud_emulator, monkeypatch, timeout=30.0, history_lag=2.0)
     llamacloud_emulator.settings.update(concurrent_turns="refuse", turn_latency=0.05)
     return llamacloud_emulator
+
+
+def release_when_refused(busy: LlamaCloudEmulator) -> None:
+    """Let turns end quickly as soon as a prompt has met a busy session, which happens on a machine of any speed."""
+
+    def watch() -> None:
+        while not any(request.status == 409 for request in busy.requests):
+            time.sleep(0.01)
+        busy.settings.turn_latency = 0.05
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ask(session_id: str, prompt: str, **options: Any) -> SendChatMessageOperator:
@@ -77,14 +90,15 @@ def test_tasks_that_share_a_session_get_their_own_answers_each_asked_once(
     tasks: int, sessions: int, ask_all: Any, busy: LlamaCloudEmulator
 ) -> None:
     ids = [LlamaCloudHook().create_session([INDEX_FILINGS]).session_id for _ in range(sessions)]
+    busy.settings.turn_latency = 600.0
+    release_when_refused(busy)
     questions = [(ids[number % sessions], f"What was the revenue in Q3? ({number})") for number in range(tasks)]
     answers = ask_all(questions)
     assert all("47.5 million" in answer for answer in answers)
     assert Counter(turn.prompt for turn in busy.turns) == Counter(prompt for _, prompt in questions)
     assert busy.completed() == tasks
-    refused = [request for request in busy.requests if request.status == 409]
-    assert refused, "the sessions were never busy"
-    print(f"| {tasks} tasks, {sessions} sessions | {busy.completed()} turns | {len(refused)} times refused |")
+    refused = sum(request.status == 409 for request in busy.requests)
+    print(f"| {tasks} tasks, {sessions} sessions | {busy.completed()} turns | {refused} times refused |")
 
 
 def test_prompts_of_a_batch_wait_for_a_session_that_another_task_keeps_busy(
