@@ -24,7 +24,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.parametrize("chosen", [conversation(), batch()], ids=["conversation", "batch"])
-def test_an_honest_provider_is_cleared(chosen: Schedule, run: Callable[[Schedule], Verdict]) -> None:
+def test_a_correct_provider_passes(chosen: Schedule, run: Callable[[Schedule], Verdict]) -> None:
     verdict = run(chosen)
     assert (verdict.violations, verdict.known) == ([], {})
     assert verdict.counts["answered"] == verdict.counts["asked"] == verdict.counts["turns"] > 0
@@ -159,7 +159,7 @@ def test_a_broken_batch_is_found(
     assert words in "\n".join(run(batch()).violations)
 
 
-def test_what_is_announced_is_told_apart_from_what_is_broken(run: Callable[[Schedule], Verdict]) -> None:
+def test_documented_limits_are_distinguished_from_broken_promises(run: Callable[[Schedule], Verdict]) -> None:
     verdict = run(
         conversation(
             settings={**SETTINGS, "records": "end", "turn_latency": 1.0},

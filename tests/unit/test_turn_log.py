@@ -97,7 +97,7 @@ def test_the_list_of_documents_is_short_and_the_end_of_a_long_answer_is_said(cap
     )
 
 
-def test_a_time_beyond_the_calendar_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_duration_beyond_the_calendar_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     TurnLog(logging.getLogger("task")).defers(1e300)
     assert caplog.messages == ["Waiting for the answer in the triggerer, without a limit."]
