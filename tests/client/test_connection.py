@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_llamachat.airflow_support import connection
 from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import connection
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 

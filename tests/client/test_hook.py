@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import redact
 
+from airflow_provider_llamachat.airflow_support import connection
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import connection, llamacloud
+from airflow_provider_llamachat.hooks import llamacloud
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
