@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LINE = 160
 """Length from which a line of the answer is logged before it is complete."""
-PATIENCE = 5.0
+LATE = 5.0
 """Seconds after which the whole words of an incomplete line are logged, so that a slow answer is visible."""
 MAX_LINES = 2_000
 """Maximum number of lines that are logged of an answer, and of lines about tools."""
@@ -169,12 +169,14 @@ class TurnLog:
         return self._tool_lines <= MAX_LINES
 
     def _add(self, text: str) -> None:
+        if not self._line:
+            self._since = time.monotonic()
         pending = self._line + text
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
             self._write_words(line, keep_rest=False)
         self._line = self._write_words(rest, keep_rest=True)
-        if self._line and time.monotonic() - self._since > PATIENCE:
+        if self._line and time.monotonic() - self._since > LATE:
             words, blank, rest = self._line.rpartition(" ")
             if blank:
                 self._write(words)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.connection import read, without_noise
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     LlamaCloudConfigError,
@@ -19,7 +20,6 @@ from airflow_provider_llamachat.exceptions import (
     NotFoundError,
     PermissionDeniedError,
 )
-from airflow_provider_llamachat.hooks.connection import read, without_noise
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 from airflow_provider_llamachat.redaction import excerpt
 

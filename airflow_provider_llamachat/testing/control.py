@@ -300,7 +300,12 @@ class EmulatorProcess(EmulatorControl):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
             # The end of its input ends it.
-            self._process.communicate()
-            self._process = None
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

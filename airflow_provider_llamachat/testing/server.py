@@ -132,7 +132,10 @@ class LlamaCloudEmulator(Control):
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        try:
+            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
 
     # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 

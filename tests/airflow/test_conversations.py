@@ -74,7 +74,9 @@ def test_mapped_sessions_and_prompts(llamacloud_emulator: LlamaCloudEmulator) ->
 
 
 @pytest.mark.airflow
-def test_a_retry_adopts_the_answer_that_the_first_try_did_not_wait_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_retry_adopts_the_answer_that_the_first_attempt_did_not_wait_for(
+    llamacloud_emulator: LlamaCloudEmulator,
+) -> None:
     llamacloud_emulator.settings.turn_latency = 4.0
     result = go("retried", turn_timeout=3)
     assert result.tasks == RETRIED
@@ -113,7 +115,7 @@ def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emula
 
 
 @pytest.mark.airflow
-def test_a_retried_create_takes_over_the_pristine_session_where_airflow_can_remember_it(
+def test_a_retried_create_reuses_its_unused_session_where_airflow_has_a_store(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
@@ -146,7 +148,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(
+def test_bad_input_fails_at_once_without_a_retry_and_asks_nothing(
     name: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     task_id, conf = BAD[name]
@@ -162,7 +164,7 @@ def test_bad_input_fails_at_once_burns_no_retry_and_asks_nothing(
     assert len(sent_without_need) == (1 if task_id == "ask" else 0)
 
 
-def test_nothing_is_pushed_when_the_task_says_so(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_nothing_is_pushed_to_xcom_if_the_task_disables_it(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = go("quiet")
     assert result.state == "success", result.tasks
     assert result.keys("create") == set()
@@ -170,7 +172,7 @@ def test_nothing_is_pushed_when_the_task_says_so(llamacloud_emulator: LlamaCloud
     assert llamacloud_emulator.completed() == 1
 
 
-def test_a_session_that_was_never_created_is_deleted_without_ado(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_deleting_a_session_that_was_never_created_succeeds(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = go("never_created")
     assert result.tasks == {"create": ["failed"], "tolerant": ["success"], "strict": ["failed"]}
     assert llamacloud_emulator.requests == []
@@ -188,7 +190,7 @@ def test_a_function_without_a_prompt_is_named(
 
 @pytest.mark.airflow
 @pytest.mark.parametrize("records", ["start", "end"])
-def test_a_lost_worker_costs_no_second_turn_even_when_the_history_shows_a_turn_only_at_its_end(
+def test_a_lost_worker_costs_no_second_turn_when_the_history_shows_turns_at_their_end(
     records: Literal["start", "end"], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
@@ -218,7 +220,7 @@ def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
 
 
 @pytest.mark.airflow
-def test_a_prompt_that_was_taken_before_the_connection_went_silent_is_not_asked_again_by_a_retry(
+def test_a_retry_does_not_repeat_a_prompt_that_was_accepted_before_the_connection_stalled(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS

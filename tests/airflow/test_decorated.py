@@ -37,7 +37,7 @@ def test_an_asynchronous_function_is_awaited_where_a_loop_already_runs(
 
 @pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
-def test_a_generator_is_refused_in_words(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_generator_is_refused_with_an_explanation(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = run(DECORATED, "generating")
     assert result.tasks == {"yields": ["failed"]}
     assert result.tries == {"yields": 1}
@@ -51,7 +51,7 @@ def _refusal_of(function: Any) -> str:
     return str(caught.value)
 
 
-def test_what_a_function_returns_in_place_of_a_prompt_is_told() -> None:
+def test_the_error_shows_what_a_function_returned_in_place_of_a_prompt() -> None:
     async def nothing() -> None:
         return None
 

@@ -60,7 +60,7 @@ def test_the_key_is_nowhere_after_a_run_with_faults(
 
 @pytest.mark.parametrize("how", ["direct", "deferred"])
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
-def test_what_a_document_says_is_no_order_and_does_not_fetch_the_key(
+def test_instructions_in_a_document_do_not_reveal_the_key(
     how: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "deferred" and AIRFLOW < (3, 0):

@@ -91,7 +91,7 @@ def test_worker_deferred_and_adopted_answers_have_the_same_sources(
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_a_whole_airflow_hands_on_the_same_sources_whoever_waited_for_the_answer(
+def test_a_whole_airflow_passes_on_the_same_sources_from_worker_and_triggerer(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
     both = run(DAGS / "conversations.py", "retried")
@@ -104,7 +104,7 @@ def test_a_whole_airflow_hands_on_the_same_sources_whoever_waited_for_the_answer
     assert {source["tool"] for source in decorated.xcom("summarize", "sources")} == {"retrieve"}
 
 
-def test_each_line_of_a_batch_has_the_same(session_id: str, tmp_path: Path) -> None:
+def test_each_line_of_a_batch_has_the_same_sources(session_id: str, tmp_path: Path) -> None:
     task = ChatBatchOperator(
         task_id="batch",
         prompts=[PROMPT, "Nothing?"],
@@ -116,7 +116,7 @@ def test_each_line_of_a_batch_has_the_same(session_id: str, tmp_path: Path) -> N
     assert [line["sources"] for line in lines] == [[SOURCE], []]
 
 
-def test_sources_are_pushed_only_if_they_are_wanted_and_never_cost_the_answer(
+def test_sources_are_pushed_only_on_request_and_never_lose_the_answer(
     session_id: str, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
     task = ask(session_id, push_sources=False)

@@ -115,7 +115,7 @@ def test_a_session_is_deleted_after_it_was_saved_and_not_otherwise(
         delete(session_id, tmp_path / "other.md", ignore_missing=False)
 
 
-def test_a_file_that_is_there_stays_when_saving_fails(
+def test_an_existing_file_is_kept_when_saving_fails(
     session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "transcript.md"
@@ -180,7 +180,7 @@ def test_a_wrong_argument_is_named_before_anything_is_read(
     assert llamacloud_emulator.requests == []
 
 
-def test_a_session_that_was_used_but_shows_no_turn_is_neither_saved_nor_deleted(
+def test_a_used_session_without_visible_turns_is_neither_saved_nor_deleted(
     session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     with_history_lag(0.2, llamacloud_emulator, monkeypatch)
@@ -197,7 +197,7 @@ def test_a_session_that_was_used_but_shows_no_turn_is_neither_saved_nor_deleted(
 
 
 @pytest.mark.parametrize("path", ["", " ", "None"])
-def test_a_path_that_a_template_lost_keeps_the_session(
+def test_a_transcript_path_that_renders_to_nothing_keeps_the_session(
     path: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     with pytest.raises(InvalidArgumentError, match="transcript_path was given, but is nothing"):
@@ -205,7 +205,7 @@ def test_a_path_that_a_template_lost_keeps_the_session(
     assert llamacloud_emulator.deleted == []
 
 
-def test_a_session_with_events_that_the_transcript_lacks_is_saved_but_not_deleted(
+def test_a_session_whose_transcript_is_incomplete_is_saved_but_not_deleted(
     session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = LlamaCloudClient.get_session

@@ -57,7 +57,7 @@ def interrupt(session_id: str, emulator: LlamaCloudEmulator, store: Store | None
     emulator.settings.turn_latency = 0.0
 
 
-def test_clearing_a_task_that_failed_takes_up_the_answer_that_came_meanwhile(
+def test_clearing_a_failed_task_adopts_the_answer_that_arrived_meanwhile(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store = Store()
@@ -72,7 +72,7 @@ def test_clearing_a_task_that_failed_takes_up_the_answer_that_came_meanwhile(
     assert llamacloud_emulator.completed() == 2
 
 
-def test_clearing_a_task_whose_turn_died_asks_once_more(
+def test_clearing_a_task_whose_turn_stopped_partway_asks_again(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
@@ -84,7 +84,7 @@ def test_clearing_a_task_whose_turn_died_asks_once_more(
     assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (2, 1)
 
 
-def test_a_retry_with_other_retries_in_the_dag_is_still_one(
+def test_a_retry_is_recognized_after_the_dags_retries_were_changed(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store = Store()
@@ -95,7 +95,7 @@ def test_a_retry_with_other_retries_in_the_dag_is_still_one(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_a_try_that_left_nothing_did_not_ask_where_a_store_exists(
+def test_with_a_store_an_attempt_that_left_no_trace_did_not_ask(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     # The same prompt was asked by another task; this one's first try did not come as far as asking.
@@ -105,7 +105,7 @@ def test_a_try_that_left_nothing_did_not_ask_where_a_store_exists(
     assert llamacloud_emulator.completed() == 2
 
 
-def test_a_memory_that_can_not_be_read_leaves_the_last_prompt_to_go_by(
+def test_an_unreadable_trace_leaves_the_last_prompt_as_evidence(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store, task = Store(), ask(session_id)
@@ -117,7 +117,7 @@ def test_a_memory_that_can_not_be_read_leaves_the_last_prompt_to_go_by(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_a_task_that_was_never_let_through_asks_although_another_asked_since(
+def test_a_task_that_was_never_accepted_asks_after_another_task_has_asked(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store, task, other = Store(), ask(session_id), ask(session_id, prompt="And in Q2?")
@@ -129,7 +129,7 @@ def test_a_task_that_was_never_let_through_asks_although_another_asked_since(
     assert llamacloud_emulator.completed(prompt=PROMPT) == 1
 
 
-def test_a_prompt_that_differs_from_try_to_try_is_paid_for_anew_and_said_so(
+def test_a_prompt_that_changes_between_attempts_is_paid_for_again_with_a_warning(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator, said: Callable[[], str]
 ) -> None:
     store = Store()
@@ -140,7 +140,7 @@ def test_a_prompt_that_differs_from_try_to_try_is_paid_for_anew_and_said_so(
     assert llamacloud_emulator.completed() == 2
 
 
-def test_what_keeps_the_usage_back_does_not_hide_why_the_turn_failed(
+def test_usage_that_cannot_be_pushed_does_not_hide_why_the_turn_failed(
     session_id: str, llamacloud_emulator: LlamaCloudEmulator, said: Callable[[], str]
 ) -> None:
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", detail="model down"))
@@ -152,7 +152,7 @@ def test_what_keeps_the_usage_back_does_not_hide_why_the_turn_failed(
     assert "usage could not be pushed" in said()
 
 
-def test_lineage_and_metrics_that_fail_cost_no_answer(
+def test_failing_lineage_and_metrics_do_not_lose_the_answer(
     session_id: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -166,7 +166,7 @@ def test_lineage_and_metrics_that_fail_cost_no_answer(
     assert "was not counted" in caplog.text
 
 
-def test_a_kill_names_the_session_and_nothing_else_of_it(said: Callable[[], str]) -> None:
+def test_a_kill_logs_the_session_id_and_no_other_field(said: Callable[[], str]) -> None:
     create = CreateChatSessionOperator(task_id="create", index_ids=[INDEX_FILINGS])
     whole = create.execute(a_try(create, 1))
     task = ask(whole)
@@ -178,7 +178,7 @@ def test_a_kill_names_the_session_and_nothing_else_of_it(said: Callable[[], str]
     assert "last_updated_at" not in words
 
 
-def test_what_a_session_has_beyond_all_numbers_goes_to_xcom_as_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_too_large_become_null_in_xcom(monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_provider_llamachat.models import SessionSummary
 
     answered = SessionSummary.model_validate({"session_id": "ses-1", "weight": 2**80, "index_ids": ["idx-1"]})
@@ -187,14 +187,14 @@ def test_what_a_session_has_beyond_all_numbers_goes_to_xcom_as_nothing(monkeypat
     assert create.execute(a_try(create, 1))["weight"] is None
 
 
-def test_waiting_for_indexes_needs_some(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_wait_for_indexes_requires_index_ids(llamacloud_emulator: LlamaCloudEmulator) -> None:
     create = CreateChatSessionOperator(task_id="create", wait_for_indexes=True)
     with pytest.raises(InvalidArgumentError, match="requires index_ids"):
         create.execute(a_try(create, 1))
     assert llamacloud_emulator.requests == []
 
 
-def test_a_kill_before_anything_was_asked_says_nothing_of_a_session(said: Callable[[], str]) -> None:
+def test_a_kill_before_the_first_request_names_no_session(said: Callable[[], str]) -> None:
     said()
     ask("ses-1").on_kill()
     assert said() == ""
@@ -203,7 +203,7 @@ def test_a_kill_before_anything_was_asked_says_nothing_of_a_session(said: Callab
 @pytest.mark.parametrize(
     ("execution_timeout", "expected"), [(None, 660.0), (timedelta(seconds=100), 160.0), (timedelta(hours=2), 660.0)]
 )
-def test_a_deferral_ends_when_the_turn_or_the_task_may_take_no_longer(
+def test_a_deferral_ends_at_the_earlier_of_turn_and_task_timeout(
     execution_timeout: timedelta | None, expected: float, session_id: str
 ) -> None:
     task = ask(session_id, deferrable=True, turn_timeout=600, execution_timeout=execution_timeout)
@@ -216,7 +216,7 @@ def test_a_deferral_ends_when_the_turn_or_the_task_may_take_no_longer(
 
 
 @pytest.mark.parametrize("error", ["Trigger timeout", "Trigger/execution timeout"])  # Airflow 3's, and Airflow 2's
-def test_without_a_triggerer_a_deferred_task_fails_in_words_and_its_retry_looks_first(
+def test_without_a_triggerer_a_deferred_task_fails_and_its_retry_reads_the_history_first(
     error: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store, task = Store(), ask(session_id, deferrable=True)
@@ -233,6 +233,6 @@ def test_without_a_triggerer_a_deferred_task_fails_in_words_and_its_retry_looks_
     assert llamacloud_emulator.posts() == 1
 
 
-def test_a_trigger_that_broke_is_reported_as_airflow_does(session_id: str) -> None:
+def test_a_trigger_that_failed_is_reported_as_airflow_reports_it(session_id: str) -> None:
     with pytest.raises(AirflowException, match="Trigger failure"):
         ask(session_id).resume_execution("__fail__", {"error": "Trigger failure"}, a_try(ask(session_id), 1))

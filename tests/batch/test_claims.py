@@ -35,7 +35,7 @@ def left(tmp_path: Path) -> list[str]:
 
 @pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
-def test_of_two_mapped_batches_with_one_path_only_one_asks(
+def test_of_two_mapped_batches_with_the_same_path_only_one_asks(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     output = tmp_path / "results.jsonl"
@@ -52,7 +52,7 @@ def test_of_two_mapped_batches_with_one_path_only_one_asks(
     assert llamacloud_emulator.posts() == 4
 
 
-def test_while_one_writes_the_other_is_refused_and_then_it_is_not(above: Folder, tmp_path: Path) -> None:
+def test_a_second_batch_is_refused_only_while_the_first_one_writes(above: Folder, tmp_path: Path) -> None:
     for first, second in ((ONE, TWO), (TWO, ONE)):
         claim = Claim(above, first)
         claim.take()
@@ -68,7 +68,7 @@ def test_while_one_writes_the_other_is_refused_and_then_it_is_not(above: Folder,
         assert left(tmp_path) == []
 
 
-def test_two_that_begin_in_the_same_moment_do_not_both_go_on(above: Folder, tmp_path: Path) -> None:
+def test_two_batches_that_begin_together_do_not_both_continue(above: Folder, tmp_path: Path) -> None:
     for _ in range(10):
         ends: list[str] = []
         barrier = threading.Barrier(2)
@@ -93,7 +93,7 @@ def test_two_that_begin_in_the_same_moment_do_not_both_go_on(above: Folder, tmp_
         assert left(tmp_path) == []
 
 
-def test_one_that_saw_the_other_first_waits_until_that_one_has_decided(above: Folder) -> None:
+def test_a_batch_waits_until_a_competing_claim_has_decided(above: Folder) -> None:
     steps: list[Callable[[], None]] = []
     claim = Claim(above, ONE, sleep=lambda _: steps.pop(0)())
     later = above.below(TWO.digest)
@@ -129,14 +129,14 @@ def vars_of(scope: Scope) -> dict[str, Any]:
     ],
     ids=repr,
 )
-def test_a_claim_that_is_dead_or_damaged_counts_for_nothing(content: bytes, above: Folder) -> None:
+def test_an_expired_or_damaged_claim_is_ignored(content: bytes, above: Folder) -> None:
     above.below(TWO.digest).write(NAME, content)
     claim = Claim(above, ONE)
     claim.take()
     claim.release()
 
 
-def test_a_killed_batch_holds_its_path_for_a_moment_and_its_own_retry_not_at_all(above: Folder) -> None:
+def test_a_killed_batch_blocks_its_path_briefly_but_not_its_own_retry(above: Folder) -> None:
     now = [1000.0]
 
     def clock() -> float:
@@ -155,7 +155,7 @@ def test_a_killed_batch_holds_its_path_for_a_moment_and_its_own_retry_not_at_all
         claim.release()
 
 
-def test_a_claim_goes_on_showing_that_it_lives(above: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_is_renewed_while_the_batch_runs(above: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.batch.claims.BEAT", 0.02)
     now = [1000.0]
     claim = Claim(above, ONE, now=lambda: now[0])
@@ -171,7 +171,9 @@ def test_a_claim_goes_on_showing_that_it_lives(above: Folder, monkeypatch: pytes
     assert folder.read(NAME) is None
 
 
-def test_what_a_retry_needs_outlives_the_claim(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_files_that_a_retry_needs_are_kept_after_the_claim(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     with PartsJournal(runner.output, runner.scope).claimed():
         journal = PartsJournal(runner.output, runner.scope)
         journal.load({})
@@ -182,7 +184,7 @@ def test_what_a_retry_needs_outlives_the_claim(runner: Runner, llamacloud_emulat
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{}", b"[1]", b'{"batch": 7}', b"not JSON\n"], ids=repr)
-def test_results_that_nobody_knows_the_origin_of_are_replaced(content: bytes, runner: Runner) -> None:
+def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) -> None:
     runner.output.write_bytes(content)
     with PartsJournal(runner.output, runner.scope).claimed():
         runner.run()

@@ -42,7 +42,7 @@ def test_records_are_committed_in_groups_in_order_and_off_the_loop() -> None:
     assert threading.main_thread() not in threads
 
 
-def test_a_journal_that_can_not_be_written_ends_the_batch_with_its_reason() -> None:
+def test_a_journal_that_cannot_be_written_fails_the_batch_with_the_reason() -> None:
     def write(group: list[dict[str, Any]]) -> None:
         raise ChatBatchError("the disk is full")
 
@@ -62,7 +62,7 @@ def test_a_journal_that_can_not_be_written_ends_the_batch_with_its_reason() -> N
             asyncio.run(broken())
 
 
-def test_a_group_that_is_being_written_is_written_to_its_end_before_the_next() -> None:
+def test_a_group_is_written_completely_before_the_next_one_begins() -> None:
     written: list[int] = []
     begun = threading.Event()
 

@@ -14,7 +14,7 @@ from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fa
 from tests.batch.conftest import PROMPT, Runner, kill_when, once_each, outcomes, prompts
 
 
-def test_each_prompt_is_asked_once_in_a_session_of_its_own_and_stands_in_its_place(
+def test_each_prompt_is_asked_once_in_its_own_session_and_keeps_its_position(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     report = runner.run()
@@ -44,7 +44,7 @@ def test_no_more_turns_run_at_once_than_allowed(runner: Runner, llamacloud_emula
     assert most == 3
 
 
-def test_sessions_are_opened_ahead_but_not_far(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_only_a_few_sessions_are_created_ahead(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.turn_latency = 0.1
     runner.prompts = prompts(20)
     runner.run(max_concurrency=2)
@@ -65,7 +65,7 @@ def test_the_sessions_it_opened_are_deleted_if_asked(runner: Runner, llamacloud_
     assert list(llamacloud_emulator.sessions) == [mine]
 
 
-def test_a_session_that_can_not_be_deleted_is_named_and_no_failure(
+def test_a_session_that_cannot_be_deleted_is_logged_and_does_not_fail_the_batch(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     llamacloud_emulator.inject(Fault("status", endpoint="delete", status=500))
@@ -79,7 +79,7 @@ def test_a_session_that_can_not_be_deleted_is_named_and_no_failure(
     assert any(session_id in caplog.text for session_id in left)
 
 
-def test_a_shared_session_is_asked_in_order_and_remembers(
+def test_a_shared_session_is_asked_in_order_and_keeps_its_context(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.prompts = ["What was the revenue in Q2?", "and in Q3?", "and in Q1?", "and in Q1?"]
@@ -122,7 +122,7 @@ def test_prompts_of_one_session_follow_each_other_while_others_run(
     assert runner.lines[4]["index_ids"] == [INDEX_FILINGS]
 
 
-def test_a_failed_item_is_collected_with_its_reason_and_the_rest_goes_on(
+def test_a_failed_item_is_recorded_with_its_reason_and_the_others_continue(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(
@@ -176,7 +176,7 @@ def test_no_fault_of_a_stream_makes_anything_be_paid_for_twice(
     assert once_each(emulator)
 
 
-def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
+def test_an_interrupted_turn_blocks_later_prompts_of_its_session(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
@@ -191,7 +191,7 @@ def test_an_interrupted_turn_holds_back_what_would_follow_it_in_its_session(
     assert report.results.counts == {"answered": 1, "failed": 0, "interrupted": 1, "unasked": 1}
 
 
-def test_a_failed_turn_does_not_hold_back_its_session(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_failed_turn_does_not_block_its_session(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     runner.prompts = ["First", "Second", "Third"]
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Second"))
     runner.run(session_mode="shared")
@@ -199,7 +199,7 @@ def test_a_failed_turn_does_not_hold_back_its_session(runner: Runner, llamacloud
     assert [turn.position for turn in llamacloud_emulator.turns] == [0, 1, 2]
 
 
-def test_fail_fast_asks_no_more_lets_turns_end_and_names_the_item(
+def test_fail_fast_finishes_running_turns_asks_no_more_and_names_the_item(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
@@ -275,7 +275,7 @@ def test_a_batch_without_any_answer_fails(runner: Runner, llamacloud_emulator: L
     assert outcomes(runner) == ["answered"] * 6
 
 
-def test_a_shared_session_that_can_not_be_opened_ends_the_batch_with_its_reason(
+def test_a_shared_session_that_cannot_be_created_fails_the_batch_with_the_reason(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(Fault("status", endpoint="create", status=500, times=None))
@@ -326,7 +326,7 @@ def test_each_prompt_counts_once_by_how_it_ended(runner: Runner, llamacloud_emul
     assert Counter(outcome for outcome, _ in runner.told) == {"answered": 4, "failed": 2}
 
 
-def test_what_was_not_looked_after_again_counts_too(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_prompts_that_were_not_retried_are_counted_too(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.inject(Fault("status", endpoint="stream", prompt="Question 0:", status=503, times=None))
     with pytest.raises(errors.ChatBatchError):
         runner.run(fail_fast=True, max_concurrency=1)
@@ -346,7 +346,7 @@ def test_a_batch_that_is_refused_for_good_leaves_no_session(
     assert outcomes(runner) == ["answered"] * 6
 
 
-def test_a_session_in_which_an_answer_may_still_come_outlives_a_refusal(
+def test_a_refusal_keeps_sessions_in_which_an_answer_may_still_arrive(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator

@@ -37,7 +37,7 @@ def test_the_nightly_batch_waits_asks_checks_and_reports(
 
 
 @pytest.mark.airflow
-def test_the_update_example_asks_in_one_session_and_hands_the_results_on(
+def test_the_update_example_asks_in_one_session_and_passes_the_results_on(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
     name = "llamachat_on_index_update"

@@ -15,7 +15,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 IDS = ["idx-1"]
 
 
-def test_every_form_of_prompts_is_taken() -> None:
+def test_every_form_of_prompts_is_accepted() -> None:
     mixed = ["One?", {"id": 7, "prompt": "Two?"}, {"prompt": "Three?", "index_ids": ["a", "b"], "session_id": " s "}]
     for given_as in (mixed, tuple(mixed), json.dumps(mixed), iter(mixed)):
         assert parse(given_as, index_ids=IDS) == [
@@ -52,12 +52,12 @@ def test_every_form_of_prompts_is_taken() -> None:
         ([{"prompt": "y", "index_ids": [f"i{n}" for n in range(11)]}], r"prompts\[0\] has 11 indexes"),
     ],
 )
-def test_what_can_not_be_asked_is_refused_by_its_position(prompts: Any, message: str) -> None:
+def test_a_prompt_that_cannot_be_asked_is_refused_with_its_position(prompts: Any, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         parse(prompts, index_ids=IDS)
 
 
-def test_every_item_needs_indexes_from_somewhere() -> None:
+def test_every_item_needs_indexes() -> None:
     with pytest.raises(InvalidArgumentError, match=r"prompts\[1\] has no indexes"):
         parse([{"prompt": "x", "index_ids": "a"}, "y"])
     assert parse([{"prompt": "x", "session_id": "s"}])[0].session_id == "s"
@@ -98,7 +98,7 @@ def test_identity_is_task_instance_id_or_position_and_prompt() -> None:
         ),
     )
 )
-def test_anything_else_is_refused_as_an_argument_and_nothing_worse(prompts: Any) -> None:
+def test_any_other_prompts_are_refused_as_an_invalid_argument(prompts: Any) -> None:
     try:
         items = parse(prompts, index_ids=IDS)
     except InvalidArgumentError:

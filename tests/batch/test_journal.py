@@ -130,7 +130,9 @@ def test_much_content_becomes_one_part_at_once(tmp_path: Path, monkeypatch: pyte
     assert sum(1 for _ in journal.records()) == 5
 
 
-def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_or_foreign_journal_parts_are_reported_and_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "results.jsonl"
     journal = PartsJournal(output, SCOPE)
     journal.load(POSITIONS)
@@ -166,7 +168,7 @@ def test_what_is_torn_or_foreign_is_reported_and_passed_over(tmp_path: Path, cap
     assert [path.name for path in folder.parent.iterdir()] == ["another-run"]
 
 
-def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_gone(output: Any) -> None:
+def test_a_complete_batch_with_half_of_its_parts_deleted_is_not_asked_again(output: Any) -> None:
     journal = PartsJournal(output, SCOPE)
     journal.load(POSITIONS)
     journal.write([records.result(key, line(position), trace=Trace(0)) for key, position in POSITIONS.items()])
@@ -180,7 +182,7 @@ def test_a_batch_that_was_complete_is_not_asked_again_when_its_parts_were_half_g
 
 
 @pytest.mark.parametrize("why", ["other prompts", "no results"])
-def test_the_mark_of_another_batch_counts_for_nothing(why: str, output: Any) -> None:
+def test_the_marker_of_another_batch_is_ignored(why: str, output: Any) -> None:
     journal = PartsJournal(output, SCOPE)
     journal.write([records.result(KEYS[0], line(0), trace=Trace(0))])
     journal.hand_over(POSITIONS, missing)
@@ -212,7 +214,7 @@ def test_on_an_error_the_old_results_stay(output: Any) -> None:
     folder.remove(["not there"])
 
 
-def test_storage_that_fails_for_a_moment_is_tried_again_and_then_reported(
+def test_a_transient_storage_error_is_retried_and_then_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
@@ -245,7 +247,7 @@ def memory(store: Store | None, max_tries: int = 2) -> Any:
     return TaskMemory(context, logging.getLogger("tests.memory"))
 
 
-def test_with_a_store_a_retry_finds_the_records_and_a_cleared_task_asks_anew() -> None:
+def test_with_a_store_a_retry_finds_the_records_and_a_cleared_task_asks_again() -> None:
     store = Store()
     first = MemoryJournal(memory(store))
     assert first.remembers
@@ -275,12 +277,12 @@ def test_with_a_store_a_retry_finds_the_records_and_a_cleared_task_asks_anew() -
 
 
 @pytest.mark.parametrize("head", [None, 7, {"open": True, "parts": "x"}, {"open": True, "parts": 2}])
-def test_a_store_with_anything_else_in_it_is_as_good_as_empty(head: Any) -> None:
+def test_a_store_with_foreign_content_counts_as_empty(head: Any) -> None:
     store = Store({"batch": head, "batch.0": "odd", "batch.1": [{"v": 9}, None]})
     assert MemoryJournal(memory(store)).load(POSITIONS) == Past()
 
 
-def test_a_batch_whose_success_airflow_never_heard_of_is_not_asked_again(output: Any) -> None:
+def test_a_batch_whose_success_was_not_reported_to_airflow_is_not_asked_again(output: Any) -> None:
     store = Store()
     journal = PartsJournal(output, SCOPE, memory(store))
     journal.load(POSITIONS)
@@ -305,7 +307,7 @@ _kinds = st.sampled_from(["intent", "answered", "failed", "release"])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), _kinds), max_size=30))
-def test_an_answer_is_final_whatever_comes_after(steps: list[tuple[int, str]]) -> None:
+def test_an_answer_is_final_whatever_record_follows(steps: list[tuple[int, str]]) -> None:
     made: list[dict[str, Any] | None] = []
     answered: set[int] = set()
     open_intents: dict[int, str] = {}

@@ -77,14 +77,14 @@ def test_every_argument_can_be_rendered_and_the_manifest_says_what_happened(
     assert llamacloud_emulator.sessions == {}
 
 
-def test_lists_in_text_and_a_path_without_a_scheme_work_too(tmp_path: Path) -> None:
+def test_lists_as_text_and_a_path_without_a_scheme_work(tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
     result = go("text", prompts=["Why?", {"prompt": "How?"}], index_ids=[INDEX_FILINGS], output_path=str(output))
     assert result.xcom("batch")["answered"] == 2
     assert [line["prompt"] for line in read(output)] == ["Why?", "How?"]
 
 
-def test_a_path_in_the_users_home_is_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_the_path_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     result = go("text", prompts=["Why?"], index_ids=[INDEX_FILINGS], output_path="~/results.jsonl")
     assert result.xcom("batch")["answered"] == 1
@@ -106,7 +106,7 @@ def test_a_small_batch_takes_a_tasks_prompts_and_hands_its_results_to_the_next()
     assert result.keys("batch") == {"return_value", "results"}
 
 
-def test_nothing_goes_to_xcom_when_the_task_says_so(tmp_path: Path) -> None:
+def test_nothing_goes_to_xcom_if_the_task_disables_it(tmp_path: Path) -> None:
     result = go("silent", output_path=str(tmp_path / "results.jsonl"))
     assert result.state == "success"
     assert result.keys("batch") == set()
@@ -179,7 +179,7 @@ def test_a_retry_asks_only_what_is_missing(tmp_path: Path, llamacloud_emulator: 
     assert not list(tmp_path.glob("*.parts"))
 
 
-def test_clearing_a_complete_batch_asks_anew(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_clearing_a_complete_batch_asks_again(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     output = tmp_path / "results.jsonl"
     first = go("templated", **FINE, output_path=str(output))
     sessions = [line["session_id"] for line in read(output)]
@@ -204,7 +204,7 @@ def test_without_a_file_a_retry_remembers_where_airflow_can(llamacloud_emulator:
     assert llamacloud_emulator.completed() == (6 if HAS_STORE else 10)
 
 
-def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_batch_that_was_stopped_resumes_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.turn_latency = 600.0
     result = go("stopped", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
@@ -215,7 +215,9 @@ def test_stopped_in_the_middle_it_goes_on_where_it_was(tmp_path: Path, llamaclou
 
 
 @pytest.mark.skipif(VERSION < (3, 0), reason="in Airflow 2, dag.test() ends with the task's timeout and makes no retry")
-def test_timed_out_by_airflow_it_goes_on_where_it_was(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_batch_that_airflow_timed_out_resumes_where_it_was(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     llamacloud_emulator.settings.turn_latency = 600.0
     result = go("timed_out", output_path=str(tmp_path / "results.jsonl"), service=llamacloud_emulator.url)
     assert result.state == "success"
@@ -235,9 +237,7 @@ def test_prompts_may_be_a_list_in_text_of_either_language(form: Any) -> None:
     assert task.execute(a_try(task, 1))["answered"] == 2
 
 
-def test_a_batch_that_is_asked_of_other_indexes_now_is_asked_anew(
-    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
+def test_a_batch_with_other_indexes_is_asked_again(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     output = str(tmp_path / "results.jsonl")
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="b?"))
     task = batch(output_path=output, on_item_error="fail_fast", max_concurrency=1)
@@ -248,7 +248,7 @@ def test_a_batch_that_is_asked_of_other_indexes_now_is_asked_anew(
     assert [line["index_ids"] for line in read(Path(output))] == [[INDEX_HANDBOOK]] * 2
 
 
-def test_nothing_is_asked_while_the_store_that_has_to_know_of_it_fails(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_nothing_is_asked_while_the_task_state_store_fails(llamacloud_emulator: LlamaCloudEmulator) -> None:
     store = Store()
     store.broken = True
     task = batch(max_concurrency=1)
@@ -257,7 +257,7 @@ def test_nothing_is_asked_while_the_store_that_has_to_know_of_it_fails(llamaclou
     assert llamacloud_emulator.posts() == 0
 
 
-def test_nothing_after_the_results_makes_a_batch_be_asked_again(
+def test_an_error_after_the_results_does_not_repeat_the_batch(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -268,7 +268,7 @@ def test_nothing_after_the_results_makes_a_batch_be_asked_again(
     assert task.execute(a_try(task, 1))["answered"] == 2
 
 
-def test_where_nothing_may_be_removed_a_batch_is_complete_all_the_same(
+def test_a_batch_completes_where_files_cannot_be_removed(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -293,7 +293,7 @@ def test_where_nothing_may_be_removed_a_batch_is_complete_all_the_same(
     ],
     ids=["no permission", "no such index", "no such prompt"],
 )
-def test_what_is_refused_to_all_prompts_fails_at_once_and_for_good(
+def test_a_refusal_of_all_prompts_fails_at_once_without_a_retry(
     fault: Fault, requests: int, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(fault)
@@ -303,7 +303,7 @@ def test_what_is_refused_to_all_prompts_fails_at_once_and_for_good(
     assert len(llamacloud_emulator.requests) <= requests
 
 
-def test_to_be_stopped_before_or_after_its_time_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_stopping_a_batch_before_or_after_it_runs_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     operator = Heard(task_id="batch", prompts=["Why?"])
     operator.on_kill()
     assert caplog.messages == []
@@ -339,7 +339,7 @@ class Stopped(Heard):
     ("endpoint", "says"),
     [("create", "No turn is in flight"), ("stream", "may finish, and bill, 2 turns in flight")],
 )
-def test_what_is_said_of_a_stopped_batch_is_true(
+def test_the_log_of_a_stopped_batch_is_correct(
     endpoint: str,
     says: str,
     tmp_path: Path,
@@ -360,7 +360,7 @@ def test_what_is_said_of_a_stopped_batch_is_true(
     assert ("bill" in said) is (llamacloud_emulator.posts() > 0)
 
 
-def test_stopped_before_its_loop_runs_it_asks_nothing(
+def test_a_batch_that_is_stopped_before_its_loop_runs_asks_nothing(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
@@ -376,7 +376,7 @@ def test_stopped_before_its_loop_runs_it_asks_nothing(
     assert llamacloud_emulator.posts() == 0
 
 
-def test_stopped_before_it_reads_its_journal_it_asks_nothing(
+def test_a_batch_that_is_stopped_before_it_reads_its_journal_asks_nothing(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
@@ -391,7 +391,7 @@ def test_stopped_before_it_reads_its_journal_it_asks_nothing(
     assert llamacloud_emulator.requests == []
 
 
-def test_it_works_where_an_event_loop_runs_already(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_batch_works_inside_a_running_event_loop(tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
     task = batch(output_path=str(tmp_path / "results.jsonl"))
 
     async def cell() -> Any:
@@ -408,7 +408,7 @@ def test_a_whole_dag_can_be_tested_in_a_notebook(tmp_path: Path, llamacloud_emul
 
 
 @pytest.mark.parametrize("how", ["told", "timed out"])
-def test_where_an_event_loop_runs_already_it_can_be_stopped_too(
+def test_a_batch_inside_a_running_event_loop_can_be_stopped(
     how: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     class TimedOut(BaseException):

@@ -13,7 +13,7 @@ from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, once_each, outcomes, prompts
 
 
-def test_a_storm_of_429_slows_the_whole_batch_and_loses_nothing(
+def test_many_429s_slow_the_whole_batch_and_lose_no_answer(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator

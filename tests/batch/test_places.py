@@ -65,7 +65,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("prefix", ["", "mine/"], ids=["whole bucket", "limited role"])
-def test_a_batch_needs_no_more_of_an_object_store_than_its_prefix(
+def test_a_batch_accesses_only_its_prefix_of_an_object_store(
     prefix: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store = Buckets("answers", prefix=prefix)
@@ -82,7 +82,9 @@ def test_the_folders_of_a_remote_disk_are_made_below_its_top(llamacloud_emulator
 
 
 @pytest.mark.parametrize("where", ["local", "remote"])
-def test_a_folder_is_no_file(where: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_folder_is_refused_as_output_path(
+    where: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     if where == "local":
         (tmp_path / "results").mkdir()
         path: Any = str(tmp_path / "results")
@@ -95,7 +97,7 @@ def test_a_folder_is_no_file(where: str, tmp_path: Path, llamacloud_emulator: Ll
     assert llamacloud_emulator.requests == []
 
 
-def test_an_error_of_the_disk_at_the_end_is_a_batchs_error_and_a_retry_asks_nothing_again(
+def test_a_disk_error_at_the_end_fails_the_batch_and_a_retry_asks_nothing_again(
     tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     output = tmp_path / "results.jsonl"
@@ -122,7 +124,7 @@ def test_an_error_of_the_disk_at_the_end_is_a_batchs_error_and_a_retry_asks_noth
     assert answered() == 2
 
 
-def test_reading_that_breaks_off_is_a_batchs_error(tmp_path: Path) -> None:
+def test_an_interrupted_read_fails_the_batch(tmp_path: Path) -> None:
     store = Remote()
     path = store.at("answers/results.jsonl")
     path.write_bytes(b"1\n2\n")
@@ -193,7 +195,7 @@ def test_a_path_that_still_holds_a_template_is_refused(path: Any, llamacloud_emu
     assert llamacloud_emulator.requests == []
 
 
-def test_a_home_that_nobody_has_is_refused() -> None:
+def test_an_unknown_home_directory_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="output_path cannot be used"):
         ask("~nobody-of-that-name/results.jsonl")
 

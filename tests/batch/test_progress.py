@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_llamachat.batch.progress import Meter
 
 
-def test_the_meter_speaks_at_tenths_and_quarters_of_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_logged_at_each_tenth_and_every_15_seconds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     now = [0.0]
     meter = Meter(logging.getLogger("tests.meter"), 100, kept=10, clock=lambda: now[0])
@@ -52,7 +52,7 @@ def test_time_left_is_readable(done: int, seconds: float, text: str, caplog: pyt
     assert caplog.messages[-1].endswith(f"time left {text}.")
 
 
-def test_the_last_line_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_last_progress_line_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     now = [0.0]
     meter = Meter(logging.getLogger("tests.meter"), 2, clock=lambda: now[0])
@@ -69,7 +69,7 @@ def test_the_last_line_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages[-1].startswith("Batch: 0 of 0 done")
 
 
-def test_what_is_looked_after_again_costs_once() -> None:
+def test_usage_of_a_retried_prompt_is_counted_once() -> None:
     meter = Meter(logging.getLogger("tests.meter"), 1, clock=lambda: 0.0)
     usage = {"total_input_tokens": 5, "total_output_tokens": 3}
     meter.add(answered=False, usage=usage)

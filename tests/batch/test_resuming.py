@@ -29,7 +29,7 @@ from tests.batch.conftest import Runner, kill_when, once_each, outcomes, prompts
     ],
     ids=lambda fault: f"{fault.endpoint} {fault.kind} {fault.status}",
 )
-def test_what_met_an_outage_is_asked_once_more_at_the_end(
+def test_prompts_that_failed_in_an_outage_are_retried_at_the_end(
     fault: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -44,9 +44,7 @@ def test_what_met_an_outage_is_asked_once_more_at_the_end(
     assert report.settled == 0
 
 
-def test_a_turn_that_ended_after_we_gave_up_is_found_at_the_end(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
+def test_a_turn_that_finished_late_is_found_at_the_end(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
     emulator.settings.turn_latency = 2.0
     runner.prompts = prompts(2)
@@ -76,7 +74,7 @@ def test_a_prompt_stands_after_those_that_were_answered_although_a_late_history_
     assert [turn.prompt for turn in llamacloud_emulator.turns] == [item["prompt"] for item in prompts(2)]
 
 
-def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
+def test_the_retry_at_the_end_does_not_repeat_what_may_have_been_billed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.settings.survives_disconnect = False
@@ -87,7 +85,7 @@ def test_the_look_at_the_end_does_not_ask_again_what_may_have_been_billed(
     assert llamacloud_emulator.posts() == 6
 
 
-def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answers(
+def test_a_killed_batch_stops_at_once_and_the_next_attempt_adopts_the_answers(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
@@ -108,7 +106,7 @@ def test_killed_from_outside_it_stops_at_once_and_the_next_try_takes_up_the_answ
     assert report.settled == 4
 
 
-def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_be_read_for_a_while(
+def test_an_earlier_prompt_is_not_repeated_while_its_session_is_unavailable(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -129,13 +127,15 @@ def test_what_an_earlier_try_asked_is_not_asked_again_when_its_session_can_not_b
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 6
 
 
-def test_killed_before_it_began_it_asks_nothing(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_batch_that_is_killed_before_it_begins_asks_nothing(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
         runner.run(Batch.kill)
     assert llamacloud_emulator.requests == []
 
 
-def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_so(
+def test_an_interrupted_turn_of_an_earlier_attempt_is_asked_again_if_the_dag_allows_it(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator = llamacloud_emulator
@@ -152,7 +152,7 @@ def test_a_turn_of_an_earlier_try_that_died_may_be_asked_again_if_the_dag_says_s
     assert emulator.posts(prompt=runner.prompts[2]["prompt"]) == 2
 
 
-def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
+def test_a_deleted_session_of_an_earlier_attempt_is_replaced(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:"))
@@ -167,7 +167,7 @@ def test_a_session_of_an_earlier_try_that_is_gone_is_replaced(
     assert once_each(llamacloud_emulator)
 
 
-def test_a_shared_session_that_is_gone_is_replaced(
+def test_a_deleted_shared_session_is_replaced(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner.prompts = ["First", "Second", "Third"]
@@ -181,7 +181,7 @@ def test_a_shared_session_that_is_gone_is_replaced(
     assert "Continuing in a new session" in caplog.text
 
 
-def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
+def test_on_a_retry_a_deleted_session_of_an_item_fails_that_item(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     with LlamaCloudClient(runner.config) as client:
@@ -196,7 +196,7 @@ def test_the_session_of_an_item_that_is_gone_on_a_retry_is_that_items_failure(
     assert runner.lines[1]["error"]["type"] == "NotFoundError"
 
 
-def test_an_intent_whose_forerunner_never_came_about_is_asked_where_the_session_stands(
+def test_an_intent_after_a_missing_turn_is_asked_at_the_end_of_the_session(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
@@ -226,7 +226,7 @@ def asked_ahead(runner: Runner, session_id: str) -> MemoryJournal:
     return journal
 
 
-def test_what_was_meant_to_follow_a_turn_that_never_came_is_asked_where_the_session_stands(
+def test_a_prompt_after_a_turn_that_never_came_is_asked_at_the_end_of_the_session(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.prompts = ["First", "Second", "Third"]
@@ -240,7 +240,7 @@ def test_what_was_meant_to_follow_a_turn_that_never_came_is_asked_where_the_sess
     assert report.results.counts["answered"] == 1
 
 
-def test_what_was_meant_to_follow_a_turn_that_is_asked_again_comes_after_it(
+def test_a_prompt_after_a_repeated_turn_is_asked_after_it(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.prompts = ["First", "Second", "Third"]
@@ -276,7 +276,7 @@ class FullDisk(PartsJournal):
         return super().records()
 
 
-def test_a_journal_that_can_not_be_kept_ends_the_batch_before_anything_is_asked_without_it(
+def test_a_batch_asks_nothing_that_its_journal_cannot_record(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.prompts = prompts(40)
@@ -292,7 +292,7 @@ def test_a_journal_that_can_not_be_kept_ends_the_batch_before_anything_is_asked_
     assert once_each(llamacloud_emulator)
 
 
-def test_tidying_up_never_hides_why_the_batch_failed(
+def test_cleanup_never_hides_why_the_batch_failed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     def journal() -> FullDisk:
@@ -316,7 +316,7 @@ def test_tidying_up_never_hides_why_the_batch_failed(
 
 
 @pytest.mark.parametrize("which", ["First", "Second"])
-def test_a_shared_session_keeps_its_order_over_an_outage(
+def test_a_shared_session_keeps_its_order_during_an_outage(
     which: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.prompts = ["First", "Second", "Third"]
@@ -327,7 +327,7 @@ def test_a_shared_session_keeps_its_order_over_an_outage(
     assert report.results.counts["answered"] == 3
 
 
-def test_a_prompt_that_was_never_let_through_is_asked_by_a_retry_although_others_came_after_it(
+def test_a_retry_asks_a_prompt_that_was_never_accepted_after_later_ones(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.prompts = ["First", "Second", "Third"]
@@ -347,7 +347,7 @@ def test_a_prompt_that_was_never_let_through_is_asked_by_a_retry_although_others
     assert once_each(llamacloud_emulator)
 
 
-def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_still_come(
+def test_sessions_are_deleted_after_the_results_unless_an_answer_may_still_arrive(
     runner: Runner,
     llamacloud_emulator: LlamaCloudEmulator,
     monkeypatch: pytest.MonkeyPatch,
@@ -375,7 +375,7 @@ def test_sessions_go_when_the_results_are_in_place_and_not_where_an_answer_may_s
     assert left in caplog.text
 
 
-def test_answers_that_can_not_be_read_back_are_not_forgotten(
+def test_answers_that_cannot_be_read_back_are_not_lost(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PartsJournal, "records", lambda _: iter(()))
@@ -386,7 +386,7 @@ def test_answers_that_can_not_be_read_back_are_not_forgotten(
     assert llamacloud_emulator.posts() == 6
 
 
-def test_without_a_memory_no_session_is_kept_for_a_retry(
+def test_without_a_store_no_session_is_kept_for_a_retry(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     runner.journal = MemoryJournal

@@ -72,7 +72,7 @@ def form(page: Page, old_airflow: AirflowStack) -> FlaskForm:
     return FlaskForm(page, old_airflow)
 
 
-def test_what_is_entered_is_tested_stored_and_survives_another_look(
+def test_entered_values_are_tested_stored_and_shown_again(
     form: FlaskForm,
     old_airflow: AirflowStack,
     emulator: EmulatorProcess,
@@ -140,7 +140,7 @@ def test_what_is_entered_is_tested_stored_and_survives_another_look(
     assert "password" not in old_airflow.api.call("GET", "/connections/llamacloud_default")
 
 
-def test_a_wrong_key_is_told_with_what_to_do(form: FlaskForm, emulator: EmulatorProcess) -> None:
+def test_a_wrong_key_is_reported_with_what_to_do(form: FlaskForm, emulator: EmulatorProcess) -> None:
     form.add("wrong_key")
     form.fill({"Base URL": emulator.url, "API Key": WRONG_KEY})
     message = form.test()

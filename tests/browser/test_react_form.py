@@ -55,7 +55,7 @@ def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, 
     picture(pages.dialog, "connection-form-extra", repository)
 
 
-def test_what_is_entered_is_stored_and_survives_another_look(
+def test_entered_values_are_stored_and_shown_again(
     pages: ConnectionPages, airflow: AirflowStack, stored_config: StoredConfig
 ) -> None:
     pages.add("all_fields")
@@ -104,7 +104,7 @@ def test_what_is_entered_is_stored_and_survives_another_look(
     assert (shown["password"], shown["description"]) == ("***", "Nightly questions, and more")
 
 
-def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack) -> None:
+def test_an_api_key_alone_is_a_complete_connection(pages: ConnectionPages, airflow: AirflowStack) -> None:
     pages.add("key_alone")
     pages.fill(api_key=KEY)
     pages.save()
@@ -115,7 +115,7 @@ def test_a_key_alone_is_enough(pages: ConnectionPages, airflow: AirflowStack) ->
     assert config == ClientConfig(api_key=KEY)
 
 
-def test_the_button_is_green_and_names_the_project(
+def test_the_test_button_turns_green_and_names_the_project(
     pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
 ) -> None:
     pages.page.set_viewport_size({"width": 1100, "height": 540})
@@ -133,7 +133,7 @@ def test_the_button_is_green_and_names_the_project(
     picture(pages.page, "connection-test", repository)
 
 
-def test_a_wrong_key_makes_it_red_and_the_message_says_what_to_do(
+def test_a_wrong_key_turns_the_test_button_red_and_explains_what_to_do(
     pages: ConnectionPages, emulator: EmulatorProcess, repository: Path
 ) -> None:
     pages.page.set_viewport_size({"width": 1100, "height": 540})

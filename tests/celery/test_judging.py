@@ -38,15 +38,15 @@ def verdict(
     return list(judge(conversations, Evidence(turns, left or {})))
 
 
-def test_what_is_right_passes() -> None:
+def test_a_correct_result_passes() -> None:
     assert verdict(conversation(0), conversation(1), turns=(turn(0), turn(1))) == []
 
 
-def test_a_turn_that_failed_before_the_one_that_was_completed_is_no_second_payment() -> None:
+def test_a_failed_turn_before_the_completed_one_is_not_a_second_payment() -> None:
     assert verdict(conversation(0), turns=(turn(0, state="failed"), turn(0))) == []
 
 
-def test_what_a_killed_creation_leaves_is_known() -> None:
+def test_sessions_left_by_a_killed_creation_are_accepted() -> None:
     again = conversation(0, tries={"create": 2, "ask": 1, "delete": 1})
     assert verdict(again, turns=(turn(0),), left={"ses-lost": EMPTY}) == []
 
@@ -67,7 +67,7 @@ def test_what_a_killed_creation_leaves_is_known() -> None:
         ({"session_id": "ses-1"}, (turn(0, session_id="ses-1"),), "have one session"),
     ],
 )
-def test_what_is_wrong_is_found(changes: dict[str, Any], turns: tuple[TurnRecord, ...], complaint: str) -> None:
+def test_an_incorrect_result_is_found(changes: dict[str, Any], turns: tuple[TurnRecord, ...], complaint: str) -> None:
     found = verdict(conversation(0, **changes), conversation(1), turns=(*turns, turn(1)))
     assert any(complaint in problem for problem in found), found
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "trigger"])
-def test_a_cleared_task_whose_first_try_is_lost_asks_anew_in_the_next(
+def test_a_cleared_task_whose_first_attempt_is_lost_asks_in_the_next(
     deferrable: bool, run: Callable[[Schedule], Verdict]
 ) -> None:
     first_of_second_round = ("ask", 3 if deferrable else 1)
@@ -30,7 +30,7 @@ def test_a_cleared_task_whose_first_try_is_lost_asks_anew_in_the_next(
     assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (1, 2, 2)
 
 
-def test_a_batch_that_is_lost_after_it_was_complete_is_not_asked_again_by_its_retry(
+def test_the_retry_of_a_complete_batch_whose_process_was_lost_asks_nothing(
     run: Callable[[Schedule], Verdict],
 ) -> None:
     verdict = run(
@@ -44,7 +44,7 @@ def test_a_batch_that_is_lost_after_it_was_complete_is_not_asked_again_by_its_re
     assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (2, 3, 3)
 
 
-def test_a_complete_batch_that_is_cleared_is_asked_anew_also_when_its_first_try_is_lost(
+def test_a_cleared_complete_batch_is_asked_again_even_if_its_first_attempt_is_lost(
     run: Callable[[Schedule], Verdict],
 ) -> None:
     verdict = run(
@@ -58,7 +58,7 @@ def test_a_complete_batch_that_is_cleared_is_asked_anew_also_when_its_first_try_
     assert (verdict.counts["kills"], verdict.counts["answered"], verdict.counts["turns"]) == (1, 6, 6)
 
 
-def test_a_short_turn_timeout_does_not_cost_the_text_that_only_the_history_has(
+def test_a_short_turn_timeout_does_not_lose_text_that_only_the_history_has(
     run: Callable[[Schedule], Verdict],
 ) -> None:
     verdict = run(
@@ -73,7 +73,7 @@ def test_a_short_turn_timeout_does_not_cost_the_text_that_only_the_history_has(
     assert (verdict.counts["answered"], verdict.counts["turns"]) == (1, 1)
 
 
-def test_text_that_was_no_utf8_is_read_from_the_history(run: Callable[[Schedule], Verdict]) -> None:
+def test_text_that_is_not_utf8_in_the_stream_is_read_from_the_history(run: Callable[[Schedule], Verdict]) -> None:
     verdict = run(
         make(
             Task("create", "create", 1, {"index_ids": [INDEX]}),

@@ -48,7 +48,7 @@ def test_a_source_leads_to_its_picture(
     assert masked[-2:] == [found.url, found.url.partition("?")[2]]
 
 
-def test_an_attachment_that_is_not_there_or_no_name(attachment: dict[str, str]) -> None:
+def test_a_missing_attachment_or_an_invalid_name_is_an_error(attachment: dict[str, str]) -> None:
     hook = LlamaCloudHook()
     with pytest.raises(NotFoundError, match="there is no such attachment"):
         hook.get_attachment_url(attachment["source_id"], "screenshots/page_99.jpg")
@@ -70,14 +70,14 @@ def test_an_attachment_that_is_not_there_or_no_name(attachment: dict[str, str]) 
     ],
     ids=["fields", "list", "page", "redirect", "refusal"],
 )
-def test_a_response_that_can_not_be_read_is_not_quoted(reply: Reply) -> None:
+def test_a_response_that_cannot_be_read_is_not_quoted(reply: Reply) -> None:
     call = GET_ATTACHMENT.call({"attachment_name": "page.jpg"}, query={"source_id": "f"})
     with pytest.raises(Exception) as caught:  # noqa: PT011  # whatever it is, it must not show the URL
         decode(call, reply, ClientConfig(api_key="llx-a"))
     assert "00ffab" not in str(caught.value)
 
 
-def test_fields_of_another_form_are_no_error(attachment: dict[str, str]) -> None:
+def test_fields_of_unexpected_types_are_not_an_error(attachment: dict[str, str]) -> None:
     call = GET_ATTACHMENT.call({"attachment_name": "page.jpg"}, query={"source_id": "f"})
     body: dict[str, Any] = {"url": SIGNED, "expires_at": None, "form_fields": "x", "new": 1}
     found = decode(call, Reply(200, {}, json.dumps(body).encode()), ClientConfig(api_key="llx-a"))
@@ -86,7 +86,9 @@ def test_fields_of_another_form_are_no_error(attachment: dict[str, str]) -> None
         decode(call, Reply(200, {}, b'{"url": ""}'), ClientConfig(api_key="llx-a"))
 
 
-def test_the_client_alone_gives_it_too(attachment: dict[str, str], llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_the_client_without_the_hook_returns_the_url_too(
+    attachment: dict[str, str], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     config = LlamaCloudHook().get_config()
     with LlamaCloudClient(config) as client:
         assert client.get_attachment_url(**attachment).url

@@ -75,7 +75,7 @@ def session(client: LlamaCloudClient) -> Any:
         ("400 Bad Request", HTML, "text/html", session),
     ],
 )
-def test_what_is_not_the_api_is_blamed_on_the_base_url(
+def test_a_response_that_is_not_the_apis_points_to_the_base_url(
     status: str, body: bytes, kind: str, method: Callable[[Any], Any]
 ) -> None:
     problem = meets(method, http(body, status, kind=kind))
@@ -96,7 +96,7 @@ def test_what_is_not_the_api_is_blamed_on_the_base_url(
         ("404 X", "there is no such chat session in this project.*Check the id"),
     ],
 )
-def test_what_the_api_refuses_is_blamed_on_what_it_is_about(status: str, words: str) -> None:
+def test_a_refusal_names_what_was_refused(status: str, words: str) -> None:
     problem = meets(session, http(b'{"detail": "no"}', status))
     assert re.search(rf"^Could not read chat session ses-1: {words}.*answered \d+ \(no\)", str(problem)), problem
     assert "Host" not in str(problem)
@@ -118,7 +118,9 @@ def test_what_the_api_refuses_is_blamed_on_what_it_is_about(status: str, words: 
         ),
     ],
 )
-def test_what_does_not_exist_is_named(method: Callable[[Any], Any], values: dict[str, Any], thing: str) -> None:
+def test_the_error_names_the_object_that_does_not_exist(
+    method: Callable[[Any], Any], values: dict[str, Any], thing: str
+) -> None:
     problem = meets(method, http(b'{"detail": "Not found"}', "404 X"), **values)
     assert isinstance(problem, errors.NotFoundError)
     assert f": there is {thing}" in str(problem)
@@ -155,14 +157,14 @@ def test_the_project_that_was_asked_is_named(
     ],
 )
 @pytest.mark.parametrize("method", [projects, session])
-def test_json_of_another_kind_is_called_what_it_is(body: bytes, words: str, method: Callable[[Any], Any]) -> None:
+def test_the_error_names_the_kind_of_unexpected_json(body: bytes, words: str, method: Callable[[Any], Any]) -> None:
     problem = meets(method, http(body))
     assert isinstance(problem, errors.LlamaCloudProtocolError)
     assert words in str(problem)
     assert ("cannot be read" in str(problem)) is (body == b"{")
 
 
-def test_a_list_and_an_object_are_told_apart() -> None:
+def test_a_list_and_an_object_are_distinguished() -> None:
     assert "an object instead of a list" in str(meets(projects, http(b"{}")))
     assert "a list instead of an object" in str(meets(session, http(b"[]")))
 
@@ -188,7 +190,7 @@ def test_a_proxy_that_wants_a_password_is_named(monkeypatch: pytest.MonkeyPatch)
             assert "firewall" not in str(caught.value)
 
 
-def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{port}")
@@ -202,7 +204,7 @@ CONNECT = errors.LlamaCloudConnectionError
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_too_many_open_files_are_this_process_own_fault(asynchronous: bool) -> None:
+def test_too_many_open_files_are_reported_as_this_process_problem(asynchronous: bool) -> None:
     config = ClientConfig(api_key="llx-a", base_url="http://127.0.0.1:9", max_retries=0)
 
     def here() -> None:
@@ -275,7 +277,7 @@ def chained(*causes: BaseException) -> httpx.ConnectError:
         (httpx.UnsupportedProtocol("no scheme"), "Check the connection's Base URL"),
     ],
 )
-def test_each_way_not_to_be_reached_has_its_own_cause(problem: Exception, words: str) -> None:
+def test_each_kind_of_connection_failure_has_its_own_message(problem: Exception, words: str) -> None:
     call = endpoints.LIST_PROJECTS.call()
     shown = responses.connection_error(call, problem, ClientConfig(api_key="llx-a"))
     assert re.search(rf"^Could not list projects: .*{words}", str(shown)), shown

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_llamachat.airflow_support import connection
 from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import connection
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
@@ -31,7 +31,7 @@ def test_a_connection_of_another_type_is_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("conn_id", ["None", " ", None, 7])
-def test_a_connection_id_that_rendered_to_nothing_is_told(conn_id: Any) -> None:
+def test_a_connection_id_that_renders_to_nothing_is_named_in_the_error(conn_id: Any) -> None:
     hook = LlamaCloudHook(conn_id)
     with pytest.raises(LlamaCloudConfigError, match="llamacloud_conn_id must be the id"):
         hook.get_conn()
@@ -49,7 +49,7 @@ class Stored:
 
 
 @pytest.mark.parametrize("extra", ["[1, 2]", "[]", "7", '"region"', "true", "{'region': 'eu'}", "region=eu"])
-def test_an_extra_that_is_no_json_object_is_named(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_not_a_json_object_is_named_in_the_error(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaCloudHook, "get_connection", lambda self, conn_id: Stored(extra))
     monkeypatch.setattr(LlamaCloudHook, "aget_connection", _aget(extra), raising=False)
     with pytest.raises(LlamaCloudConfigError, match=r"extra .*JSON object"):
@@ -66,12 +66,12 @@ def _aget(extra: str | None) -> Any:
 
 
 @pytest.mark.parametrize("extra", [None, "", " ", "{}", "null", '{"region": "eu"}'])
-def test_an_extra_that_is_empty_is_none(extra: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_extra_uses_the_defaults(extra: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaCloudHook, "get_connection", lambda self, conn_id: Stored(extra))
     assert LlamaCloudHook().get_config().region == ("eu" if extra and "eu" in extra else "us")
 
 
-def test_an_unknown_field_in_extra_is_warned_of_once_with_the_nearest_name(
+def test_an_unknown_extra_field_is_warned_about_once_with_the_nearest_name(
     connect: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_warned", set())  # what other tests warned of
@@ -84,7 +84,7 @@ def test_an_unknown_field_in_extra_is_warned_of_once_with_the_nearest_name(
     assert "canary" not in caplog.text
 
 
-def test_a_region_makes_no_noise_about_secrets() -> None:
+def test_a_region_causes_no_warning_about_short_secrets() -> None:
     """In a process of its own, because Airflow warns once in each."""
     code = (
         "import asyncio; from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook;"

@@ -71,7 +71,7 @@ def posts(server: RawServer) -> int:
     [session(), session(events=None), session(events=[], job_metadata={"turns": 1})],
     ids=["no history", "null", "empty although it was asked"],
 )
-def test_half_a_history_does_not_make_the_prompt_be_sent_again(
+def test_a_truncated_history_does_not_repeat_the_prompt(
     history: bytes, send: Send, raw: Callable[..., ClientConfig]
 ) -> None:
     # The connection of each POST is closed without an answer.
@@ -81,7 +81,7 @@ def test_half_a_history_does_not_make_the_prompt_be_sent_again(
         assert (caught.value.reason, posts(server)) == ("unreadable", 1)
 
 
-def test_a_history_that_meets_a_server_error_is_looked_at_again(
+def test_reading_a_history_is_retried_after_a_server_error(
     send: Send, config: Callable[..., ClientConfig], client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
@@ -129,7 +129,7 @@ def test_one_index_is_one_index_in_every_form(index_ids: Any, send: Send, raw: C
     [{"prompt": "  "}, {"session_id": ".."}, {"index_ids": [1]}, {"project_id": "mine"}, {"turn_timeout": "soon"}],
     ids=lambda values: next(iter(values)),
 )
-def test_an_argument_that_is_not_usable_is_refused_before_anything_is_sent(
+def test_an_invalid_argument_is_refused_before_anything_is_sent(
     values: dict[str, Any], send: Send, raw: Callable[..., ClientConfig]
 ) -> None:
     with serve(lambda _: [session(events=[])]) as server:
@@ -138,7 +138,7 @@ def test_an_argument_that_is_not_usable_is_refused_before_anything_is_sent(
         assert server.requests == []
 
 
-def test_a_key_in_a_sessions_index_ids_is_not_told(send: Send, raw: Callable[..., ClientConfig]) -> None:
+def test_a_key_in_a_sessions_index_ids_is_not_shown(send: Send, raw: Callable[..., ClientConfig]) -> None:
     key = "not-of-the-usual-form-0123456789"
     locked = session(events=TURN, index_ids=[key], job_metadata={"turns": 1})
     with serve(lambda _: [locked]) as server:
@@ -147,9 +147,7 @@ def test_a_key_in_a_sessions_index_ids_is_not_told(send: Send, raw: Callable[...
         assert key not in str(caught.value)
 
 
-def test_a_timeout_that_the_server_announces_is_doubt_and_no_refusal(
-    send: Send, raw: Callable[..., ClientConfig]
-) -> None:
+def test_a_408_leaves_the_prompt_in_doubt(send: Send, raw: Callable[..., ClientConfig]) -> None:
     timed_out = http(b'{"detail": "Request Timeout"}', "408 Request Timeout")
     with serve(
         lambda request: [session(events=TURN if posts(server) else []) if request.method == "GET" else timed_out]
@@ -177,13 +175,15 @@ def test_a_prompt_that_came_too_early_is_sent_again(send: Send, raw: Callable[..
         assert posts(server) == 2
 
 
-def test_a_stream_whose_kind_is_not_told_is_read_all_the_same(send: Send, raw: Callable[..., ClientConfig]) -> None:
+def test_a_stream_without_a_content_type_is_read(send: Send, raw: Callable[..., ClientConfig]) -> None:
     with serve(lambda request: [session(events=[]) if request.method == "GET" else http(STREAM, kind=None)]) as server:
         assert send(raw(server)).answer == "47.5 million"
         assert posts(server) == 1
 
 
-def test_a_success_that_is_no_stream_may_have_taken_the_prompt(send: Send, raw: Callable[..., ClientConfig]) -> None:
+def test_a_successful_response_that_is_not_a_stream_may_have_accepted_the_prompt(
+    send: Send, raw: Callable[..., ClientConfig]
+) -> None:
     with serve(lambda request: [session(events=[]) if request.method == "GET" else http(b'{"ok": true}')]) as server:
         with pytest.raises(errors.ChatTurnInterruptedError) as caught:
             send(raw(server, timeout=1.0))
@@ -191,7 +191,7 @@ def test_a_success_that_is_no_stream_may_have_taken_the_prompt(send: Send, raw: 
 
 
 @pytest.mark.parametrize("newline", [b"\r", b"\r\n", b"\n"])
-def test_an_answer_is_there_with_its_last_line_whatever_ends_it(
+def test_an_answer_is_complete_before_its_connection_closes_whatever_line_end_it_uses(
     newline: bytes, send: Send, raw: Callable[..., ClientConfig]
 ) -> None:
     stream = STREAM.replace(b"\n", newline)
@@ -208,7 +208,7 @@ def test_an_answer_is_there_with_its_last_line_whatever_ends_it(
         assert send(raw(server)).answer == "47.5 million"
 
 
-def test_waiting_at_the_gate_ends_with_the_turns_time_and_says_that_nothing_was_asked(
+def test_waiting_for_the_throttle_ends_at_the_deadline_and_reports_that_nothing_was_asked(
     raw: Callable[..., ClientConfig],
 ) -> None:
     async def run(config: ClientConfig) -> None:
@@ -226,7 +226,7 @@ def test_waiting_at_the_gate_ends_with_the_turns_time_and_says_that_nothing_was_
 
 
 @pytest.mark.parametrize("gate", [0.0, 2.5])
-def test_waiting_at_the_gate_uses_up_no_attempt(gate: float, raw: Callable[..., ClientConfig]) -> None:
+def test_waiting_for_the_throttle_does_not_use_up_an_attempt(gate: float, raw: Callable[..., ClientConfig]) -> None:
     async def run(config: ClientConfig) -> None:
         throttle = Throttle()
         throttle._paused_until = throttle._clock() + gate  # noqa: SLF001  # as above
@@ -239,7 +239,7 @@ def test_waiting_at_the_gate_uses_up_no_attempt(gate: float, raw: Callable[..., 
         assert len(server.requests) == 4
 
 
-def test_a_sync_that_was_started_by_a_request_whose_answer_was_lost_was_started(
+def test_a_sync_whose_response_was_lost_counts_as_started(
     client: LlamaCloudClient, config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.sync_seconds = 30.0

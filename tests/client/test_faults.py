@@ -40,7 +40,9 @@ REPLAYED = ["reset_before", "reset_after", "truncated_body", "hang", "hang_after
 
 
 @pytest.mark.parametrize("kind", REPLAYED)
-def test_a_lost_answer_is_asked_for_again(kind: str, send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_request_whose_response_was_lost_is_repeated(
+    kind: str, send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     llamacloud_emulator.inject(Fault(kind, endpoint="projects"))
     assert send("list_projects", values={"timeout": 1.0} if "hang" in kind else None)
     assert len(llamacloud_emulator.requests) == 2
@@ -118,7 +120,7 @@ def test_a_delete_whose_answer_was_lost_is_a_delete(send: Sender, llamacloud_emu
         ),
     ],
 )
-def test_an_answer_that_is_not_the_apis(
+def test_a_response_that_is_not_the_apis_is_explained(
     fault: Fault, words: str, send: Sender, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     session = send("create_session")
@@ -129,7 +131,7 @@ def test_an_answer_that_is_not_the_apis(
     assert len(llamacloud_emulator.requests) == 2
 
 
-def test_a_page_in_place_of_the_answer_to_a_delete_is_no_success(
+def test_an_html_page_in_response_to_a_delete_is_an_error(
     send: Sender, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     session = send("create_session")
@@ -150,9 +152,7 @@ def test_a_huge_answer_is_not_read_to_its_end(
         send("list_projects", values={})
 
 
-def test_an_answer_that_dribbles_ends_at_the_total_deadline(
-    send: Sender, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
+def test_a_very_slow_response_ends_at_the_total_deadline(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.inject(Fault("delay", delay=60.0, times=None))
     begin = time.monotonic()
     with pytest.raises(errors.LlamaCloudTimeoutError):
@@ -160,7 +160,7 @@ def test_an_answer_that_dribbles_ends_at_the_total_deadline(
     assert time.monotonic() - begin < 30.0  # the attempts alone take a minute
 
 
-def test_nobody_listens(send: Sender) -> None:
+def test_a_refused_connection_is_explained(send: Sender) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -169,7 +169,7 @@ def test_nobody_listens(send: Sender) -> None:
     assert caught.value.accepted is False
 
 
-def test_a_wrong_key_is_told_with_the_regions(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_the_error_for_a_wrong_key_names_the_regions(send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
     with pytest.raises(errors.AuthenticationError) as caught:
         send("list_projects", values={"api_key": "llx-canary-wrong"})
     assert "canary" not in str(caught.value)

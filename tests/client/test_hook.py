@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import redact
 
+from airflow_provider_llamachat.airflow_support import connection
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 from airflow_provider_llamachat.exceptions import InvalidApiKeyError, LlamaCloudConfigError
-from airflow_provider_llamachat.hooks import connection, llamacloud
+from airflow_provider_llamachat.hooks import llamacloud
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
@@ -28,7 +29,7 @@ from airflow_provider_llamachat.testing import (
 from tests.hostile.rawserver import RawServer, http
 
 
-def test_every_field_of_the_connection_arrives(connect: Any) -> None:
+def test_every_field_of_the_connection_reaches_the_client(connect: Any) -> None:
     extra = {
         "region": "eu",
         "project_id": DEFAULT_PROJECT_ID.upper(),
@@ -92,7 +93,7 @@ def test_the_hook_reaches_projects_and_indexes_too(connect: Any) -> None:
     assert events[-1].type == "stop"
 
 
-def test_reading_the_client_from_disk_does_not_hold_the_loop_up(connect: Any) -> None:
+def test_importing_the_client_does_not_block_the_loop(connect: Any) -> None:
     import threading
 
     connect()
@@ -212,7 +213,7 @@ def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, 
         (Fault("status", status=403, detail="no"), "^API key: .*403"),
     ],
 )
-def test_the_test_button_meets_a_server_in_trouble(
+def test_the_test_button_reports_a_failing_server(
     fault: Fault, words: str, connect: Any, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     import re
@@ -223,7 +224,7 @@ def test_the_test_button_meets_a_server_in_trouble(
     assert len(llamacloud_emulator.requests) == 1
 
 
-def test_a_project_of_another_organization_is_told(connect: Any) -> None:
+def test_a_project_of_another_organization_is_reported(connect: Any) -> None:
     extra = json.dumps({"project_id": FOREIGN_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID})
     ok, message = connect(extra=extra).test_connection()
     assert not ok
@@ -240,7 +241,7 @@ def test_a_project_of_another_organization_is_told(connect: Any) -> None:
         ("ALL_PROXY", "socks5://user:hidden@proxy.example:1", "the proxy in ALL_PROXY is invalid"),
     ],
 )
-def test_an_environment_that_allows_no_client_is_named(
+def test_an_environment_that_prevents_a_client_is_named(
     variable: str, value: str, words: str, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow_provider_llamachat.client import config
@@ -272,7 +273,7 @@ def test_a_key_with_white_space_around_it_is_masked_as_it_is_used(connect: Any) 
     assert key not in redact(f"the header is Bearer-like: {key}")
 
 
-def test_a_configuration_error_is_one_of_ours(connect: Any) -> None:
+def test_a_configuration_error_is_a_llamacloud_error(connect: Any) -> None:
     with pytest.raises(LlamaCloudConfigError, match="max_retries"):
         connect(extra=json.dumps({"max_retries": "many"})).get_conn()
 

@@ -41,7 +41,7 @@ def simulate(run: Callable[[Clock], Awaitable[None]]) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 2**32))
-def test_no_window_at_the_server_ever_holds_too_many(rate: int, seed: int) -> None:
+def test_no_window_at_the_server_exceeds_the_limit(rate: int, seed: int) -> None:
     chance = random.Random(seed)
     arrivals: list[float] = []
 
@@ -74,7 +74,7 @@ def test_requests_are_spread_and_not_sent_as_a_burst() -> None:
     simulate(run)
 
 
-def test_an_answer_that_takes_long_does_not_hold_its_place_longer_than_the_way_there() -> None:
+def test_a_slow_response_counts_only_until_its_request_arrived() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 1)
         await gate.enter()
@@ -85,7 +85,7 @@ def test_an_answer_that_takes_long_does_not_hold_its_place_longer_than_the_way_t
     simulate(run)
 
 
-def test_without_a_rate_requests_pass_freely_until_a_refusal() -> None:
+def test_without_a_rate_requests_are_not_limited_until_a_429() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock)
         begun = clock.now
@@ -108,7 +108,7 @@ def test_without_a_rate_requests_pass_freely_until_a_refusal() -> None:
     simulate(run)
 
 
-def test_the_pace_after_a_refusal_is_what_the_server_had_accepted_and_it_recovers() -> None:
+def test_after_a_429_the_rate_is_what_the_server_accepted_and_then_recovers() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock)
         for _ in range(20):
@@ -125,7 +125,7 @@ def test_the_pace_after_a_refusal_is_what_the_server_had_accepted_and_it_recover
     simulate(run)
 
 
-def test_with_a_rate_it_recovers_to_that_rate() -> None:
+def test_with_a_rate_the_throttle_recovers_to_that_rate() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 60)
         (await gate.enter()).answered(200)
@@ -138,7 +138,7 @@ def test_with_a_rate_it_recovers_to_that_rate() -> None:
     simulate(run)
 
 
-def test_refusals_in_a_row_lengthen_the_pause_and_the_spacing_up_to_a_bound() -> None:
+def test_consecutive_429s_lengthen_pause_and_spacing_up_to_a_limit() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock)
         waits, spacings = [], []
@@ -157,7 +157,7 @@ def test_refusals_in_a_row_lengthen_the_pause_and_the_spacing_up_to_a_bound() ->
     simulate(run)
 
 
-def test_a_refusal_while_others_wait_holds_them_back_too() -> None:
+def test_a_429_also_delays_requests_that_are_waiting() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 60)
         first = await gate.enter()
@@ -178,7 +178,7 @@ def test_a_refusal_while_others_wait_holds_them_back_too() -> None:
     simulate(run)
 
 
-def test_a_request_counts_whatever_came_of_it_and_only_once() -> None:
+def test_a_request_counts_exactly_once_whatever_its_result() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 2)
         with pytest.raises(ConnectionError):

@@ -170,7 +170,7 @@ def test_a_server_that_records_only_at_the_end_is_never_asked_twice(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_ask_again_gets_the_answer_of_a_turn_that_died(
+def test_ask_again_gets_an_answer_after_a_turn_that_stopped_partway(
     asker: Asker, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "STALL", 0.2)
@@ -197,7 +197,7 @@ def test_the_deadline_ends_a_turn_that_only_sends_keep_alives(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_keep_alives_hold_a_slow_turn_beyond_the_read_timeout(
+def test_keep_alives_let_a_slow_turn_exceed_the_read_timeout(
     asker: Asker, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.turn_latency = 1.8
@@ -237,7 +237,7 @@ def test_two_questions_are_two_turns_and_an_adopted_one_is_the_same(
     assert llamacloud_emulator.completed(prompt=PROMPT) == 2
 
 
-def test_send_message_alone_takes_its_baseline_and_the_sessions_indexes(
+def test_send_message_determines_its_baseline_and_the_sessions_indexes(
     client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     session = client.create_session([INDEX_FILINGS])

@@ -79,7 +79,7 @@ def wire(emulator: LlamaCloudEmulator, since: int, session_id: str) -> list[tupl
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_our_request_is_the_sdks_request(
+def test_our_request_equals_the_sdks_request(
     name: str, client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     sent = []
@@ -155,7 +155,7 @@ async def _awaited(call: Call, client: AsyncLlamaCloudClient, session_id: str) -
     return await later.made
 
 
-def test_a_session_id_can_not_leave_its_path_segment(
+def test_a_session_id_cannot_leave_its_path_segment(
     client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
@@ -174,7 +174,7 @@ def test_a_session_id_can_not_leave_its_path_segment(
         assert len(llamacloud_emulator.requests) == before
 
 
-def test_pages_are_fetched_when_the_iteration_comes_to_them(
+def test_pages_are_fetched_as_the_iteration_needs_them(
     client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     made = [client.create_session().session_id for _ in range(5)]
@@ -187,7 +187,7 @@ def test_pages_are_fetched_when_the_iteration_comes_to_them(
     assert len(llamacloud_emulator.requests) == before + 3
 
 
-def test_project_and_organization_travel_on_every_call(
+def test_project_and_organization_are_sent_with_every_call(
     config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     with LlamaCloudClient(config(**SCOPE)) as client:
@@ -202,7 +202,7 @@ def test_project_and_organization_travel_on_every_call(
     }
 
 
-def test_unknown_fields_are_kept_and_missing_ones_are_no_error(
+def test_unknown_fields_are_kept_and_missing_ones_are_not_an_error(
     client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.omit_shared_access = True

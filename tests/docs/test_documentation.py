@@ -126,7 +126,7 @@ def test_shell_blocks_work_as_pasted(
         assert "success" in said.lower(), said
 
 
-def test_links_and_images_lead_somewhere() -> None:
+def test_links_and_images_have_existing_targets() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):

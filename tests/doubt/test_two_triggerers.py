@@ -55,7 +55,7 @@ async def stopped_after_its_post(trigger: ChatTurnTrigger, emulator: LlamaCloudE
         await running
 
 
-def test_a_triggerer_that_stops_after_a_post_holds_its_successor_off_until_a_moment_is_over(
+def test_the_next_triggerer_waits_a_moment_after_a_post_of_the_stopped_one(
     arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "MOMENT", 1.0)
@@ -67,7 +67,7 @@ def test_a_triggerer_that_stops_after_a_post_holds_its_successor_off_until_a_mom
     assert (event["state"], llamacloud_emulator.posts()) == ("answered", 1)
 
 
-def test_a_stop_before_the_post_or_after_the_moment_is_not_held_up(
+def test_the_next_triggerer_does_not_wait_without_a_recent_post(
     arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "MOMENT", 5.0)
@@ -106,7 +106,7 @@ def test_a_trigger_that_is_cancelled_while_it_reads_the_history_posts_nothing(
     assert llamacloud_emulator.posts() == 0
 
 
-def test_a_clock_that_was_set_back_does_not_hold_a_triggerer_up(
+def test_a_clock_that_was_set_back_does_not_delay_a_triggerer(
     arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "MOMENT", 1.0)

@@ -60,7 +60,7 @@ def is_right(answer: str | None) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_without_a_fault_one_attempt_pays_once_whatever_the_server_records(
+def test_without_a_fault_one_attempt_pays_once_in_whatever_form_prompts_are_recorded(
     form: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.recorded_as = form
@@ -70,7 +70,7 @@ def test_without_a_fault_one_attempt_pays_once_whatever_the_server_records(
 
 
 @pytest.mark.parametrize(("loss", "form"), PAIRS, ids=told)
-def test_a_lost_answer_is_found_whatever_the_server_records(
+def test_a_lost_answer_is_found_in_whatever_form_prompts_are_recorded(
     loss: Fault, form: Any, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.recorded_as = form
@@ -102,7 +102,7 @@ def test_a_prompt_that_the_history_shows_late_is_not_sent_again(
     assert one.paid == 1
 
 
-def test_a_prompt_that_never_arrived_is_sent_again_once_the_history_had_its_time(
+def test_a_prompt_that_never_arrived_is_sent_again_after_the_history_lag(
     life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(Fault("reset_before", endpoint="stream"))
@@ -284,7 +284,7 @@ def test_a_kill_in_mid_turn_ends_the_task_soon_and_the_retry_takes_the_answer(
     assert one.paid == 1
 
 
-def test_a_prompt_whose_intent_cannot_be_kept_is_not_sent(
+def test_a_prompt_whose_intent_cannot_be_stored_is_not_sent(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     store = Store()
@@ -302,7 +302,7 @@ def test_a_prompt_whose_intent_cannot_be_kept_is_not_sent(
 
 
 @pytest.mark.parametrize("has_store", [True, False], ids=["3.3", "2.11"])
-def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
+def test_clearing_a_task_that_failed_after_its_answer_adopts_that_answer(
     has_store: bool, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     one = life(store=Store() if has_store else None)
@@ -317,7 +317,7 @@ def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
     assert one.paid == 2
 
 
-def test_a_cleared_task_whose_first_attempt_failed_early_still_asks_anew(
+def test_a_cleared_task_whose_first_attempt_failed_early_asks_again(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     one = life(extra={"max_retries": 0})
@@ -331,7 +331,7 @@ def test_a_cleared_task_whose_first_attempt_failed_early_still_asks_anew(
     assert one.paid == 2
 
 
-def test_a_kill_while_the_connection_is_looked_up_keeps_the_prompt_back(
+def test_a_kill_while_the_connection_is_read_prevents_the_prompt(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mode == "batch":

@@ -68,7 +68,7 @@ def test_a_remote_control_sees_and_does_the_same(api: Api, emulator: LlamaCloudE
     assert "idx-far" not in emulator.indexes
 
 
-def test_settings_at_a_distance(emulator: LlamaCloudEmulator) -> None:
+def test_settings_through_a_remote_control(emulator: LlamaCloudEmulator) -> None:
     control = EmulatorControl(emulator.url)
     control.settings.survives_disconnect = False
     control.settings.newline = "\r\n"
@@ -89,7 +89,7 @@ def test_settings_at_a_distance(emulator: LlamaCloudEmulator) -> None:
         control.update_settings(record="start")
 
 
-def test_what_a_remote_control_is_told_when_it_is_wrong(emulator: LlamaCloudEmulator) -> None:
+def test_a_remote_control_reports_invalid_commands(emulator: LlamaCloudEmulator) -> None:
     control = EmulatorControl(emulator.url)
     with pytest.raises(ValueError, match="no index 'idx-nowhere'"):
         control.set_index("idx-nowhere", status="ready")
@@ -134,7 +134,7 @@ def test_start_stop_and_start_again() -> None:
     api.http.close()
 
 
-def test_two_emulators_know_nothing_of_each_other(emulator: LlamaCloudEmulator) -> None:
+def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:
     with LlamaCloudEmulator(api_keys=["llx-second"]) as second:
         assert second.url != emulator.url
         api = Api(second)
@@ -146,7 +146,7 @@ def test_two_emulators_know_nothing_of_each_other(emulator: LlamaCloudEmulator) 
         )
 
 
-def test_a_port_that_is_taken_and_keys_that_are_none(emulator: LlamaCloudEmulator) -> None:
+def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
     with pytest.raises(OSError, match=f"Cannot listen at 127.0.0.1, port {port}: .*already in use"):
         LlamaCloudEmulator(port=port).start()
@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_and_keys_that_are_none(emulator: LlamaCloudEmulato
         ({"host": "no..where"}, "Cannot listen at no..where, port 0: "),
     ],
 )
-def test_an_address_that_is_none_is_refused_at_once_and_in_words(
+def test_an_invalid_address_is_refused_at_once_with_an_explanation(
     address: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
@@ -188,7 +188,7 @@ def test_ipv6_loopback() -> None:
         assert EmulatorControl(emulator.url).settings == Settings()
 
 
-def test_stopping_and_resetting_break_off_what_hangs() -> None:
+def test_stop_and_reset_end_hanging_requests() -> None:
     emulator = LlamaCloudEmulator(Settings(turn_latency=600.0)).start()
     api = Api(emulator)
     failures: list[Exception] = []
@@ -281,7 +281,7 @@ sys.meta_path.insert(0, Finder())
 
 
 @pytest.mark.parametrize("options", [[], ["--until-stdin-closes"]])
-def test_a_signal_is_heard_whatever_runs_at_that_moment(options: list[str], tmp_path: Path) -> None:
+def test_a_signal_during_imports_ends_the_process(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_DEAF)
     process = subprocess.Popen(
         [sys.executable, "-m", "airflow_provider_llamachat.testing", *options],
@@ -302,7 +302,7 @@ def test_a_signal_is_heard_whatever_runs_at_that_moment(options: list[str], tmp_
 
 
 @pytest.mark.long
-def test_signals_and_the_end_of_input_together_are_one_end() -> None:
+def test_a_signal_and_the_end_of_input_together_end_the_process_once() -> None:
     for _ in range(8):
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow_provider_llamachat.testing", "--until-stdin-closes"],
@@ -317,7 +317,7 @@ def test_signals_and_the_end_of_input_together_are_one_end() -> None:
         assert _exited(process) == (0, "", "")
 
 
-def test_the_command_says_what_is_wrong(emulator: LlamaCloudEmulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_explains_invalid_options(emulator: LlamaCloudEmulator, capsys: pytest.CaptureFixture[str]) -> None:
     port = emulator.url.rpartition(":")[2]
     assert main(["--port", port]) == 1
     assert "The emulator cannot start:" in capsys.readouterr().err
@@ -370,7 +370,7 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
     eventually(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
 
 
-def test_a_process_that_does_not_come_up(emulator: LlamaCloudEmulator) -> None:
+def test_a_process_that_does_not_start_is_reported(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
     with pytest.raises(RuntimeError, match="did not start: The emulator cannot start"):
         EmulatorProcess(port=port).__enter__()

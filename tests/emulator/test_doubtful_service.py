@@ -60,7 +60,7 @@ def test_events_of_a_running_turn_lag_one_by_one(api: Api, emulator: LlamaCloudE
     assert len({len(kinds) for kinds in seen}) > 3
 
 
-def test_a_lag_that_ends_lets_the_history_catch_up(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_the_history_catches_up_when_the_lag_is_lowered(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.settings.history_lag = 3600.0
     session_id = api.bound()
     api.ask(session_id)
@@ -98,7 +98,9 @@ def test_how_a_prompt_is_recorded(form: str, api: Api, emulator: LlamaCloudEmula
     assert emulator.completed(prompt=HOSTILE) == 1
 
 
-def test_a_question_leans_on_the_one_before_however_that_was_recorded(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_a_follow_up_question_works_in_whatever_form_the_one_before_was_recorded(
+    api: Api, emulator: LlamaCloudEmulator
+) -> None:
     emulator.settings.recorded_as = "empty"
     session_id = api.bound()
     api.ask(session_id, QUESTION)
@@ -187,7 +189,7 @@ def test_other_calls_that_were_done_and_refused(api: Api, emulator: LlamaCloudEm
     assert emulator.deleted == [session_id]
 
 
-def test_somebody_else_enters_at_once(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
+def test_another_clients_turn_appears_at_once(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
     emulator.settings.history_lag = 60.0
     control = EmulatorControl(emulator.url)
     session_id = api.bound()
@@ -202,7 +204,7 @@ def test_somebody_else_enters_at_once(api: Api, emulator: LlamaCloudEmulator, cl
     assert emulator.posts() == len(emulator.turns) == 1
 
 
-def test_somebody_else_enters_later(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
+def test_another_clients_turn_appears_later(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
     session_id = api.bound()
     emulator.intrude(session_id, "theirs", after=60.0)
     api.ask(session_id, "first")
@@ -214,7 +216,7 @@ def test_somebody_else_enters_later(api: Api, emulator: LlamaCloudEmulator, cloc
     assert [turn.position for turn in emulator.turns] == [0, 2]
 
 
-def test_an_intruder_needs_a_session(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_intrude_needs_an_existing_session(api: Api, emulator: LlamaCloudEmulator) -> None:
     for emulated in (emulator, EmulatorControl(emulator.url)):
         with pytest.raises(ValueError, match="no session 'ses-nowhere'"):
             emulated.intrude("ses-nowhere", "theirs")
@@ -222,7 +224,7 @@ def test_an_intruder_needs_a_session(api: Api, emulator: LlamaCloudEmulator) -> 
             emulated.intrude(api.bound(), "theirs", after=-1.0)
 
 
-def test_somebody_else_is_always_first(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
+def test_another_clients_turn_is_always_first(api: Api, emulator: LlamaCloudEmulator, clock: Clock) -> None:
     emulator.update_settings(foreign_first="theirs", history_lag=60.0)
     session_id = api.bound()
     stream = events(api.ask(session_id, "ours").text)
@@ -236,7 +238,7 @@ def test_somebody_else_is_always_first(api: Api, emulator: LlamaCloudEmulator, c
     assert [(turn.prompt, turn.position) for turn in emulator.turns] == [("ours", 1), ("again ours", 3)]
 
 
-def test_a_turn_that_waits_and_does_not_survive_can_still_be_accepted_and_refused(
+def test_a_queued_turn_that_does_not_survive_can_be_accepted_and_refused(
     api: Api, emulator: LlamaCloudEmulator, clock: Clock
 ) -> None:
     emulator.update_settings(turn_latency=60.0, survives_disconnect=False)

@@ -56,7 +56,7 @@ def test_delay(api: Api, emulator: LlamaCloudEmulator) -> None:
     assert [(record.status, record.fault) for record in emulator.requests] == [(201, "delay"), (None, "delay")]
 
 
-def test_a_delayed_failure_takes_its_time_as_well(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_a_failure_can_be_delayed(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.inject(Fault("status", status=503, delay=0.2))
     started = time.monotonic()
     assert api.http.get("/api/v1/chat").status_code == 503
@@ -158,7 +158,7 @@ def test_a_huge_event_and_other_requests_meanwhile(api: Api, emulator: LlamaClou
     assert emulator.turns == []
 
 
-def test_whom_a_fault_meets(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_which_requests_a_fault_affects(api: Api, emulator: LlamaCloudEmulator) -> None:
     first, second = api.bound(), api.bound()
 
     def statuses() -> list[int]:
@@ -200,7 +200,7 @@ def test_how_often_and_in_what_order(api: Api, emulator: LlamaCloudEmulator) -> 
     assert emulator.faults == []
 
 
-def test_a_fault_comes_before_the_key_is_looked_at(emulator: LlamaCloudEmulator) -> None:
+def test_a_fault_acts_before_the_key_is_checked(emulator: LlamaCloudEmulator) -> None:
     emulator.inject(Fault("status", status=502), Fault("reset_after"))
     assert httpx.get(f"{emulator.url}/api/v1/chat").status_code == 502
     with pytest.raises(httpx.ReadError):
@@ -220,7 +220,7 @@ def test_a_fault_comes_before_the_key_is_looked_at(emulator: LlamaCloudEmulator)
         ({"kind": "status", "path": "("}, "no regular expression"),
     ],
 )
-def test_faults_that_make_no_sense(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_faults_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Fault(**arguments)
 
@@ -229,7 +229,7 @@ def test_faults_that_make_no_sense(arguments: dict[str, Any], words: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["status", "hang", "reset_before", "html"])
-def test_a_prompt_that_never_was(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_a_fault_before_processing_leaves_no_turn(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
     session_id = api.bound()
     emulator.inject(Fault(kind, endpoint="stream"))
     ask(emulator, session_id, silent_after=lambda _: emulator.posts(session_id) == 1)
@@ -255,7 +255,7 @@ def test_a_prompt_whose_answer_never_began(
 
 @pytest.mark.parametrize("latency", [0.0, 0.2])
 @pytest.mark.parametrize("survives", [True, False])
-def test_a_prompt_whose_answer_was_spoilt_on_the_way(
+def test_a_damaged_response_does_not_stop_the_turn(
     survives: bool, latency: float, api: Api, emulator: LlamaCloudEmulator
 ) -> None:
     emulator.update_settings(survives_disconnect=survives, turn_latency=latency)
@@ -268,7 +268,7 @@ def test_a_prompt_whose_answer_was_spoilt_on_the_way(
     assert [turn.state for turn in emulator.turns] == ["completed", "completed"]
 
 
-def test_whoever_does_not_wait_for_the_spoilt_answer_has_left(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_leaving_before_a_damaged_response_abandons_the_turn(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.update_settings(survives_disconnect=False, turn_latency=60.0)
     session_id = api.bound()
     emulator.inject(Fault("truncated_body", endpoint="stream"))
@@ -276,7 +276,7 @@ def test_whoever_does_not_wait_for_the_spoilt_answer_has_left(api: Api, emulator
     eventually(lambda: emulator.turns[0].state == "abandoned")
 
 
-def test_a_delayed_prompt_can_meet_a_fault_of_the_stream_as_well(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_a_delay_and_a_stream_fault_can_affect_the_same_prompt(api: Api, emulator: LlamaCloudEmulator) -> None:
     session_id = api.bound()
     emulator.inject(Fault("delay", delay=0.2, endpoint="stream"), Fault("cut", after_events=3))
     started = time.monotonic()

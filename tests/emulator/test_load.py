@@ -70,7 +70,7 @@ def _processor_seconds(pid: int) -> float:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("turns", "at_once", "latency", "budget"), [(200, 200, 1.0, 20.0), (600, 16, 0.0, 8.0)])
-def test_it_keeps_up(
+def test_the_emulator_keeps_up_with_many_turns(
     turns: int, at_once: int, latency: float, budget: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with EmulatorProcess(Settings(turn_latency=latency)) as emulator:

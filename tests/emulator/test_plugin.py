@@ -36,7 +36,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
             return urllib.request.urlopen(request).status
 
         @pytest.mark.parametrize("turn", [1, 2])
-        def test_each_test_gets_it_as_new(llamacloud_emulator, turn):
+        def test_each_test_gets_a_reset_emulator(llamacloud_emulator, turn):
             assert llamacloud_emulator.requests == []
             assert call(llamacloud_emulator) == 200
             llamacloud_emulator.inject(Fault("status", times=None))
@@ -65,7 +65,7 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.airflow
-def test_without_aiohttp_only_those_who_ask_hear_of_it(pytester: pytest.Pytester) -> None:
+def test_without_aiohttp_only_tests_that_use_the_fixture_fail(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(_NO_AIOHTTP)
     pytester.makepyfile(
         """
@@ -83,7 +83,7 @@ def test_without_aiohttp_only_those_who_ask_hear_of_it(pytester: pytest.Pytester
     )
 
 
-def test_loading_the_plugin_imports_next_to_nothing() -> None:
+def test_loading_the_plugin_imports_only_pytest() -> None:
     code = (
         "import sys, pytest\nbefore = set(sys.modules)\n"
         "import airflow_provider_llamachat.testing.pytest_plugin\n"
@@ -117,7 +117,7 @@ def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.airflow
-def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
+def test_a_secrets_backend_that_has_the_connection_is_not_used(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", "vault.Vault")
@@ -150,7 +150,7 @@ def test_a_secrets_backend_that_knows_the_connection_is_not_asked(
 @pytest.mark.parametrize(
     ("where", "early"), [("AIRFLOW__SECRETS__BACKEND", True), ("AIRFLOW__WORKERS__SECRETS_BACKEND", False)]
 )
-def test_a_secrets_backend_that_the_task_sdk_keeps_is_not_asked(
+def test_a_secrets_backend_that_the_task_sdk_cached_is_not_used(
     where: str, early: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Asked in another process: a module that is first imported here is thrown away with pytester's, and breaks the next import.
@@ -226,7 +226,7 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
 
 @pytest.mark.airflow
 @pytest.mark.parametrize(("name", "other"), [("NO_PROXY", "no_proxy"), ("no_proxy", "NO_PROXY")])
-def test_a_proxy_of_the_environment_is_passed_by(
+def test_a_proxy_of_the_environment_is_not_used(
     name: str, other: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):

@@ -137,7 +137,7 @@ def test_indexes_made_and_changed_by_a_test(api: Api, emulator: LlamaCloudEmulat
     assert emulator.indexes["idx-mine"]["sync_in_progress"] is False
 
 
-def test_wrong_words_of_a_test_are_refused(emulator: LlamaCloudEmulator) -> None:
+def test_invalid_index_arguments_are_refused(emulator: LlamaCloudEmulator) -> None:
     with pytest.raises(ValueError, match="no index 'idx-nowhere'"):
         emulator.set_index("idx-nowhere", status="ready")
     with pytest.raises(ValueError, match="no 'state'"):

@@ -72,7 +72,7 @@ CREATE_REFUSALS: list[tuple[Any, list[Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "loc", "kind"), CREATE_REFUSALS)
-def test_create_lists_what_is_wrong(
+def test_create_lists_invalid_fields(
     body: Any, loc: list[Any], kind: str, api: Api, emulator: LlamaCloudEmulator
 ) -> None:
     answer = api.http.post("/api/v1/chat", json=body)
@@ -215,7 +215,7 @@ def test_paths_and_methods_that_do_not_exist(api: Api, emulator: LlamaCloudEmula
     assert emulator.requests[0].endpoint is None
 
 
-def test_a_whole_url_is_not_for_the_service_but_for_a_proxy(emulator: LlamaCloudEmulator) -> None:
+def test_a_request_for_an_absolute_url_is_answered_with_404(emulator: LlamaCloudEmulator) -> None:
     received, _ = exchange(emulator, "GET", f"{emulator.url}/api/v1/projects")
     assert received.startswith(b"HTTP/1.1 404 Not Found\r\n")
     assert [(record.path, record.endpoint) for record in emulator.requests] == [
@@ -230,7 +230,7 @@ def test_an_encoded_id_stays_in_its_segment(api: Api, emulator: LlamaCloudEmulat
     assert (record.path, record.session_id, record.endpoint) == ("/api/v1/chat/..%2F..%2Fx%3Fy", "../../x?y", "get")
 
 
-def test_projects_keep_their_sessions_to_themselves(api: Api) -> None:
+def test_sessions_are_visible_only_in_their_project(api: Api) -> None:
     mine, theirs = api.bound(), api.create([INDEX_OTHER_PROJECT], project_id=OTHER_PROJECT_ID)
     assert api.http.get(f"/api/v1/chat/{mine}", params={"project_id": DEFAULT_PROJECT_ID}).status_code == 200
     assert api.http.get(f"/api/v1/chat/{mine}", params={"project_id": OTHER_PROJECT_ID}).status_code == 404
@@ -259,7 +259,7 @@ def test_organizations(api: Api) -> None:
         assert api.http.get("/api/v1/chat", params=params).status_code == 404
 
 
-def test_the_log_tells_what_arrived(api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_the_log_records_each_request(api: Api, emulator: LlamaCloudEmulator) -> None:
     api.http.get("/api/v1/chat?page_size=2&tag=a&tag=b&tag=c", headers={"Cookie": "s=1", "X-Api-Key": "k"})
     api.http.post("/api/v1/chat", json={"index_ids": None})
     api.http.post("/api/v1/chat", content=b"{", headers={"content-type": "application/json"})

@@ -282,7 +282,7 @@ def test_limits(api: Api, emulator: LlamaCloudEmulator) -> None:
 
 
 @pytest.mark.parametrize("count", [8, 20, 50, 150])
-def test_events_of_a_turn_as_many_as_wished(count: int, api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_the_number_of_events_of_a_turn_can_be_set(count: int, api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.settings.events_per_turn = count
     stream = events(api.ask(api.bound()).text)
     assert len(stream) == count
@@ -342,7 +342,7 @@ def test_requests_per_minute(api: Api, emulator: LlamaCloudEmulator, clock: Cloc
     assert api.http.get("/api/v1/chat").status_code == 429
 
 
-def test_a_window_that_slides_lets_one_in_for_each_that_leaves_it(
+def test_a_sliding_window_admits_one_request_for_each_that_leaves_it(
     api: Api, emulator: LlamaCloudEmulator, clock: Clock
 ) -> None:
     emulator.update_settings(requests_per_minute=2, rate_window=180.0)

@@ -66,7 +66,7 @@ def test_a_stream_that_breaks(
 
 
 @pytest.mark.parametrize("survives", [True, False])
-def test_a_stalled_turn_goes_on_while_its_client_waits_only_if_it_survives(
+def test_a_stalled_turn_continues_while_its_client_waits_only_if_it_survives(
     survives: bool, api: Api, emulator: LlamaCloudEmulator
 ) -> None:
     emulator.update_settings(turn_latency=0.2, survives_disconnect=survives)
@@ -125,7 +125,7 @@ def test_error_stop(after: int, history: list[str], api: Api, emulator: LlamaClo
 
 
 @pytest.mark.parametrize("kind", ["garbage", "unknown_event", "invalid_utf8"])
-def test_an_odd_event_among_good_ones(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
+def test_an_invalid_event_among_valid_ones(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
     session_id = api.bound()
     good = api.ask(session_id).content.split(b"\n\n")
     emulator.inject(Fault(kind, after_events=3))
@@ -194,7 +194,7 @@ def test_a_client_that_leaves(survives: bool, api: Api, emulator: LlamaCloudEmul
 
 
 @pytest.mark.parametrize("survives", [True, False])
-def test_the_settings_of_the_moment_decide_when_the_client_leaves(
+def test_the_current_settings_decide_when_the_client_leaves(
     survives: bool, api: Api, emulator: LlamaCloudEmulator, clock: Clock
 ) -> None:
     emulator.update_settings(turn_latency=60.0, survives_disconnect=not survives)

@@ -97,12 +97,12 @@ def test_the_same_prompt_gives_the_same_answer_and_tokens(api: Api) -> None:
         ("Who won the cup final?", INDEX_HANDBOOK, "say nothing about that"),
     ],
 )
-def test_answers_are_sensible(prompt: str, index_id: str, expected: str, api: Api) -> None:
+def test_answers_match_the_documents(prompt: str, index_id: str, expected: str, api: Api) -> None:
     stream = events(api.ask(api.create([index_id]), prompt, [index_id]).text)
     assert expected in stream[-2][1]["content"]
 
 
-def test_a_question_may_lean_on_the_one_before(api: Api) -> None:
+def test_a_follow_up_question_takes_its_subject_from_the_one_before(api: Api) -> None:
     session_id = api.bound()
     api.ask(session_id, QUESTION)
     leaning = api.ask(session_id, "And in Q2?").text
@@ -186,7 +186,7 @@ def test_no_body_and_half_a_surrogate(api: Api) -> None:
 @pytest.mark.parametrize(
     "prompt", ["", "x" * 1000, "ü" * 1000, "🦙" * 1000, "line\nbreak\r\n\u2028: data: event", "\x00"]
 )
-def test_prompts_at_the_edges_come_back_as_they_went(prompt: str, api: Api) -> None:
+def test_unusual_prompts_come_back_unchanged(prompt: str, api: Api) -> None:
     session_id = api.bound()
     answer = api.ask(session_id, prompt)
     assert answer.status_code == 200

@@ -49,7 +49,9 @@ DRIPS: dict[str, Answer] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("drip", DRIPS)
-def test_whatever_is_dripped_ends_at_the_deadline(drip: str, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_arrives_byte_by_byte_ends_at_the_deadline(
+    drip: str, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(calls, "LAST_LOOK", 0.2)
     for name in ("get", "send"):
         problem = caller.meets(IN_SHORT[name], DRIPS[drip], max_retries=0, total_timeout=0.3)
@@ -106,7 +108,7 @@ def test_a_gzip_bomb_is_not_unpacked(
     assert peak() < 30
 
 
-def test_a_bomb_in_a_bomb_is_refused_unopened(caller: Caller, peak: Callable[[], float]) -> None:
+def test_nested_compression_is_refused_without_decompressing(caller: Caller, peak: Callable[[], float]) -> None:
     answer = http(gzip.compress(packed(100)), "200 OK", "Content-Encoding: gzip, gzip")
     problem = caller.meets("get", lambda _r: [answer], max_retries=0)
     assert isinstance(problem, errors.LlamaCloudConnectionError)
@@ -130,7 +132,7 @@ def test_compressed_answers_are_read(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_unpacking_does_not_depend_on_the_chunks(size: int) -> None:
+def test_decompression_does_not_depend_on_chunk_boundaries(size: int) -> None:
     data = json.dumps(list(range(3000))).encode()
     raw = gzip.compress(data) + b"trailing bytes"
     unpacker = Unpacker("x-gzip")
@@ -139,7 +141,7 @@ def test_unpacking_does_not_depend_on_the_chunks(size: int) -> None:
     assert b"".join(pieces) == data
 
 
-def test_a_large_answer_is_left_at_the_bound(
+def test_reading_a_large_response_ends_at_the_limit(
     caller: Caller, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(responses, "MAX_BODY", 2**20)
@@ -157,7 +159,7 @@ def many(item: str, size: int) -> bytes:
 @pytest.mark.parametrize(
     "item", ["[]", '{"type": "x"}', '{"type":"tool_call","name":"","call_id":"1"}', "[[[[[[[[]]]]]]]]"]
 )
-def test_small_values_do_not_become_large_memory(
+def test_many_small_values_do_not_use_much_memory(
     item: str, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "MAX_ELEMENTS", 50_000)
@@ -171,13 +173,13 @@ def test_small_values_do_not_become_large_memory(
     assert peak() < 10
 
 
-def test_values_in_texts_do_not_count() -> None:
+def test_brackets_in_strings_are_not_counted_as_values() -> None:
     text = json.dumps({"content": "a,b,[c]," * 400_000}).encode()
     assert text.count(b",") > decoding.MAX_ELEMENTS / 2
     assert len(parse_json(text)["content"]) == 3_200_000
 
 
-def test_a_history_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_events_in_a_history_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.models.MAX_EVENTS", 5)
     assert len(Session.model_validate({"session_id": "s", "events": [{"type": "x"}] * 5}).events) == 5
     with pytest.raises(ValueError, match="6 events"):
@@ -198,7 +200,7 @@ def endless_events(block: bytes) -> Iterator[bytes]:
         b'data: {"type": "new", "x": "%s"}\n\n' % (b"x" * 900),
     ],
 )
-def test_a_turn_without_end_is_bounded(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_an_endless_turn_is_limited(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_TURN", 2**20)
     with pytest.raises(errors.LlamaCloudProtocolError, match="more than any answer has") as caught:
         for _ in read_events(endless_events(event), SESSION):
@@ -206,7 +208,7 @@ def test_a_turn_without_end_is_bounded(event: bytes, monkeypatch: pytest.MonkeyP
     assert caught.value.accepted is True
 
 
-def test_a_turn_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_events_in_a_turn_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENTS", 50)
     delta, text = b'data: {"type": "text_delta", "content": "x"}\n\n', b'data: {"type": "text", "content": "x"}\n\n'
     assert len(list(read_events([delta] * 500, SESSION))) == 500
@@ -214,7 +216,7 @@ def test_a_turn_has_a_most_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
         list(read_events([text] * 51, SESSION))
 
 
-def test_deltas_are_kept_in_the_memory_of_their_characters(peak: Callable[[], float]) -> None:
+def test_deltas_use_little_more_memory_than_their_characters(peak: Callable[[], float]) -> None:
     folder = TurnFolder(SESSION, "q")
     event = TextDeltaEvent(type="text_delta", content="ab")
     for _ in range(100_000):
@@ -234,7 +236,7 @@ def test_a_huge_delta_is_logged_in_linear_time(text: str) -> None:
     assert time.process_time() - begin < 3.0
 
 
-def test_a_listing_that_goes_in_circles_or_never_ends_is_left(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_that_repeats_or_never_ends_is_an_error(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "MAX_PAGES", 5)
 
     def page(token: str) -> list[bytes | float]:

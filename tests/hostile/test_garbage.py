@@ -72,7 +72,7 @@ GARBAGE: dict[str, Answer] = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_no_garbage_lets_anything_but_a_typed_error_or_an_answer_out(garbage: str, caller: Caller) -> None:
+def test_garbage_events_give_an_answer_or_a_typed_error(garbage: str, caller: Caller) -> None:
     outcomes = {name: caller.meets(call, GARBAGE[garbage], max_retries=0) for name, call in IN_SHORT.items()}
     # Where nothing is awaited, or the garbage is none for it, a call may succeed; no read makes an answer of it.
     for name in ("create", "get", "summary", "project", "index", "stream", "send"):
@@ -123,7 +123,7 @@ JSON: dict[str, bytes] = {
 @pytest.mark.long
 @pytest.mark.parametrize("status", ["200 OK", "401 X", "422 X", "500 X"])
 @pytest.mark.parametrize("text", JSON)
-def test_no_body_lets_anything_but_a_typed_error_or_an_answer_out(text: str, status: str) -> None:
+def test_any_body_gives_an_answer_or_a_typed_error(text: str, status: str) -> None:
     for caller in (Caller(False), Caller(True)):
         for name in ("create", "get", "delete", "list", "projects", "send"):
             outcome = caller.meets(IN_SHORT[name], body(JSON[text], status=status), max_retries=0)
@@ -153,11 +153,11 @@ def test_the_answer_of_another_session_is_refused(kind: str, caller: Caller) -> 
     assert "belongs to another session" in str(problem)
 
 
-def test_a_server_that_writes_ids_in_upper_case_is_no_other_session(caller: Caller) -> None:
+def test_a_session_id_in_upper_case_is_the_same_session(caller: Caller) -> None:
     assert caller.meets("summary", body(b'{"session_id": "SES-1"}')).session_id == "SES-1"
 
 
-def test_a_redirect_is_not_followed_and_the_key_stays_here(caller: Caller) -> None:
+def test_a_redirect_is_not_followed_and_the_key_is_not_sent(caller: Caller) -> None:
     with RawServer(body(b"{}")) as elsewhere:
         for status in ("301 X", "302 X", "303 X", "307 X", "308 X"):
             for name in METHODS:
@@ -170,7 +170,7 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(caller: Caller) -> No
         assert elsewhere.requests == []
 
 
-def test_a_server_can_not_make_later_requests_heavier_with_cookies(caller: Caller) -> None:
+def test_cookies_are_not_sent_back(caller: Caller) -> None:
     def answer(request: Request) -> list[bytes | float]:
         cookie = f"Set-Cookie: c{request.number}={'x' * 4000}; Path=/"
         return [http(b'{"session_id": "ses-1"}', "200 OK", cookie, KEEP_ALIVE)]
@@ -190,7 +190,7 @@ def test_a_server_can_not_make_later_requests_heavier_with_cookies(caller: Calle
         assert all(request.header("cookie") is None for request in server.requests)
 
 
-def test_a_request_that_is_sent_again_on_a_new_connection_may_have_worked_the_first_time(caller: Caller) -> None:
+def test_a_request_that_is_repeated_on_a_new_connection_may_already_have_succeeded(caller: Caller) -> None:
     # The server takes the request on the connection that is open, and closes it instead of an answer.
     def answer(request: Request) -> list[bytes | float]:
         if request.method == "GET":
@@ -221,7 +221,7 @@ def test_a_request_that_is_sent_again_on_a_new_connection_may_have_worked_the_fi
             assert [one.method for one in server.requests][1:] == [server.requests[1].method] * 2
 
 
-def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) -> None:
+def test_bytes_after_a_response_do_not_reach_the_next_one(caller: Caller) -> None:
     # The HTTP library takes what follows an answer for the beginning of the next one.
     def answer(request: Request) -> list[bytes | float]:
         forged = http(b'{"session_id": "ses-2", "generated_title": "another\'s"}')
@@ -239,7 +239,7 @@ def test_bytes_after_an_answer_do_not_become_another_sessions(caller: Caller) ->
 
 
 @pytest.mark.parametrize("tls_server", [True, False])
-def test_tls_where_none_is_and_none_where_it_is(tls_server: bool, caller: Caller) -> None:
+def test_a_mismatch_of_http_and_https_is_a_connection_error(tls_server: bool, caller: Caller) -> None:
     context: ssl.SSLContext | None = None
     if tls_server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # it has no certificate, and so fails every handshake
@@ -253,7 +253,7 @@ def test_tls_where_none_is_and_none_where_it_is(tls_server: bool, caller: Caller
         assert server.requests == []
 
 
-def test_a_server_that_hangs_up_at_once_and_one_that_never_accepts(caller: Caller) -> None:
+def test_a_server_that_closes_at_once_or_never_accepts_is_a_connection_error(caller: Caller) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(errors.LlamaCloudTimeoutError):
@@ -274,7 +274,7 @@ def test_a_server_that_hangs_up_at_once_and_one_that_never_accepts(caller: Calle
         thread.join(5.0)
 
 
-def test_events_that_never_stop_coming_are_cut_at_the_turns_deadline(caller: Caller) -> None:
+def test_endless_events_end_at_the_turns_deadline(caller: Caller) -> None:
     delta = b'data: {"type": "text_delta", "content": "and "}\n\n'
     problem = caller.meets(IN_SHORT["stream"], lambda _r: endless(delta * 20, http(kind=STREAM, length=False), 0.01))
     assert isinstance(problem, errors.LlamaCloudTimeoutError)

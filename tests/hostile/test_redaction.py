@@ -82,7 +82,7 @@ def test_an_echo_of_the_key_is_not_shown(echo: str, status: str, caller: Caller)
         assert not shows(str(problem.request_id))
 
 
-def test_the_check_itself_would_see_it() -> None:
+def test_the_check_finds_a_key_that_is_shown() -> None:
     for echo, text in ECHOES.items():
         if "utf-16" not in echo:
             assert shows(text.decode("latin-1")), echo
@@ -121,7 +121,7 @@ def test_a_message_is_one_bounded_line_and_stays_as_it_is(text: str) -> None:
         "bearer-token authentication",
     ],
 )
-def test_words_are_not_taken_for_tokens(text: str) -> None:
+def test_words_are_not_mistaken_for_tokens(text: str) -> None:
     assert scrub(text, ()) == text
 
 
@@ -132,7 +132,7 @@ def test_what_has_the_form_of_a_token_is_not_shown(token: str) -> None:
     assert scrub(f'{{"authorization": "Bearer {token}"}}', ()) == '{"authorization": "***"}'
 
 
-def test_a_clients_key_is_known_wherever_text_of_a_server_is_shown() -> None:
+def test_a_clients_key_is_redacted_wherever_server_text_is_shown() -> None:
     key = "a/key+of=no/special'form"
     assert key in excerpt(f"it said {key}")
     assert key not in repr(ClientConfig(api_key=key))
@@ -143,12 +143,12 @@ def test_a_clients_key_is_known_wherever_text_of_a_server_is_shown() -> None:
         assert "special" not in str(errors.LlamaCloudError(f"it said {text}"))
 
 
-def test_a_key_too_short_to_be_one_does_not_blot_texts() -> None:
+def test_a_key_that_is_too_short_is_not_redacted_in_texts() -> None:
     ClientConfig(api_key="e")
     assert scrub("every letter", ()) == "every letter"
 
 
-def test_redaction_takes_no_time_over_hostile_text() -> None:
+def test_redaction_of_hostile_text_is_fast() -> None:
     begin = time.process_time()
     for text in (KEY[:-1] * 5000, "\\" * 250_000, "bearer " * 25_000, "llx-" * 50_000, "=\\" * 75_000):
         scrub(text, (KEY,))
@@ -159,12 +159,12 @@ def test_redaction_takes_no_time_over_hostile_text() -> None:
 @pytest.mark.parametrize(
     "text", ["A\u017fK-0123456", "as\u212a-0123456", "ask\\-0123456", "a%73k-0123456", "&#97;sk-0123456"]
 )
-def test_a_secret_is_found_in_letters_and_notations_that_mean_the_same(text: str) -> None:
+def test_a_secret_is_found_in_equivalent_notations(text: str) -> None:
     assert scrub(f"Revenue grew: {text} 11 %.", ("ask-0123456",)) == "Revenue grew: *** 11 %."
 
 
 @pytest.mark.parametrize(
     ("mark", "equals"), [("?", "="), ("&", "="), ("&amp;", "="), ("\\u0026", "="), ("%3F", "%3D"), ("%26", "%3d")]
 )
-def test_the_signature_of_a_url_in_json_in_html_or_in_another_url_is_one_too(mark: str, equals: str) -> None:
+def test_the_signature_of_a_url_in_json_in_html_or_in_another_url_is_redacted(mark: str, equals: str) -> None:
     assert scrub(f"https://files.invalid/a{mark}X-Amz-Signature{equals}{'ab12' * 16}", ()).endswith(f"{mark}***")

@@ -45,7 +45,7 @@ def history(events: list[Any]) -> bytes:
     ],
     ids=["none", "list", "not finite", "in other types", "reasons", "no verdict", "large"],
 )
-def test_an_answer_is_not_lost_to_a_strange_figure_beside_it(stop: dict[str, Any], caller: Caller) -> None:
+def test_an_invalid_figure_does_not_lose_the_answer(stop: dict[str, Any], caller: Caller) -> None:
     answer = stream([*TURN[:2], {"type": "stop", **stop}])
     turn = caller.meets("send", lambda _r: [answer])
     assert turn.answer == "4.2 million"
@@ -97,9 +97,7 @@ def test_a_server_may_add_to_a_prompt_or_cut_it_in_its_stream(recorded: str, cal
     assert caller.meets("send", lambda _r: [answer]).answer == "4.2 million"
 
 
-def test_garbage_after_the_stream_began_is_no_reason_to_ask_again(
-    caller: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_garbage_in_the_stream_does_not_repeat_the_prompt(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.client.sse.MAX_EVENT", 100_000)
     posts = 0
 
@@ -116,7 +114,7 @@ def test_garbage_after_the_stream_began_is_no_reason_to_ask_again(
     assert posts == 1
 
 
-def test_the_reason_of_a_failed_turn_does_not_tell_the_key(caller: Caller) -> None:
+def test_the_reason_of_a_failed_turn_does_not_show_the_key(caller: Caller) -> None:
     reason = f"upstream refused {KEY} \x1b[2J\n" * 500
     answer = stream([TURN[0], {"type": "stop", "is_error": True, "error": reason}])
     problem = caller.meets("send", lambda _r: [answer])
@@ -174,7 +172,7 @@ def test_a_prompt_arrives_as_it_is(prompt: str, caller: Caller, llamacloud_emula
 
 
 @pytest.mark.parametrize(("size", "kind"), [(100_000, errors.UnprocessableError), (2**20, errors.RequestRefusedError)])
-def test_a_prompt_that_is_too_large_is_refused_once_and_in_few_words(
+def test_a_prompt_that_is_too_large_is_refused_once_with_a_short_message(
     size: int, kind: type[errors.LlamaCloudError], caller: Caller, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     config = ClientConfig(api_key=llamacloud_emulator.api_key, base_url=llamacloud_emulator.url)
@@ -195,7 +193,7 @@ HALF = "\ud800"
 
 
 @pytest.mark.parametrize("bad", ["", " ", ".", "..", "x" * 513, "x" * 2**20, f"ses-{HALF}"])
-def test_an_id_that_can_be_none_sends_nothing(bad: str, caller: Caller) -> None:
+def test_an_invalid_id_sends_nothing(bad: str, caller: Caller) -> None:
     ways: dict[str, Any] = {
         "get": lambda c: c.get_session(bad),
         "delete": lambda c: c.delete_session(bad),

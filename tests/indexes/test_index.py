@@ -47,13 +47,13 @@ def index(status: str | None, **values: Any) -> Index:
 # The rule ---------------------------------------------------------------------------------------------------------------
 
 
-def test_ready_is_ready_and_everything_unknown_waits() -> None:
+def test_only_ready_is_ready_and_unknown_states_wait() -> None:
     assert readiness.pending([index("ready"), index("ready", id="b")]) == {}
     waiting = readiness.pending([index("ready"), index("embedding", id="b"), index(None, id="c")])
     assert waiting == {"b": "status embedding", "c": "no status"}
 
 
-def test_a_sync_counts_only_if_asked() -> None:
+def test_a_running_sync_is_waited_for_only_if_requested() -> None:
     busy = index("ready", sync_in_progress=True)
     assert readiness.pending([busy]) == {}
     assert readiness.pending([busy], wait_for_sync=True) == {"idx": "a sync is running"}
@@ -84,7 +84,7 @@ def test_many_waiting_indexes_make_a_short_message() -> None:
     assert text.endswith("idx-9 (status parsing) and 3 more.")
 
 
-def test_waiting_on_a_thread_looks_ever_more_seldom_until_the_deadline() -> None:
+def test_waiting_in_a_thread_polls_less_and_less_often_until_the_deadline() -> None:
     now, slept = [0.0], []
 
     def sleep(seconds: float) -> None:
@@ -118,11 +118,11 @@ def test_waiting_on_a_thread_looks_ever_more_seldom_until_the_deadline() -> None
         ("generation 7", "generation 7", False),
     ],
 )
-def test_newer_is_about_time_and_not_about_spelling(moment: str | None, than: str | None, newer: bool) -> None:
+def test_sync_times_are_compared_as_times_and_not_as_text(moment: str | None, than: str | None, newer: bool) -> None:
     assert is_newer(moment, than) is newer
 
 
-def test_an_event_comes_back_as_what_the_trigger_met() -> None:
+def test_an_event_is_read_as_what_the_trigger_found() -> None:
     problem = errors.IndexFailedError("it failed", index_id="idx")
     back = IndexEvent.parse(IndexEvent("failed", ["idx"], Failure.of(problem)).as_dict()).failure.exception()
     assert type(back) is errors.IndexFailedError
@@ -133,12 +133,12 @@ def test_an_event_comes_back_as_what_the_trigger_met() -> None:
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"state": "odd", "index_ids": []}, {"state": "ready"}, "ready"])
-def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
+def test_an_event_of_another_trigger_is_refused(payload: Any) -> None:
     with pytest.raises(errors.LlamaCloudError, match="not about indexes"):
         IndexEvent.parse(payload)
 
 
-def test_the_sensor_raises_what_the_trigger_met() -> None:
+def test_the_sensor_raises_the_error_of_the_trigger() -> None:
     sensor = IndexReadySensor(task_id="wait", index_ids="idx")
     failed = IndexEvent("failed", ["idx"], Failure.of(errors.IndexFailedError("it failed", index_id="idx"))).as_dict()
     with pytest.raises(errors.IndexFailedError, match="it failed"):
@@ -167,7 +167,7 @@ def test_both_modes_wait_until_all_are_ready(llamacloud_emulator: LlamaCloudEmul
 
 @pytest.mark.airflow
 @airflow
-def test_both_modes_wait_for_a_sync_if_asked(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_both_modes_wait_for_a_sync_if_requested(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
     assert go("waiting", index_ids=INDEX_FILINGS).state == "success"
     llamacloud_emulator.index_schedule(
@@ -207,7 +207,7 @@ def test_soft_fail_skips_in_both_modes(which: str, llamacloud_emulator: LlamaClo
 @pytest.mark.airflow
 @airflow
 @pytest.mark.parametrize("wrong", [[], None, [1], ""])
-def test_no_index_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_without_indexes_there_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("waiting", index_ids=wrong).tasks == {"poking": ["failed"], "deferred": ["failed"]}
     assert llamacloud_emulator.requests == []
 
@@ -268,7 +268,7 @@ def ready_trigger(**values: Any) -> IndexReadyTrigger:
     return IndexReadyTrigger(**{**arguments, **values})
 
 
-def test_triggers_can_be_made_again_by_other_releases_too() -> None:
+def test_triggers_can_be_deserialized_by_other_releases() -> None:
     made = ready_trigger(wait_for_sync=True, project_id="p", organization_id="o")
     path, arguments = made.serialize()
     assert path == "airflow_provider_llamachat.triggers.index.IndexReadyTrigger"
@@ -292,7 +292,7 @@ def test_the_trigger_looks_at_all_indexes_at_the_same_time(llamacloud_emulator: 
 
 
 @airflow
-def test_the_triggers_deadline_is_a_moment_and_survives_a_restart(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_the_triggers_deadline_is_absolute_and_survives_a_restart(llamacloud_emulator: LlamaCloudEmulator) -> None:
     trigger = ready_trigger(index_ids=[INDEX_BUILDING], deadline=time.time() - 5)
     payload = asyncio.run(first(trigger.run()))
     assert (payload["state"], payload["error"]) == ("timed_out", "IndexNotReadyError")
@@ -301,7 +301,7 @@ def test_the_triggers_deadline_is_a_moment_and_survives_a_restart(llamacloud_emu
 
 
 @airflow
-def test_the_trigger_tells_what_it_met_and_nothing_secret(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_the_trigger_reports_its_result_without_secrets(llamacloud_emulator: LlamaCloudEmulator) -> None:
     payload = asyncio.run(first(ready_trigger(index_ids=["idx-unheard-of"]).run()))
     assert (payload["state"], payload["error"], payload["details"]["status"]) == ("failed", "NotFoundError", 404)
     assert llamacloud_emulator.api_key not in str(payload)
@@ -402,7 +402,7 @@ def test_a_restarted_trigger_does_not_miss_the_sync_in_between(llamacloud_emulat
 
 
 @airflow
-def test_the_first_sync_of_an_index_is_news_over_a_restart_too(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_the_first_sync_of_an_index_is_reported_after_a_restart_too(llamacloud_emulator: LlamaCloudEmulator) -> None:
     store = Store()
     llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at=None)
     assert asyncio.run(after(llamacloud_emulator, watching(store))) == []
@@ -412,7 +412,7 @@ def test_the_first_sync_of_an_index_is_news_over_a_restart_too(llamacloud_emulat
 
 
 @airflow
-def test_a_watcher_outlives_a_connection_that_is_not_there(
+def test_a_watcher_survives_a_missing_connection(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-02T00:00:00Z")

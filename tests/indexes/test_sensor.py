@@ -132,7 +132,9 @@ def test_every_option_ends_a_sensor_the_same_in_both_modes(
     [({"timeout": 0.2}, AirflowSensorTimeout), ({"execution_timeout": timedelta(seconds=0.2)}, AirflowTaskTimeout)],
     ids=["timeout", "execution_timeout"],
 )
-def test_a_deferred_sensor_ends_at_the_lesser_of_its_times(arguments: dict[str, Any], error: type[Exception]) -> None:
+def test_a_deferred_sensor_ends_at_the_earlier_of_its_timeouts(
+    arguments: dict[str, Any], error: type[Exception]
+) -> None:
     sensor = IndexReadySensor(
         **{"task_id": "wait", "index_ids": [INDEX_BUILDING], "deferrable": True, "timeout": 1000, **arguments}
     )
@@ -169,7 +171,7 @@ def test_without_a_triggerer_a_deferred_sensor_says_what_is_missing(
 @pytest.mark.parametrize(
     ("option", "ends"), [("soft_fail", AirflowException), ("never_fail", AirflowSkipException)], ids=str
 )
-def test_a_trigger_that_broke_is_a_failure_like_any_other(option: str, ends: type[Exception]) -> None:
+def test_an_error_in_the_trigger_fails_the_sensor(option: str, ends: type[Exception]) -> None:
     options: dict[str, Any] = {option: True}
     sensor = IndexReadySensor(task_id="wait", index_ids=[INDEX_BUILDING], deferrable=True, **options)
     with pytest.raises(ends) as caught:
@@ -178,7 +180,7 @@ def test_a_trigger_that_broke_is_a_failure_like_any_other(option: str, ends: typ
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
-def test_what_nobody_expected_is_a_failure_like_any_other(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_fails_the_sensor(deferrable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> bool:
         raise ZeroDivisionError
 
@@ -189,7 +191,7 @@ def test_what_nobody_expected_is_a_failure_like_any_other(deferrable: bool, monk
         wait(IndexReadySensor(**common, soft_fail=True))
 
 
-def test_a_deferred_sensor_hands_on_how_to_wait(llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_a_deferred_sensor_passes_its_timing_to_the_trigger(llamacloud_emulator: LlamaCloudEmulator) -> None:
     sensor = IndexReadySensor(
         task_id="wait",
         index_ids=[INDEX_BUILDING],
@@ -207,7 +209,7 @@ def test_a_deferred_sensor_hands_on_how_to_wait(llamacloud_emulator: LlamaCloudE
     assert arguments["silent_fail"] is True
 
 
-def test_a_watcher_takes_times_as_sensors_do() -> None:
+def test_a_watcher_accepts_the_same_durations_as_sensors() -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     made = IndexUpdatedTrigger(index_id="idx", poke_interval=timedelta(minutes=2), since=moment)
     _, arguments = made.serialize()
@@ -238,7 +240,7 @@ def test_a_watcher_takes_times_as_sensors_do() -> None:
     ],
     ids=str,
 )
-def test_a_watcher_refuses_what_it_could_not_use_where_it_is_made(wrong: dict[str, Any]) -> None:
+def test_a_watcher_refuses_invalid_arguments_in_its_constructor(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(InvalidArgumentError, match=name):
         IndexUpdatedTrigger(**{"index_id": "idx", **wrong})
@@ -260,13 +262,13 @@ def test_a_watcher_refuses_what_it_could_not_use_where_it_is_made(wrong: dict[st
     ],
     ids=str,
 )
-def test_the_sensors_trigger_refuses_it_too(wrong: dict[str, Any]) -> None:
+def test_the_sensors_trigger_refuses_invalid_arguments_too(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(InvalidArgumentError, match=name):
         IndexReadyTrigger(**{"llamacloud_conn_id": "c", "index_ids": ["idx"], "deadline": 1.0, **wrong})
 
 
-def test_a_trigger_that_backs_off_looks_ever_more_seldom(
+def test_a_trigger_with_back_off_polls_less_and_less_often(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llamacloud_emulator.index_schedule(INDEX_FILINGS, ["building"] * 5 + ["ready"])

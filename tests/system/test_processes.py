@@ -32,7 +32,7 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def test_a_kill_leaves_nothing_of_the_tree(child: Child) -> None:
+def test_a_kill_ends_the_whole_process_tree(child: Child) -> None:
     pids = [process.pid for process in tree(child.pid)]
     assert len(pids) == 2
     child.signal(signal.SIGKILL)
@@ -49,7 +49,7 @@ def test_an_orphan_is_found_and_ended(child: Child) -> None:
     assert not alive(orphan)
 
 
-def test_what_a_restart_says_is_told_from_what_was_said_before(child: Child, tmp_path: Path) -> None:
+def test_output_after_a_restart_is_separated_from_earlier_output(child: Child, tmp_path: Path) -> None:
     again = Child("parent", ["echo", "said again"], environment=clean_environment(), logs=tmp_path)
     while again.running:
         time.sleep(0.05)

@@ -54,7 +54,7 @@ def test_a_cleared_task_runs_again(stack: AirflowStack) -> None:
     assert stack.task(run, "report")["try_number"] == 1
 
 
-def test_a_killed_worker_is_noticed_and_the_task_retried(stack: AirflowStack) -> None:
+def test_a_killed_worker_is_detected_and_the_task_is_retried(stack: AirflowStack) -> None:
     run = stack.trigger("harness_sleeping")
     stack.wait_for_task(run, "sleep_first", "running")
     killed = stack.kill_worker(run, "sleep_first")

@@ -83,7 +83,7 @@ def test_a_triggerer_killed_in_the_middle_of_a_turn(stack: AirflowStack, server:
     print(f"| triggerer killed mid-turn | tries 1 | POSTs {server.posts()} | turns completed {server.completed()} |")
 
 
-def test_clearing_a_finished_task_asks_anew(stack: AirflowStack, server: EmulatorProcess) -> None:
+def test_clearing_a_finished_task_asks_again(stack: AirflowStack, server: EmulatorProcess) -> None:
     server.settings.turn_latency = 0.2
     run = stack.trigger("survival_direct")
     assert stack.wait(run, timeout=120) == "success"
@@ -114,7 +114,7 @@ def test_nothing_is_sent_after_a_user_acted_on_a_task_whose_first_request_is_und
     print(f"| {action} during the first request | POSTs {server.posts()} | turns completed {server.completed()} |")
 
 
-def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
+def test_clearing_a_task_that_failed_after_its_answer_adopts_that_answer(
     stack: AirflowStack, server: EmulatorProcess
 ) -> None:
     server.settings.turn_latency = 0.2
@@ -131,7 +131,7 @@ def test_clearing_a_task_that_failed_after_its_answer_takes_that_answer(
 
 
 @pytest.mark.parametrize("form", ["prefix", "empty", "html"])
-def test_a_server_that_records_otherwise_and_late_costs_a_deferred_task_one_turn(
+def test_a_deferred_task_pays_once_when_the_server_records_prompts_late_and_in_another_form(
     form: Any, stack: AirflowStack, server: EmulatorProcess
 ) -> None:
     server.settings.update(turn_latency=0.2, recorded_as=form, history_lag=2.0)
@@ -155,7 +155,9 @@ def test_the_answer_grows_in_the_task_log_in_lines(stack: AirflowStack, server: 
     assert "output tokens" in log
 
 
-def test_without_a_triggerer_a_deferred_task_ends_in_words(stack: AirflowStack, server: EmulatorProcess) -> None:
+def test_without_a_triggerer_a_deferred_task_fails_with_an_explanation(
+    stack: AirflowStack, server: EmulatorProcess
+) -> None:
     stack.kill("triggerer")
     try:
         run = stack.trigger("survival_hurried")

@@ -30,7 +30,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
         ([], []),
     ],
 )
-def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None) -> None:
+def test_many_forms_of_id_lists_are_accepted(value: Any, expected: list[str] | None) -> None:
     assert arguments.id_list(value) == expected
 
 
@@ -55,7 +55,7 @@ def test_ids_come_as_lists_in_many_forms(value: Any, expected: list[str] | None)
         ([2024], r"render_template_as_native_obj"),
     ],
 )
-def test_what_is_no_list_of_ids_is_refused_and_named(value: Any, words: str) -> None:
+def test_a_value_that_is_not_a_list_of_ids_is_refused_and_named(value: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words) as caught:
         arguments.id_list(value)
     assert len(str(caught.value)) < 400
@@ -87,38 +87,38 @@ def test_a_json_list_gives_what_the_list_gives(ids: list[str]) -> None:
         "{}",
     ],
 )
-def test_a_session_id_that_never_was_is_refused(value: Any) -> None:
+def test_a_missing_session_id_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r'create\.output\["session_id"\]'):
         arguments.session_id(value)
 
 
 @pytest.mark.parametrize("value", [None, "", " \n", 3, "\ud800"])
-def test_a_prompt_that_can_not_be_sent_is_refused(value: Any) -> None:
+def test_a_prompt_that_cannot_be_sent_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^prompt"):
         arguments.prompt(value)
 
 
 @pytest.mark.parametrize("value", ["None", " None\n", "null", None])
-def test_a_prompt_that_rendered_to_nothing_is_refused_like_a_blank_one(value: Any) -> None:
+def test_a_prompt_that_renders_to_nothing_is_refused_like_a_blank_one(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^prompt must be text.*Check the template"):
         arguments.prompt(value)
 
 
 @pytest.mark.parametrize("value", [2024, [1, 2], 1.5, True, {"a": 1}, (1,)])
-def test_what_native_rendering_made_of_a_prompt_is_told_with_the_way_out(value: Any) -> None:
+def test_the_error_explains_a_prompt_that_native_rendering_changed(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"render_template_as_native_obj=True.*Add some words") as caught:
         arguments.prompt(value)
     assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["None", "", None, 7])
-def test_a_connection_id_that_rendered_to_nothing_is_refused(value: Any) -> None:
+def test_a_connection_id_that_renders_to_nothing_is_refused(value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"^llamacloud_conn_id must be the id of an Airflow connection"):
         arguments.connection_id(value)
     assert arguments.connection_id("llamacloud_default") == "llamacloud_default"
 
 
-def test_good_text_passes_unchanged() -> None:
+def test_valid_text_is_unchanged() -> None:
     assert arguments.prompt(" why? \n") == " why? \n"
     assert arguments.session_id(" ses-1 ") == "ses-1"
     assert arguments.session_id({"session_id": "ses-1", "index_ids": None}) == "ses-1"

@@ -41,7 +41,7 @@ def test_a_first_attempt_that_works_is_three_steps() -> None:
     assert world.steps == [Remember(intent, is_intent=True), Post(trace, 2), Remember(done)]
 
 
-def test_a_process_that_was_lost_may_have_posted_at_any_time_until_then() -> None:
+def test_a_lost_process_may_have_posted_until_it_was_lost() -> None:
     # The post waited for 30 seconds, for the rate limit or a connection. Then the process was lost, and its retry began at once.
     first = World()
     first.run()
@@ -65,9 +65,7 @@ def test_a_prompt_that_the_history_does_not_show_in_its_time_is_posted() -> None
 
 
 @pytest.mark.parametrize(("intended", "waits"), [(0.0, 0.0), (95.0, 5.0), (100.0, 10.0), (700.0, 10.0)])
-def test_a_later_attempt_counts_from_the_remembered_intent_and_at_most_from_its_own_begin(
-    intended: float, waits: float
-) -> None:
+def test_a_later_attempt_counts_the_lag_from_the_remembered_intent(intended: float, waits: float) -> None:
     world = World(clock=100.0)
     world.run(Trace(0, intended_at=intended))
     assert world.clock == pytest.approx(100.0 + waits)
@@ -93,7 +91,7 @@ def test_the_history_is_polled_with_a_back_off() -> None:
     assert sum(pauses) == pytest.approx(60.0)
 
 
-def test_reads_are_no_rarer_than_a_quarter_of_the_time_that_a_turn_may_stand_still() -> None:
+def test_the_history_is_read_at_least_four_times_within_the_stall_time() -> None:
     world = World([CUT], [(0.0, [asked()])])
     world.interrupted(stall=2.0)
     assert {step.seconds for step in world.of(Pause)} <= {0.5}
@@ -108,19 +106,19 @@ def test_what_was_not_accepted_is_posted_again(problem: errors.LlamaCloudError) 
 
 
 @pytest.mark.parametrize("problem", [NO_ROUTE, SLOW, BROKEN, LOST])
-def test_posts_are_bounded_and_nothing_is_in_doubt_at_their_end(problem: errors.LlamaCloudError) -> None:
+def test_the_number_of_posts_is_limited_and_none_is_left_in_doubt(problem: errors.LlamaCloudError) -> None:
     world = World([problem] * 9)
     assert world.fails(type(problem)) is problem
     assert (world.posts, world.kept) == (3, Trace(0))
 
 
-def test_nobody_waits_after_the_last_post_that_was_not_taken() -> None:
+def test_there_is_no_pause_after_the_last_post_that_was_not_accepted() -> None:
     world = World([NO_ROUTE] * 3)
     world.fails(errors.LlamaCloudConnectionError)
     assert world.clock == 3.0
 
 
-def test_a_rate_limit_is_waited_for_and_then_one_read_settles_the_matter() -> None:
+def test_after_a_429_one_read_of_the_history_decides() -> None:
     world = World([SLOW])
     world.run()
     assert (world.reads, world.of(Pause)[0].seconds) == (1, 10.0)
@@ -131,7 +129,7 @@ def test_a_rate_limit_is_waited_for_and_then_one_read_settles_the_matter() -> No
     assert (taken.run().answer, taken.posts) == ("a", 1)
 
 
-def test_a_status_is_paused_for_and_a_lost_connection_is_looked_after_at_once() -> None:
+def test_an_error_status_causes_a_pause_and_a_lost_connection_an_immediate_read() -> None:
     status, lost = World([BROKEN], [(0.0, OURS)]), World([LOST], [(0.0, OURS)])
     status.run()
     lost.run()
@@ -151,7 +149,7 @@ def test_a_refusal_is_raised_at_once_and_withdraws_the_post(problem: errors.Llam
     assert (world.posts, world.reads, world.kept) == (1, 0, Trace(0))
 
 
-def test_a_turn_that_runs_on_is_waited_for_as_long_as_it_grows() -> None:
+def test_a_running_turn_is_waited_for_as_long_as_it_grows() -> None:
     growing = [(0.0, [asked()]), (30.0, [asked(), text("x")]), (60.0, [asked(), text("x"), text("y")]), (80.0, OURS)]
     world = World([CUT], growing)
     assert world.run(stall=40.0).answer == "a"
@@ -173,7 +171,7 @@ def test_a_turn_that_another_one_overtook_says_so() -> None:
     assert World(shown=[(0.0, [asked(), *THEIRS])]).interrupted(TAKEN) == ("overtaken", True)
 
 
-def test_what_was_seen_to_be_taken_is_never_absent() -> None:
+def test_an_accepted_prompt_never_counts_as_absent() -> None:
     world = World([CUT])
     assert world.interrupted() == ("vanished", True)
     assert (world.posts, world.kept, world.clock >= 60.0) == (1, Trace(0, intended_at=0.0, accepted=True), True)
@@ -215,13 +213,13 @@ def test_a_foreign_turn_while_in_doubt_fails_and_stays_failed() -> None:
     assert later.interrupted(TAKEN, deadline=900.0) == ("foreign", True)
 
 
-def test_a_foreign_turn_that_shows_before_ours_is_waited_past() -> None:
+def test_another_clients_turn_before_ours_does_not_end_the_waiting() -> None:
     for problem in (LOST, CUT):
         world = World([problem], [(0.0, THEIRS), (59.0, [*THEIRS, *OURS])], takes=50.0)
         assert (world.run().answer, world.posts) == ("a", 1)
 
 
-def test_a_prompt_that_only_may_be_ours_counts_once_ours_would_stand_beside_it() -> None:
+def test_a_similar_prompt_counts_as_ours_once_ours_would_be_visible() -> None:
     alike = [asked("What is it"), text("not ours"), stop()]
     world = World([LOST], [(0.0, alike), (6.0, [*alike, *OURS])])
     assert (world.run().answer, world.posts) == ("a", 1)
@@ -231,7 +229,7 @@ def test_a_prompt_that_only_may_be_ours_counts_once_ours_would_stand_beside_it()
     assert cut.kept.recorded == fingerprint("What is it")
 
 
-def test_the_turn_that_was_seen_to_end_is_the_only_one_at_its_place_once_the_history_had_its_time() -> None:
+def test_after_the_lag_the_only_turn_at_our_position_is_the_one_that_ended() -> None:
     world = World(shown=[(0.0, THEIRS)], clock=300.0)
     assert (world.run(ENDED).answer, world.clock) == ("b", 310.0)
     two = World(shown=[(0.0, THEIRS * 2)], clock=300.0)
@@ -249,20 +247,20 @@ def test_what_was_answered_is_never_posted(history: list[dict[str, Any]]) -> Non
     assert world.posts == 0
 
 
-def test_an_answer_that_the_history_shows_late_is_waited_for() -> None:
+def test_an_answer_is_waited_for_while_the_history_is_late() -> None:
     world = World(shown=[(0.0, []), (25.0, OURS)])
     assert (world.run(ENDED).answer, world.posts) == ("a", 0)
 
 
 @pytest.mark.parametrize(("history", "is_resumed"), [([], False), (THEIRS, False), (OURS, True), (OURS + THEIRS, True)])
-def test_looking_first_takes_a_turn_that_is_there_and_waits_for_none(history: list[Any], is_resumed: bool) -> None:
+def test_look_first_adopts_a_visible_turn_and_does_not_wait_for_one(history: list[Any], is_resumed: bool) -> None:
     world = World(shown=[(0.0, history)])
     assert world.run(look_first=True).answer == "a"
     assert (world.posts, world.clock) == (0 if is_resumed else 1, 0.0)
     assert world.reads == (2 if is_resumed else 1)
 
 
-def test_looking_first_waits_for_a_turn_that_runs() -> None:
+def test_look_first_waits_for_a_running_turn() -> None:
     world = World(shown=[(0.0, [asked()]), (20.0, OURS)])
     assert (world.run(look_first=True).answer, world.posts) == ("a", 0)
 
@@ -271,23 +269,23 @@ def test_looking_first_waits_for_a_turn_that_runs() -> None:
     ("shown", "trace"),
     [(BROKEN, Trace(0)), (THEIRS, Trace(2)), (THEIRS, Trace(0, anchor="another begin"))],
 )
-def test_a_first_look_that_tells_nothing_leaves_doubt(shown: Any, trace: Trace) -> None:
+def test_a_first_read_that_proves_nothing_leaves_doubt(shown: Any, trace: Trace) -> None:
     world = World(shown=[(0.0, shown), (5.0, [*OURS] * 3)])
     world.interrupted(trace, look_first=True) if trace.anchor else world.run(trace, look_first=True)
     assert world.posts == 0
 
 
-def test_a_first_look_does_not_take_a_prompt_that_only_may_be_ours() -> None:
+def test_a_first_read_does_not_adopt_a_similar_prompt() -> None:
     world = World(shown=[(0.0, [asked(""), text("b"), stop()])])
     assert (world.run(look_first=True).answer, world.posts) == ("a", 1)
 
 
-def test_a_first_look_at_what_will_never_be_readable_is_the_end_and_remembers_nothing() -> None:
+def test_a_first_read_that_can_never_succeed_raises_and_stores_nothing() -> None:
     world = World(shown=[(0.0, GONE)])
     world.fails(errors.NotFoundError, look_first=True)
     assert (world.posts, world.of(Remember)) == (0, [])
 
 
-def test_where_a_post_is_in_doubt_a_first_look_is_the_usual_one() -> None:
+def test_look_first_changes_nothing_while_a_post_is_in_doubt() -> None:
     world = World(shown=[(0.0, OURS)])
     assert (world.run(DOUBT, look_first=True).answer, world.reads) == ("a", 1)

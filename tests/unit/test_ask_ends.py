@@ -42,7 +42,7 @@ def test_the_deadline_ends_the_waiting() -> None:
     assert (world.clock, world.at[-1]) == (12.0, 12.0)
 
 
-def test_a_deadline_that_has_passed_still_adopts_what_is_there_and_else_asks_nothing() -> None:
+def test_after_the_deadline_a_visible_answer_is_adopted_and_nothing_is_asked() -> None:
     assert World(shown=[(0.0, OURS)], clock=99.0).run(DOUBT, deadline=1.0).answer == "a"
     for trace in (Trace(0), DOUBT):
         world = World(clock=99.0)
@@ -54,7 +54,7 @@ def test_a_deadline_that_has_passed_still_adopts_what_is_there_and_else_asks_not
         assert world.kept == Trace(0)
 
 
-def test_at_the_deadline_itself_nothing_is_posted_any_more() -> None:
+def test_nothing_is_posted_at_the_deadline() -> None:
     assert World(clock=1.0).interrupted(Trace(0), deadline=1.0) == ("unasked", False)
 
 
@@ -71,7 +71,7 @@ def test_a_failed_turn_raises_the_servers_reason_and_its_usage(error: str | None
     assert own.reads == 0
 
 
-def test_ask_again_asks_once_more_at_the_end_of_the_session_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_ask_again_posts_once_more_at_the_end_of_the_session_and_logs_it(caplog: pytest.LogCaptureFixture) -> None:
     world = World(shown=[(0.0, [asked(), *THEIRS])])
     assert world.run(TAKEN, ask_again=True).answer == "a"
     assert [post.position for post in world.of(Post)] == [2]
@@ -83,14 +83,14 @@ def test_ask_again_asks_once_more_at_the_end_of_the_session_and_says_so(caplog: 
     ("history", "reason"),
     [([asked()], "stalled"), ([asked(), *THEIRS], "overtaken"), (THEIRS, "foreign"), ([], "vanished")],
 )
-def test_only_ask_again_asks_over_a_turn_without_an_end(history: list[dict[str, Any]], reason: str) -> None:
+def test_only_ask_again_repeats_an_interrupted_turn(history: list[dict[str, Any]], reason: str) -> None:
     assert World(shown=[(0.0, history)]).interrupted(TAKEN)[0] == reason
     world = World(shown=[(0.0, history)])
     assert (world.run(TAKEN, ask_again=True).answer, world.posts) == ("a", 1)
 
 
 @pytest.mark.parametrize("shown", [BROKEN, [asked()]])
-def test_ask_again_does_not_ask_over_what_may_still_come(shown: Any) -> None:
+def test_ask_again_does_not_repeat_a_turn_that_may_still_finish(shown: Any) -> None:
     world = World(shown=[(0.0, shown)])
     world.interrupted(TAKEN, ask_again=True, deadline=5.0 if isinstance(shown, list) else 600.0)
     assert world.posts == 0
@@ -106,7 +106,7 @@ def test_ask_again_does_not_ask_a_third_time() -> None:
     assert (twice.posts, own.posts, first.posts) == (0, 1, 1)
 
 
-def test_a_busy_session_after_asking_again_does_not_make_acceptance_forgotten() -> None:
+def test_acceptance_is_kept_when_the_session_is_busy_after_asking_again() -> None:
     world = World([BUSY], [(0.0, THEIRS)])
     assert world.fails(errors.ConflictError, TAKEN, ask_again=True) is BUSY
     assert (world.posts, world.kept.accepted) == (1, True)
@@ -186,7 +186,7 @@ def test_a_busy_session_after_a_doubtful_post_may_be_busy_with_it(outcomes: list
 
 
 @pytest.mark.parametrize("ends", [OURS, [asked()]])
-def test_a_history_that_cannot_be_read_for_a_while_does_not_end_the_waiting(ends: Any) -> None:
+def test_waiting_continues_while_the_history_is_unavailable(ends: Any) -> None:
     world = World([CUT], [(0.0, BROKEN), (2.0, [asked()]), (4.0, LOST), (9.0, ends)])
     if ends == OURS:
         assert world.run().answer == "a"
@@ -206,14 +206,14 @@ def test_a_turn_whose_history_stays_unreadable_is_interrupted() -> None:
     assert World(shown=[(0.0, [asked()]), (1.0, BROKEN)]).interrupted(DOUBT) == ("unreadable", True)
 
 
-def test_where_nothing_is_known_of_a_turn_the_reason_why_the_history_cannot_be_read_is_raised() -> None:
+def test_without_any_knowledge_of_a_turn_the_history_error_is_raised() -> None:
     world = World(shown=[(0.0, BROKEN)])
     assert world.fails(errors.ServerError, DOUBT) is BROKEN
     assert world.posts == 0
 
 
 @pytest.mark.parametrize("problem", [GONE, MOVED])
-def test_a_history_that_will_never_be_readable_is_not_waited_for(problem: errors.LlamaCloudError) -> None:
+def test_a_history_that_is_permanently_unavailable_is_not_waited_for(problem: errors.LlamaCloudError) -> None:
     world = World([LOST], [(0.0, problem)])
     assert world.fails(type(problem)) is problem
     assert (world.posts, world.reads, world.clock) == (1, 1, 0.0)
@@ -235,7 +235,7 @@ def test_a_history_that_lost_turns_proves_nothing() -> None:
         assert f"{trace.baseline} turns" in str(problem)
 
 
-def test_a_prompt_that_was_taken_is_found_at_the_end_of_a_history_that_lost_turns() -> None:
+def test_an_accepted_prompt_is_found_at_the_end_of_a_truncated_history() -> None:
     assert World(shown=[(0.0, OURS)]).run(Trace(5, intended_at=0.0, accepted=True)).answer == "a"
 
 
@@ -246,7 +246,7 @@ WHOLE = [asked(), text("all of it"), stop()]
 
 @pytest.mark.parametrize("outcome", [BLANK, HALF])
 @pytest.mark.parametrize("at", [0.0, 9.9])
-def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) -> None:
+def test_text_that_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) -> None:
     world = World([outcome], [(0.0, BROKEN), (at, WHOLE)])
     assert (world.run().answer, world.posts, world.kept.answered) == ("all of it", 1, True)
     assert world.clock <= LAG
@@ -255,7 +255,7 @@ def test_what_the_stream_lost_is_read_from_the_history(outcome: Any, at: float) 
 @pytest.mark.parametrize(
     "shown", [[], THEIRS * 2, BROKEN, [asked(), stop("x")], [asked(), text(" "), stop()], [asked()]]
 )
-def test_a_finished_turn_is_handed_over_even_if_the_history_does_not_complete_it(shown: Any) -> None:
+def test_a_finished_turn_is_returned_even_if_the_history_does_not_complete_it(shown: Any) -> None:
     world = World([HALF], [(0.0, shown)])
     assert world.run().answer == "al"
     # A history that cannot be read says nothing, so it gets more time.
@@ -286,17 +286,17 @@ def test_a_history_that_is_unavailable_for_a_moment_costs_no_answer_although_no_
     assert (world.run(lag=0.0).answer, world.posts) == ("all of it", 1)
 
 
-def test_the_history_is_the_record_also_where_the_stream_has_more_text() -> None:
+def test_the_history_is_used_even_if_the_stream_has_more_text() -> None:
     garbled = replace(HALF, turn=ChatTurn(session_id="ses-1", prompt="q", answer="caf\ufffd\ufffd", finished=True))
     assert World([garbled], [(0.0, [asked(), text("caf\u00e9"), stop()])]).run().answer == "caf\u00e9"
 
 
-def test_a_deadline_does_not_cost_an_answer_that_the_history_has_yet_to_show() -> None:
+def test_a_deadline_does_not_lose_an_answer_that_the_history_shows_late() -> None:
     world = World([BLANK], [(0.0, []), (9.0, WHOLE)])
     assert (world.run(deadline=1.0).answer, world.posts, world.clock) == ("all of it", 1, 9.0)
 
 
-def test_completing_ends_at_once_when_there_is_no_hope_and_with_the_lag() -> None:
+def test_completing_a_turn_ends_at_once_if_it_cannot_succeed_and_at_the_end_of_the_lag() -> None:
     hopeless = World([HALF], [(0.0, GONE)])
     assert (hopeless.run().answer, hopeless.reads, hopeless.clock) == ("al", 1, 0.0)
     short = World([HALF])
@@ -313,7 +313,7 @@ def test_a_failed_turn_without_text_is_not_completed() -> None:
     assert world.reads == 0
 
 
-def test_an_outcome_without_a_reason_is_a_doubt() -> None:
+def test_an_outcome_without_a_reason_leaves_doubt() -> None:
     world = World([Outcome(Trace(0))], [(0.0, OURS)])
     assert (world.run().answer, world.posts) == ("a", 1)
 
@@ -334,7 +334,7 @@ def test_a_turn_that_ended_did_not_stop_partway() -> None:
     )
 
 
-def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reason_for_waiting_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     World([LOST], [(0.0, BROKEN), (9.0, [asked()]), (30.0, OURS)]).run()
     lines = [record.getMessage() for record in caplog.records]
@@ -399,7 +399,7 @@ def test_asking_again_goes_to_the_end_of_the_session(history: list[dict[str, Any
     assert [post.position for post in world.of(Post)] == [position]
 
 
-def test_a_stream_is_completed_from_the_only_turn_at_its_place_under_whatever_text_at_last() -> None:
+def test_a_stream_is_completed_from_the_only_turn_at_its_position_whatever_its_prompt() -> None:
     unknown = [asked("#1"), text("all of it"), stop()]
     world = World([HALF], [(0.0, unknown)])
     assert (world.run().answer, world.clock) == ("all of it", LAG)

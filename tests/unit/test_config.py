@@ -53,7 +53,9 @@ US, EU = "https://api.cloud.llamaindex.ai", "https://api.cloud.eu.llamaindex.ai"
         ("https://example.com", {"port": 8443}, "https://example.com:8443"),
     ],
 )
-def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str, object], expected: str) -> None:
+def test_the_base_url_is_built_from_the_given_fields(
+    host: str | None, kwargs: dict[str, object], expected: str
+) -> None:
     assert base_url(host, **kwargs) == expected  # type: ignore[arg-type]  # mixed keyword values
 
 
@@ -75,9 +77,7 @@ def test_a_base_url_is_made_of_what_is_there(host: str | None, kwargs: dict[str,
         ("a1b2C3d4e5F6a7b8c9D0e1f2a3b4c5d6llxsecret", {}, "looks like an API key"),
     ],
 )
-def test_a_host_that_can_not_work_is_refused_without_repeating_it(
-    host: str | None, kwargs: dict[str, Any], words: str
-) -> None:
+def test_an_invalid_host_is_refused_without_repeating_it(host: str | None, kwargs: dict[str, Any], words: str) -> None:
     with pytest.raises(LlamaCloudConfigError, match=re.escape(words)) as caught:
         base_url(host, **kwargs)
     assert "llx-secret" not in str(caught.value)
@@ -89,7 +89,7 @@ def test_a_host_that_can_not_work_is_refused_without_repeating_it(
 @pytest.mark.parametrize(
     "key", [None, "", "  \n", "***", "********", "llx-a b", "llx-a\nb", "llx-ü", "llx-\x00", "\u2018llx-a\u2019"]
 )
-def test_a_key_that_can_not_be_one_is_refused_value_free(key: str | None) -> None:
+def test_an_invalid_key_is_refused_without_showing_it(key: str | None) -> None:
     with pytest.raises(InvalidApiKeyError) as caught:
         checked_api_key(key)
     assert "llx" not in str(caught.value)
@@ -145,7 +145,7 @@ def test_values_may_be_strings_as_forms_store_them() -> None:
         {"region": 1},
     ],
 )
-def test_a_value_that_is_not_usable_is_named(values: dict[str, object]) -> None:
+def test_an_invalid_value_is_named(values: dict[str, object]) -> None:
     with pytest.raises(LlamaCloudConfigError, match=next(iter(values))):
         ClientConfig.build(api_key="llx-a", **values)  # type: ignore[arg-type]  # wrong on purpose
 
@@ -192,7 +192,7 @@ def test_a_wrong_argument_is_described_too() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(None, 10.0), ("", 10.0), (0, 0.0), ("0", 0.0), (" 2.5", 2.5)])
-def test_a_history_may_lag_for_ten_seconds_or_as_the_connection_says(value: Any, expected: float) -> None:
+def test_the_history_lag_is_ten_seconds_or_the_connections_value(value: Any, expected: float) -> None:
     assert ClientConfig.build(api_key="llx-a", history_lag=value).history_lag == expected
 
 
@@ -213,7 +213,7 @@ def test_blank_ids_are_none() -> None:
         ("https://example.com", False),
     ],
 )
-def test_plain_http_is_told_from_loopback(host: str, plain: bool) -> None:
+def test_plain_http_is_distinguished_from_loopback(host: str, plain: bool) -> None:
     assert ClientConfig.build(api_key="llx-a", host=host).is_plain_http is plain
 
 

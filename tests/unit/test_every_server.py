@@ -85,7 +85,9 @@ def test_a_history_that_is_written_when_a_turn_ends_is_no_more_than_late(
 
 @settings(deadline=None, max_examples=SOAK_EXAMPLES or 200)
 @given(service=st.builds(Service, **WITHIN), attempts=ATTEMPTS, is_at_end=st.booleans())
-def test_an_answer_that_can_be_known_is_handed_over(service: Service, attempts: list[Attempt], is_at_end: bool) -> None:
+def test_an_answer_that_the_server_shows_is_returned(
+    service: Service, attempts: list[Attempt], is_at_end: bool
+) -> None:
     service.survives = True
     service.faults = [fault for fault in service.faults if fault[0] != "error"][:2]
     if is_at_end:
@@ -111,7 +113,7 @@ def test_without_a_store_a_retry_knows_its_turn_by_the_last_prompt(service: Serv
     service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 20), "faults": st.lists(st.just(("cut", True)))}),
     attempts=st.lists(st.builds(Attempt, gap=st.floats(0, 30), is_deferred=st.booleans()), min_size=1, max_size=4),
 )
-def test_however_late_a_history_is_what_was_seen_to_be_taken_is_not_posted_again(
+def test_an_accepted_prompt_is_never_posted_again_however_late_the_history_is(
     service: Service, attempts: list[Attempt]
 ) -> None:
     check(Life(service).run(attempts))
@@ -183,13 +185,11 @@ def test_a_trigger_that_is_replaced_within_a_moment_looks_before_it_posts(crash_
         (lambda: Service(written_at_end=True, takes=15.0, faults=[TAKEN], has_conflicts=False), [Attempt()], True),
     ],
 )
-def test_the_documented_limits_are_where_they_are_said_to_be(
-    service: Callable[[], Service], attempts: list[Attempt], has_store: bool
-) -> None:
+def test_the_documented_limits_hold(service: Callable[[], Service], attempts: list[Attempt], has_store: bool) -> None:
     assert Life(service(), has_store=has_store).run(attempts).service.paid == 2
 
 
-def test_a_window_that_shows_nothing_but_somebody_elses_turn_passes_for_a_session_that_was_empty_before_ours() -> None:
+def test_a_window_with_only_another_clients_turn_is_mistaken_for_an_unused_session() -> None:
     # Nothing in such a history tells that it lost its beginning, and the end of ours was seen.
     service = Service(window=4, echoes=False, foreign=[1.0])
     life = Life(service).run([Attempt(is_deferred=True)])
@@ -204,7 +204,7 @@ def test_a_busy_session_keeps_a_turn_that_is_longer_than_the_lag_from_being_paid
     assert (life.service.paid, [turn.answer for turn in life.answers]) == (1, ["ours 1"])
 
 
-def test_without_a_store_the_same_prompt_of_an_earlier_task_is_taken_for_ours() -> None:
+def test_without_a_store_an_equal_prompt_of_an_earlier_task_is_mistaken_for_ours() -> None:
     service = Service(earlier=1, faults=[("connect", False)] * 3)
     service.turns[0].prompt = '  Is "a < b" & it\u2019s \ufb01ne,\u200b caf\u00e9 or e\u0301?\x07 Tell me, please.\n'
     life = Life(service, has_store=False).run([Attempt(), Attempt()])

@@ -78,12 +78,12 @@ def test_a_retrieved_passage_is_understood(result: Any) -> None:
         ({"__classname__": "os.system"}, {"raw": '{"__classname__": "os.system"}'}),
     ],
 )
-def test_other_known_forms_and_unknown_ones(result: Any, source: dict[str, Any]) -> None:
+def test_other_known_and_unknown_result_forms_are_read(result: Any, source: dict[str, Any]) -> None:
     assert sources("t", result) == [{"tool": "t", **source}]
 
 
 @pytest.mark.parametrize("result", [None, "", [], {}, {"results": []}, [None, {}, ""]])
-def test_nothing_found_is_no_source(result: Any) -> None:
+def test_an_empty_result_gives_no_source(result: Any) -> None:
     assert sources("t", result) == []
 
 
@@ -173,7 +173,7 @@ def check(result: Any, arguments: Any, picture: Any, times: int, size: int) -> N
 
 
 @given(known_names, json_values, json_values, st.integers(1, 400), st.sampled_from([400, LINE_BYTES, MAX_BYTES]))
-def test_no_form_of_a_result_breaks_an_xcom_or_its_stated_size(
+def test_any_form_of_result_fits_into_an_xcom_of_the_stated_size(
     result: Any, arguments: Any, picture: Any, times: int, size: int
 ) -> None:
     check(result, arguments, picture, times, size)
@@ -198,7 +198,7 @@ def nested(depth: int) -> Any:
     ],
     ids=["flat", "deep", "long", "emoji", "key", "names"],
 )
-def test_a_huge_or_deep_result_does_not_either(result: Any) -> None:
+def test_a_huge_or_deep_result_fits_into_an_xcom(result: Any) -> None:
     begin = time.process_time()
     for size in (400, LINE_BYTES, MAX_BYTES):
         check(result, {"index_ids": ["i" * 9_000]}, PICTURE, 100, size)
@@ -220,7 +220,7 @@ def test_no_form_of_a_result_loses_the_answer(result: Any, picture: Any, odd: An
     assert len(turn.sources) >= len(passages(result))
 
 
-def test_a_result_of_many_parts_does_not_hold_up_a_batch() -> None:
+def test_a_result_with_many_parts_does_not_delay_a_batch() -> None:
     many = [{"odd": number} for number in range(300_000)]
     events = [
         parse_event({"type": "tool_result", "name": "t", "call_id": str(call), "result": result})

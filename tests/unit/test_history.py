@@ -91,7 +91,7 @@ def test_a_turn_without_its_end_has_no_figures_and_its_tools_may_still_run() -> 
 
 
 @pytest.mark.parametrize("kind", ["text", "thinking"])
-def test_whole_pieces_count_and_deltas_only_stand_in_for_them(kind: str) -> None:
+def test_deltas_are_used_only_until_the_complete_event_arrives(kind: str) -> None:
     def folded(*parts: list[dict[str, Any]]) -> str:
         made = fold(events(*parts, [STOP]), "s", "p")
         return made.answer if kind == "text" else made.thinking
@@ -103,14 +103,14 @@ def test_whole_pieces_count_and_deltas_only_stand_in_for_them(kind: str) -> None
     assert folded(whole, some) == "42\n\n4\r\n2", "what follows a whole piece is another one, cut off"
 
 
-def test_nothing_counts_after_stop_and_a_result_without_its_call_is_kept() -> None:
+def test_events_after_stop_are_ignored_and_a_result_without_its_call_is_kept() -> None:
     result = [{"type": "tool_result", "name": "x", "call_id": "c9", "result": 1}]
     folded = fold(events(result, [STOP], deltas("text", "late")), "s", "p")
     assert folded.answer == ""
     assert [(tool.call_id, tool.arguments, tool.finished) for tool in folded.tools] == [("c9", {}, True)]
 
 
-def test_a_folder_knows_of_its_end_and_of_its_losses() -> None:
+def test_a_folder_reports_its_end_and_lost_events() -> None:
     folder = TurnFolder("s", "p")
     assert (folder.finished, folder.is_damaged) == (False, False)
     folder.lose()
@@ -120,7 +120,7 @@ def test_a_folder_knows_of_its_end_and_of_its_losses() -> None:
 
 @settings(deadline=None)
 @given(cut=st.integers(0, 6), before=st.integers(0, 3), is_error=st.booleans())
-def test_any_cut_of_the_history_gives_the_verdict_of_the_rule(cut: int, before: int, is_error: bool) -> None:
+def test_any_truncation_of_the_history_gives_the_documented_verdict(cut: int, before: int, is_error: bool) -> None:
     earlier = [turn(f"earlier {number}") for number in range(before)]
     ours = turn("ours", is_error=is_error, error="no" if is_error else None)[:cut]
     verdict = judge(events(*earlier, ours), Q, Trace(before))
@@ -152,7 +152,7 @@ _EVENT = st.one_of(
 
 @settings(max_examples=100, deadline=None)
 @given(items=st.lists(_EVENT, max_size=12), data=st.data(), newline=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_folding_does_not_depend_on_how_the_bytes_are_cut(
+def test_folding_does_not_depend_on_chunk_boundaries(
     items: list[dict[str, Any]], data: st.DataObject, newline: str
 ) -> None:
     lines = (f"event: message{newline}data: {json.dumps(item)}{newline}{newline}" for item in items)
@@ -175,12 +175,12 @@ def test_another_prompt_in_our_place_is_foreign_and_ours_is_found_after_it() -> 
     assert (behind.turn.answer, behind.turn.position) == ("right", 1)
 
 
-def test_our_prompt_before_the_baseline_is_another_tasks() -> None:
+def test_our_prompt_before_the_baseline_belongs_to_another_task() -> None:
     assert judge(events(turn("ours")), Q, Trace(1)).state is State.ABSENT
     assert judge(events(turn("ours")), Q, Trace(-1)).state is State.FINISHED
 
 
-def test_the_form_that_the_server_was_seen_to_record_is_ours_wherever_it_stands() -> None:
+def test_a_prompt_in_the_recorded_form_is_ours_at_any_position() -> None:
     known = Trace(0, accepted=True, recorded=fingerprint("#1: 0u4s"))
     verdict = judge(events(turn("theirs"), turn("#1: 0u4s", "right")), Q, known)
     assert (verdict.state, verdict.is_sure, verdict.recorded) == (State.FINISHED, True, known.recorded)
@@ -188,7 +188,7 @@ def test_the_form_that_the_server_was_seen_to_record_is_ours_wherever_it_stands(
 
 
 @pytest.mark.parametrize("recorded", ["", "ours, and", "User: ours, and no other"])
-def test_a_text_that_may_be_ours_counts_at_our_position_only_and_is_not_sure(recorded: str) -> None:
+def test_a_similar_prompt_may_be_ours_only_at_our_position(recorded: str) -> None:
     question = replace(Q, prompt="ours, and no other")
     verdict = judge(events(turn(recorded)), question, Trace(0))
     assert (verdict.state, verdict.is_sure, verdict.asked) == (State.FINISHED, False, 1)
@@ -198,13 +198,13 @@ def test_a_text_that_may_be_ours_counts_at_our_position_only_and_is_not_sure(rec
     assert (sure.turn.answer, sure.is_sure) == ("right", True)
 
 
-def test_a_turn_that_another_one_overtook_is_running_and_said_to_be_overtaken() -> None:
+def test_a_turn_that_another_one_overtook_counts_as_running_and_overtaken() -> None:
     verdict = judge(events(turn("ours")[:2], turn("theirs")), Q, Trace(0))
     assert (verdict.state, verdict.overtaken, verdict.size) == (State.RUNNING, True, 2)
     assert not judge(events(turn("ours"), turn("theirs")), Q, Trace(0)).overtaken
 
 
-def test_asked_twice_the_first_that_was_answered_counts_and_else_the_last() -> None:
+def test_of_two_equal_prompts_the_first_answered_one_counts_or_else_the_last() -> None:
     cut, failed, good = turn("ours")[:3], turn("ours", is_error=True, error="x"), turn("ours", "good")
     for history in ((cut, good), (failed, good), (good, turn("ours", "late"))):
         verdict = judge(events(*history), Q, Trace(0))
@@ -214,7 +214,7 @@ def test_asked_twice_the_first_that_was_answered_counts_and_else_the_last() -> N
     assert (last.state, last.asked) == (State.RUNNING, 2)
 
 
-def test_a_history_with_fewer_turns_than_are_known_tells_nothing() -> None:
+def test_a_history_with_fewer_turns_than_known_proves_nothing() -> None:
     assert judge(events(turn("a")), Q, Trace(2)).state is State.TRUNCATED
     assert judge([], Q, Trace(1, accepted=True)).state is State.TRUNCATED
     assert judge(events(turn("ours")), Q, Trace(2, intended_at=0.0)).state is State.TRUNCATED
@@ -222,7 +222,7 @@ def test_a_history_with_fewer_turns_than_are_known_tells_nothing() -> None:
 
 
 @pytest.mark.parametrize("known", [{"accepted": True}, {"answered": True}])
-def test_what_was_seen_to_be_taken_is_the_last_turn_of_a_truncated_history(known: dict[str, Any]) -> None:
+def test_an_accepted_prompt_is_the_last_turn_of_a_truncated_history(known: dict[str, Any]) -> None:
     verdict = judge(events(turn("b"), turn("ours")), Q, Trace(5, **known))
     assert verdict.turn is not None
     assert (verdict.state, verdict.asked, verdict.turn.position, verdict.is_sure) == (State.FINISHED, 1, 1, True)
@@ -231,7 +231,7 @@ def test_what_was_seen_to_be_taken_is_the_last_turn_of_a_truncated_history(known
     assert judge(events(turn("b"), turn("0")), Q, recorded).state is State.FINISHED
 
 
-def test_a_history_that_slid_on_is_told_by_how_it_begins() -> None:
+def test_a_truncated_history_is_recognized_by_its_first_turn() -> None:
     before = events(turn("a"), turn("b"))
     known = Trace(2, intended_at=0.0, anchor=anchor(before, 2))
     assert judge(before, Q, known).state is State.ABSENT
@@ -248,14 +248,14 @@ def test_an_anchor_is_the_first_turn_with_all_that_its_events_hold() -> None:
     assert anchor(events([{"type": "note"}], turn("a")), 1) != first
 
 
-def test_the_anchor_of_an_empty_session_is_what_stands_before_the_first_turn() -> None:
+def test_the_anchor_of_an_empty_session_equals_the_anchor_before_the_first_turn() -> None:
     empty = anchor([], 0)
     assert anchor(events(turn("a"), turn("b")), 0) == empty
     assert anchor(events([STOP]), 0) != empty, "the end of a turn whose beginning is gone"
     assert judge(events(turn("ours")[2:]), Q, Trace(0, intended_at=0.0, anchor=empty)).state is State.TRUNCATED
 
 
-def test_a_first_turn_that_still_runs_may_end() -> None:
+def test_the_anchor_matches_when_a_running_first_turn_ends() -> None:
     running = Trace(1, intended_at=0.0, anchor=anchor(events(turn("a")[:3]), 1))
     assert running.anchor == anchor(events(turn("a")[:1]), 1)
     for history in (turn("a")[:1], turn("a")[:4], turn("a")):
@@ -288,7 +288,7 @@ def test_a_retry_without_a_store_knows_its_turn_by_the_last_prompt(
     assert begun == Trace(baseline, intended_at=9.0, anchor=anchor(events(*history), baseline))
 
 
-def test_an_attempt_with_a_store_goes_by_its_memory() -> None:
+def test_an_attempt_with_a_store_uses_its_trace() -> None:
     history = session(turn("ours"), turn("ours"))
     for memory in (Trace(1, 5.0), Trace(1, accepted=True), Trace(1, answered=True)):
         assert begin(history, Q, memory=memory, now=9.0) is memory

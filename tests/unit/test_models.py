@@ -25,7 +25,7 @@ STRANGE: list[Any] = [0, -1, 1.5, 10**30, True, "text", "", [], ["a"], [[]], {},
     ],
     ids=["summary", "session", "project", "index", "index with metadata"],
 )
-def test_no_type_beside_the_ids_fails_a_read(model: Any, known: dict[str, Any], value: Any) -> None:
+def test_only_ids_of_a_wrong_type_fail_a_read(model: Any, known: dict[str, Any], value: Any) -> None:
     ids = {"session_id", "id", "events", "index_ids", "project_id", "organization_id"}
     for name in set(model.model_fields) - ids - (set() if known.get("metadata") is None else {"metadata"}):
         read = model.model_validate({**known, name: value})

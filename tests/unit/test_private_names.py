@@ -44,7 +44,7 @@ def without_reason(source: str) -> list[int]:
     return sorted({line for line in looks_inside(ast.parse(source)) if not comments.get(line)})
 
 
-def test_no_test_looks_inside_without_a_reason(repository: Path) -> None:
+def test_no_test_uses_private_names_without_a_reason(repository: Path) -> None:
     found = [
         f"{path.relative_to(repository)}:{line}"
         for path in sorted((repository / "tests").rglob("*.py"))
@@ -67,7 +67,7 @@ def test_no_test_looks_inside_without_a_reason(repository: Path) -> None:
         "from package._module import name, _contexts as contexts",
     ],
 )
-def test_the_check_finds(line: str) -> None:
+def test_the_check_finds_private_names(line: str) -> None:
     assert without_reason(line) == [1]
     assert without_reason(f"{line}  # it has no public way") == []
 
@@ -75,5 +75,5 @@ def test_the_check_finds(line: str) -> None:
 @pytest.mark.parametrize(
     "line", ["self._client", "hook.client", "hook.__class__", 'setattr(hook, "client", "_x")', "from a import b"]
 )
-def test_the_check_passes_over(line: str) -> None:
+def test_the_check_ignores_allowed_names(line: str) -> None:
     assert without_reason(line) == []

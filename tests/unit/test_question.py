@@ -25,7 +25,7 @@ from tests.unit.services import RECORDS, SURE
 FULL = Trace(3, intended_at=12.5, accepted=True, recorded="r" * 24, answered=True, anchor="a" * 24)
 
 
-def test_a_question_is_read_from_what_it_gave_among_other_values() -> None:
+def test_a_question_is_read_from_its_serialized_form_among_other_values() -> None:
     full = Question("ses-1", "q", ["i"], require_all_indexes=True, project_id="p", organization_id="o")
     for question in (full, Question("ses-1", "q")):
         assert Question.read({**json.loads(json.dumps(question.as_dict())), "state": "answered"}) == question
@@ -33,13 +33,13 @@ def test_a_question_is_read_from_what_it_gave_among_other_values() -> None:
     assert Question("s", "q").scope == {"project_id": None, "organization_id": None}
 
 
-def test_what_a_question_does_not_say_has_its_usual_meaning() -> None:
+def test_missing_fields_of_a_question_have_defaults() -> None:
     told = {"session_id": "s", "prompt": "q", "index_ids": None, "require_all_indexes": None}
     assert Question.read(told) == Question("s", "q", [], require_all_indexes=False)
 
 
 @pytest.mark.parametrize("values", [{}, {"session_id": "s"}, {"prompt": "q"}, {"session_id": 1, "prompt": "q"}])
-def test_what_holds_no_question_is_none(values: dict[str, Any]) -> None:
+def test_a_value_without_a_question_is_none(values: dict[str, Any]) -> None:
     assert Question.read(values) is None
     assert Question.read({"session_id": "s", "prompt": ["q"]}) is None
 
@@ -56,7 +56,7 @@ _TRACES = st.builds(
 
 
 @given(_TRACES)
-def test_a_trace_survives_its_store(trace: Trace) -> None:
+def test_a_trace_is_unchanged_after_storing_and_reading(trace: Trace) -> None:
     assert Trace.read({**json.loads(json.dumps(trace.as_dict())), "session_id": "s", "prompt": "p"}) == trace
 
 
@@ -92,17 +92,17 @@ def test_a_trace_keeps_the_names_that_it_has_in_stores_and_events() -> None:
         ({"baseline": 1, "intended_at": 7}, Trace(1, 7.0)),
     ],
 )
-def test_what_earlier_attempts_and_releases_left_is_taken_up(left: dict[str, Any], expected: Trace) -> None:
+def test_traces_of_earlier_attempts_and_releases_are_read(left: dict[str, Any], expected: Trace) -> None:
     assert Trace.read(left) == expected
     assert isinstance(expected.intended_at, float | None)
 
 
 @pytest.mark.parametrize("left", [{}, {"baseline": None}, {"baseline": "1"}, {"baseline": 1.0}, {"accepted": True}])
-def test_what_holds_no_trace_is_none(left: dict[str, Any]) -> None:
+def test_a_value_without_a_trace_is_none(left: dict[str, Any]) -> None:
     assert Trace.read(left) is None
 
 
-def test_values_of_strange_types_tell_nothing() -> None:
+def test_trace_values_of_invalid_types_are_ignored() -> None:
     left = {"baseline": 1, "intended_at": "soon", "accepted": "yes", "done": 1, "recorded": 5, "anchor": ["x"]}
     assert Trace.read(left) == Trace(1)
 
@@ -117,12 +117,12 @@ def test_values_of_strange_types_tell_nothing() -> None:
         (Trace(0, answered=True), True),
     ],
 )
-def test_a_trace_is_open_as_long_as_a_post_may_have_become_a_turn(trace: Trace, is_open: bool) -> None:
+def test_a_trace_is_open_while_a_post_may_have_become_a_turn(trace: Trace, is_open: bool) -> None:
     assert trace.is_open is is_open
     assert not trace.withdrawn().is_open
 
 
-def test_a_trace_that_is_withdrawn_keeps_the_place_only() -> None:
+def test_a_withdrawn_trace_keeps_only_the_position() -> None:
     assert FULL.withdrawn() == Trace(3, anchor="a" * 24)
 
 
@@ -137,7 +137,7 @@ def test_the_first_event_of_our_stream_shows_acceptance_and_the_first_prompt_in_
     assert began.after(UserInputEvent(type="user_input", content="Q")) == learned
 
 
-def test_a_fingerprint_tells_prompts_apart_and_not_their_white_space_or_composition() -> None:
+def test_a_fingerprint_ignores_white_space_and_unicode_composition() -> None:
     assert fingerprint("caf\u00e9  au\nlait ") == fingerprint("cafe\u0301 au lait")
     assert fingerprint("q") == "8e35c2cd3bf6641bdb0e2050", "tasks in flight carry it: it must not change"
     assert fingerprint("q") != fingerprint("Q")
@@ -160,7 +160,7 @@ def test_a_prompt_is_recognized_in_each_form_that_keeps_its_words(name: str, pro
 @pytest.mark.parametrize("name", sorted(RECORDS))
 @settings(deadline=None)
 @given(prompt=_PROMPT)
-def test_a_prompt_may_be_the_one_that_was_cut_or_added_to(name: str, prompt: str) -> None:
+def test_a_truncated_or_extended_prompt_may_be_ours(name: str, prompt: str) -> None:
     # Less than a few characters would be no sign of anything.
     prompt = f"Tell me about {prompt}"
     recorded = RECORDS[name](prompt)
@@ -180,7 +180,7 @@ def test_a_prompt_may_be_the_one_that_was_cut_or_added_to(name: str, prompt: str
         ("\ue000x", "x"),
     ],
 )
-def test_what_a_server_may_change_does_not_count(recorded: str, prompt: str) -> None:
+def test_changes_that_a_server_may_make_are_ignored(recorded: str, prompt: str) -> None:
     assert is_same_text(recorded, prompt)
     assert is_same_text(prompt, recorded)
 
@@ -188,7 +188,7 @@ def test_what_a_server_may_change_does_not_count(recorded: str, prompt: str) -> 
 @pytest.mark.parametrize(
     ("recorded", "prompt"), [("what is it", "what was it"), ("1.5", "15"), ("a-b", "ab"), ("a", "b"), ("", "a")]
 )
-def test_other_words_figures_and_signs_are_another_prompt(recorded: str, prompt: str) -> None:
+def test_other_words_numbers_or_signs_make_another_prompt(recorded: str, prompt: str) -> None:
     assert not is_same_text(recorded, prompt)
 
 
@@ -219,7 +219,7 @@ LONG = "abcdefghijklmnopqrstuvwxyz0123456789+-*="
         ("xyz", False),
     ],
 )
-def test_a_text_may_be_ours_if_one_holds_enough_of_the_other(recorded: str, expected: bool) -> None:
+def test_a_text_may_be_ours_if_one_contains_enough_of_the_other(recorded: str, expected: bool) -> None:
     assert may_be_same_text(recorded, LONG) is expected
 
 
@@ -237,18 +237,18 @@ def test_a_short_prompt_of_somebody_else_is_not_ours(recorded: str, prompt: str)
     assert not may_be_same_text(recorded, prompt)
 
 
-def test_ours_has_to_be_a_quarter_of_what_is_recorded() -> None:
+def test_our_prompt_must_be_a_quarter_of_the_recorded_text() -> None:
     assert may_be_same_text("x" * 24 + "abcdefgh", "abcdefgh")
     assert not may_be_same_text("x" * 25 + "abcdefgh", "abcdefgh")
     assert not may_be_same_text("x" + "abcdefg", "abcdefg")
 
 
-def test_a_cut_between_a_letter_and_its_accent_is_a_cut() -> None:
+def test_a_prompt_may_be_truncated_between_a_letter_and_its_accent() -> None:
     assert may_be_same_text("a new cafe", "a new cafe\u0301 au lait, and a lot of other things")
     assert unicodedata.normalize("NFC", "e\u0301") == "\u00e9"
 
 
-def test_a_long_hostile_text_is_compared_in_no_time() -> None:
+def test_a_long_hostile_text_is_compared_quickly() -> None:
     import time
 
     began = time.process_time()

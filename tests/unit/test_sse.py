@@ -40,7 +40,7 @@ def test_keep_alives_multi_line_data_and_empty_data(newline: str) -> None:
         assert [event.model_dump() for event in read_events(pieces, "s")] == [TEXT, TEXT]
 
 
-def test_a_malformed_event_is_logged_and_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_event_is_logged_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     bad = [
         block("data: {not json"),
         block('data: {"type": "text"}'),
@@ -54,7 +54,7 @@ def test_a_malformed_event_is_logged_and_passed_over(caplog: pytest.LogCaptureFi
     assert len(caplog.text) < 3000
 
 
-def test_an_unknown_type_passes_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_event_type_is_passed_on_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     new = block("data: " + json.dumps({"type": "citation", "page": 3}))
     events = list(read_events([new, new], "s"))
@@ -62,25 +62,25 @@ def test_an_unknown_type_passes_and_is_mentioned_once(caplog: pytest.LogCaptureF
     assert caplog.text.count("newer than this provider") == 1
 
 
-def test_invalid_utf8_costs_characters_and_not_the_answer() -> None:
+def test_invalid_utf8_loses_characters_but_not_the_answer() -> None:
     stream = b'data: {"type": "text", "content": "a\xff\xfeb"}\n\n'
     assert [event.model_dump()["content"] for event in read_events([stream], "s")] == ["a\ufffd\ufffdb"]
 
 
 @pytest.mark.parametrize(("kind", "is_lost"), [("text", True), ("text_delta", True), ("thinking", False)])
-def test_text_that_was_no_utf8_is_told_as_lost(kind: str, is_lost: bool) -> None:
+def test_text_that_is_not_utf8_is_reported_as_lost(kind: str, is_lost: bool) -> None:
     lost: list[bool] = []
     stream = block(f'data: {{"type": "{kind}", "content": "caf')[:-2] + b'\xff"}\n\n'
     events = list(read_events([stream], "ses-1", on_lost=lambda: lost.append(True)))
     assert (len(events), bool(lost)) == (1, is_lost)
 
 
-def test_a_character_cut_between_chunks_is_whole() -> None:
+def test_a_character_split_between_chunks_is_decoded() -> None:
     stream = b"data: " + json.dumps(TEXT, ensure_ascii=False).encode() + b"\n\n"
     assert [e.model_dump() for e in read_events([stream[i : i + 1] for i in range(len(stream))], "s")] == [TEXT]
 
 
-def test_an_event_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_an_event_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT", 10_000)
     taken = 0
 
@@ -95,7 +95,7 @@ def test_an_event_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     assert taken <= 12_000
 
 
-def test_many_events_together_may_exceed_the_bound_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_events_together_may_exceed_the_limit_of_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT", 500)
     assert len(list(read_events([block("data: " + json.dumps(TEXT))] * 100, "s"))) == 100
 
@@ -117,7 +117,7 @@ async def _chunks(pieces: list[bytes]) -> AsyncIterator[bytes]:
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=5))
-def test_any_bytes_give_events_or_nothing_and_both_readers_agree(noise: bytes, cuts: list[int]) -> None:
+def test_both_readers_return_the_same_events_for_any_bytes(noise: bytes, cuts: list[int]) -> None:
     import asyncio
 
     stream = noise + b"\n\n" + block("data: " + json.dumps(TEXT))

@@ -93,13 +93,13 @@ def test_a_failure_crosses_from_trigger_to_worker_as_the_same_class(kind: type[e
         {"state": "failed", "session_id": 1, "baseline": 1},
     ],
 )
-def test_an_event_that_is_not_ours_is_refused(payload: Any) -> None:
+def test_an_event_of_another_trigger_is_refused(payload: Any) -> None:
     with pytest.raises(errors.LlamaCloudError, match="not about a chat turn"):
         TurnEvent.parse(payload)
 
 
 @pytest.mark.parametrize("name", ["os", "AirflowException", "Nonsense", None, "Any"])
-def test_an_unknown_class_in_an_event_becomes_the_root(name: str | None) -> None:
+def test_an_unknown_error_class_in_an_event_becomes_the_base_class(name: str | None) -> None:
     with pytest.raises(errors.LlamaCloudError):
         TurnEvent(
             "failed", Question("s", "q"), Trace(0), failure=Failure(name, "m", {"session_id": "s", "__class__": "x"})
@@ -123,7 +123,7 @@ def delta(text: str) -> dict[str, Any]:
 STOP = {"type": "stop", "usage": {}, "is_error": False, "error": None}
 
 
-def test_deltas_become_lines_and_not_a_line_per_token(caplog: pytest.LogCaptureFixture) -> None:
+def test_deltas_are_logged_as_lines_and_not_one_line_per_token(caplog: pytest.LogCaptureFixture) -> None:
     words = [delta(f"word{n} ") for n in range(60)]
     lines = shown(caplog, *words, delta("end\nnext\n"), {"type": "text", "content": "the whole again"}, STOP)
     assert lines[-1] == "| next"
@@ -136,7 +136,7 @@ def test_a_turn_without_deltas_is_shown_from_its_text(caplog: pytest.LogCaptureF
     assert shown(caplog, {"type": "text", "content": "one\n\ntwo"}, STOP) == ["| one", "| two"]
 
 
-def test_tools_and_thinking_are_one_line_each_and_control_characters_do_not_pass(
+def test_tools_and_thinking_are_one_line_each_without_control_characters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     lines = shown(
@@ -173,5 +173,5 @@ def test_a_key_that_a_tool_call_or_an_answer_repeats_is_not_in_the_log(caplog: p
 def test_a_slow_answer_is_shown_before_its_line_is_full(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_llamachat.airflow_support.turn_log.PATIENCE", -1.0)
+    monkeypatch.setattr("airflow_provider_llamachat.airflow_support.turn_log.LATE", -1.0)
     assert shown(caplog, delta("slow"), delta(" words and ha"), delta("lf")) == ["| slow words and"]

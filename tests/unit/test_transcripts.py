@@ -85,7 +85,7 @@ def kinds_of(markdown: str) -> list[str]:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_html_holds_the_text_and_nothing_of_its_markup(text: str) -> None:
+def test_html_shows_the_text_and_none_of_its_markup(text: str) -> None:
     page, harmless = Page(render(session_of(text), "html")), Page(render(session_of("harmless"), "html"))
     assert page.tags == harmless.tags
     assert (
@@ -101,7 +101,7 @@ def test_html_holds_the_text_and_nothing_of_its_markup(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_markdown_holds_the_text_and_nothing_of_its_markup(text: str) -> None:
+def test_markdown_shows_the_text_and_none_of_its_markup(text: str) -> None:
     written = render(session_of(text), "markdown")
     allowed = set(kinds_of(render(session_of("harmless\n\nlines\nof text"), "markdown")))
     found = kinds_of(written)
@@ -150,7 +150,7 @@ def test_a_passage_of_ten_megabytes_is_cut_and_an_answer_is_not(form: str) -> No
     assert time.process_time() - begin < 10.0
 
 
-def test_json_holds_all_of_it() -> None:
+def test_json_contains_the_whole_conversation() -> None:
     found = json.loads(render(session_of(*HOSTILE), "json"))
     assert len(found["turns"]) == len(HOSTILE)
     assert [turn["position"] for turn in found["turns"]] == list(range(len(HOSTILE)))
@@ -162,7 +162,7 @@ def test_json_holds_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("form", ["markdown", "html", "json"])
-def test_what_is_missing_is_no_error(form: str) -> None:
+def test_missing_values_are_not_an_error(form: str) -> None:
     empty = session_of(generated_title=None, index_ids=None, events=[])
     assert "ses-1" in render(empty, form)
     running = session_of(events=[{"type": "user_input", "content": "why"}, {"type": "text", "content": "so"}])
@@ -171,6 +171,6 @@ def test_what_is_missing_is_no_error(form: str) -> None:
     assert ("The turn has no end" in text) is (form != "json")
 
 
-def test_figures_are_made_for_reading() -> None:
+def test_figures_are_readable() -> None:
     for form in ("markdown", "html"):
         assert "1.0 s" in render(session_of("x"), form)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.airflow_support.turn_log import LINE, MAX_CITATIONS, MAX_LINES, TurnLog
+from airflow_provider_llamachat.airflow_support.turn_log import LATE, LINE, MAX_CITATIONS, MAX_LINES, TurnLog
 from airflow_provider_llamachat.conversation.history import fold
 from airflow_provider_llamachat.conversation.question import Question
 from airflow_provider_llamachat.evidence import bounded
@@ -97,7 +97,7 @@ def test_the_list_of_documents_is_short_and_the_end_of_a_long_answer_is_said(cap
     )
 
 
-def test_a_time_beyond_the_calendar_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_duration_beyond_the_calendar_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     TurnLog(logging.getLogger("task")).defers(1e300)
     assert caplog.messages == ["Waiting for the answer in the triggerer, without a limit."]
@@ -142,3 +142,16 @@ def test_an_answer_of_an_earlier_attempt_is_not_called_a_lost_stream(caplog: pyt
         "The post returned no stream. The answer was read from the session's history. It was paid for once.",
         "| fine",
     ]
+
+
+def test_a_line_is_logged_before_it_is_complete_only_if_its_own_words_are_late(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    log = TurnLog(logging.getLogger("task"))
+    for seconds, text in ((60.0, "The revenue "), (1.0, "was "), (LATE, "47.5 "), (1.0, "million.\n")):
+        now[0] += seconds
+        log(TextDeltaEvent(type="text_delta", content=text))
+    assert [record.getMessage() for record in caplog.records] == ["| The revenue was 47.5", "| million."]

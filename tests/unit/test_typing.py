@@ -68,7 +68,7 @@ AIRFLOW_LACKS = re.compile(
 """An output can be indexed at run time, and a function under @task takes outputs for its arguments."""
 
 
-def test_what_a_task_gives_may_be_given_to_an_operator(repository: Path, tmp_path: Path) -> None:
+def test_operators_accept_the_outputs_of_tasks(repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     readme = (repository / "README.md").read_text()
     (dag,) = re.findall(r"^## A Dag to paste\n+```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)

@@ -82,7 +82,7 @@ def test_an_event_of_the_earlier_trigger_is_understood(
     assert store["turn"]["value"]["accepted"] is True
 
 
-def test_what_1_0_0_posted_may_have_been_posted_a_moment_ago(session_id: str) -> None:
+def test_a_post_of_1_0_0_is_treated_as_recent(session_id: str) -> None:
     store, now = Store(), time.time()
     event = left("failed_event", SESSION=session_id) | {"details": {"reason": "unreadable"}}
     task = SendChatMessageOperator(task_id="task", session_id=session_id, prompt=PROMPT, retries=2)
@@ -100,14 +100,14 @@ def test_what_1_0_0_posted_may_have_been_posted_a_moment_ago(session_id: str) ->
 
 
 @pytest.mark.parametrize("intended_at", [None, 5.0])
-def test_an_event_that_says_when_is_believed_and_what_else_it_carries_is_passed_over(intended_at: float | None) -> None:
+def test_the_post_time_in_an_event_is_used_and_unknown_fields_are_ignored(intended_at: float | None) -> None:
     payload = {"state": "failed", "session_id": "ses-1", "prompt": PROMPT, "baseline": 0, "position": 3}
     event = TurnEvent.parse({**payload, "intended_at": intended_at, "accepted": False, "done": False})
     assert event.trace == Trace(0, intended_at=intended_at)
     assert "position" not in event.as_dict()
 
 
-def test_a_prompt_that_provably_was_not_taken_is_not_in_doubt_for_the_retry(session_id: str) -> None:
+def test_a_retry_posts_a_prompt_that_was_provably_not_accepted(session_id: str) -> None:
     question, store = Question(session_id, PROMPT, [INDEX_FILINGS]), Store()
     failure = Failure("LlamaCloudConnectionError", "no route", {"accepted": False})
     event = json.loads(json.dumps(TurnEvent(FAILED, question, Trace(0), failure).as_dict()))
@@ -118,7 +118,7 @@ def test_a_prompt_that_provably_was_not_taken_is_not_in_doubt_for_the_retry(sess
 
 
 @pytest.mark.parametrize("name", ["about_to_ask", "accepted", "done"])
-def test_a_retry_takes_up_what_the_task_state_says(
+def test_a_retry_resumes_from_the_task_state(
     name: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     LlamaCloudHook().send_message(session_id, PROMPT)
@@ -128,7 +128,7 @@ def test_a_retry_takes_up_what_the_task_state_says(
     assert llamacloud_emulator.posts() == 1
 
 
-def test_a_batch_goes_on_from_the_journal(
+def test_a_batch_resumes_from_the_journal(
     session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     other = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
