@@ -89,6 +89,7 @@ matrix: $(VENV)/.installed build ## the built wheel on each supported Airflow an
 # What it does without these settings is its short form; CHAOS_SEED=n runs one schedule again.
 chaos: export CHAOS_SCHEDULES ?= 400
 chaos: export CHAOS_SYSTEM ?= 10
+chaos: export CHAOS_PROMPTS ?= 20000
 chaos: $(VENV)/.installed ## seeded random faults, kills and restarts
 	$(BIN)/python -m pytest -m chaos -s $(PYTEST_ARGS)
 

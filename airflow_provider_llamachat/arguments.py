@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -24,6 +25,8 @@ TranscriptFormat = Literal["markdown", "json", "html"]
 """The form of a transcript."""
 OnItemError = Literal["collect", "fail_fast"]
 """What a batch does if a prompt fails."""
+OnEmpty = Literal["skip", "succeed", "fail"]
+"""What a batch does if it has no prompts."""
 
 _NOTHING = {"", "None", "null"}
 
@@ -189,6 +192,71 @@ def seconds(value: Any, name: str) -> float:
     if not 0 < result < float("inf"):
         raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {_shown(value)}.")
     return result
+
+
+def number(value: Any, name: str, *, whole: bool = False) -> float:
+    """Return ``value`` (a number, or a number in a rendered string) as a number above zero.
+
+    :raises InvalidArgumentError: it is none of these, or it is not ``whole``.
+    """
+    try:
+        result = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        result = float("nan")
+    if not (0 < result < float("inf")) or (whole and result != int(result)):
+        kind = "a whole number of at least 1" if whole else "a number above 0"
+        raise InvalidArgumentError(f"{name} must be {kind}, got {excerpt(repr(value), limit=60)}.")
+    return result
+
+
+def limit(value: Any, name: str) -> int | None:
+    """Return ``value`` as a whole number of at least 1, or None if it was not given.
+
+    :raises InvalidArgumentError: it is neither.
+    """
+    return None if is_nothing(value) else int(number(value, name, whole=True))
+
+
+def count_or_share(value: Any, name: str) -> int | Fraction | None:
+    """Return ``value`` as a count (a whole number, such as 90 or "90"), as a share of at most 1 (with a decimal point, such as 0.9,
+    "0.9" or 1.0), or None if it was not given.
+
+    :raises InvalidArgumentError: it is none of these.
+    """
+    if is_nothing(value):
+        return None
+    text = "" if isinstance(value, bool) else str(value).strip()
+    if re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
+        return int(text)
+    # As a fraction, because 0.07 * 100 is more than 7 in binary floating point.
+    if re.fullmatch(r"[0-9]*\.?[0-9]+(e-[0-9]{1,3})?", text) and 0 < (share := Fraction(text)) <= 1:
+        return share
+    raise InvalidArgumentError(
+        f"{name} must be a whole number of at least 1, or a share above 0 and at most 1 with a decimal point (0.9, 1.0), "
+        f"got {_shown(value)}."
+    )
+
+
+_FILE_NAME = re.compile(
+    r"[^\s?!]+\.(txt|md|markdown|prompt|jinja2?|j2|json|jsonl|ya?ml|csv|sql|docx?|pdf|html?)", re.IGNORECASE
+)
+
+
+PROMPT_FILES = (".prompt", ".prompt.md")
+"""The ends of the names of files whose content is asked."""
+
+
+def no_file_name(text: str, name: str) -> str:
+    """Return ``text`` unless it looks like the name of a file, which nobody means to ask.
+
+    :raises InvalidArgumentError: it does.
+    """
+    if _FILE_NAME.fullmatch(text.strip()):
+        raise InvalidArgumentError(
+            f"{name} looks like the name of a file, so it was not asked: {_shown(text)}. To ask the content of a file, give the file a "
+            f"name that ends in {' or '.join(PROMPT_FILES)}, and write that name in the Dag. To ask this text, add a question mark."
+        )
+    return text
 
 
 def _is_text(value: str) -> bool:

@@ -28,8 +28,9 @@
     │   ├── IndexFailedError             [F] the index's own status is ``failed``
     │   └── IndexNotReadyError               the deadline passed before all indexes were ready
     ├── TranscriptError                      a transcript could not be written
-    └── ChatBatchError                       about a whole batch (some items failed, or nothing was started)
-        └── ChatBatchRefusedError        [F] every prompt of a batch was refused, and would be refused again
+    ├── BudgetReachedError               [F] ``max_total_tokens`` or ``max_turns`` is used up; nothing was asked
+    └── ChatBatchError                       about a whole batch (too few answers, or nothing was started)
+        └── ChatBatchRefusedError        [F] too few prompts of a batch were answered, and a retry would answer no more
 
 ``[F]`` marks the classes that are also an ``AirflowFailException``. The task fails immediately and does not use up a retry,
 because the same request would be refused again. For all other classes, the task's ``retries`` apply.
@@ -257,8 +258,12 @@ class IndexNotReadyError(IndexStateError):
     retryable = True
 
 
+class BudgetReachedError(LlamaCloudError, AirflowFailException):
+    """``max_total_tokens`` or ``max_turns`` is used up, so the prompt was not asked."""
+
+
 class ChatBatchError(LlamaCloudError):
-    """A batch ended with failed prompts, or its results or records could not be stored."""
+    """A batch ended with too few answers, or its results or records could not be stored."""
 
     retryable = True
 
@@ -270,6 +275,6 @@ class TranscriptError(LlamaCloudError):
 
 
 class ChatBatchRefusedError(ChatBatchError, AirflowFailException):
-    """Every prompt of a batch was refused, and a retry would be refused too."""
+    """Too few prompts of a batch were answered, and a retry would answer no more: the others were refused, or the budget is used up."""
 
     retryable = False

@@ -231,6 +231,12 @@ class Session(SessionSummary):
     # No default: a response without a history must not be read as an unused session.
     events: Annotated[list[Any], BeforeValidator(_tolerant_events)]
 
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens of the turns in the history, as far as it shows their usage."""
+        usages = [event.usage for event in self.events if isinstance(event, StopEvent)]
+        return sum((usage.total_input_tokens or 0) + (usage.total_output_tokens or 0) for usage in usages)
+
 
 class SessionPage(ApiModel):
     """One page of :meth:`list_sessions`."""

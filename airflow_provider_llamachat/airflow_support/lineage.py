@@ -7,6 +7,7 @@ OpenLineage provider (extra ``openlineage``) reads them from there and converts 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -66,3 +67,15 @@ def record(hook: Any, index_ids: list[str], base_url: str, output: str | None = 
             collector.add_output_asset(context=hook, uri=output)
     except Exception as problem:  # noqa: BLE001  # collectors are plugins, which raise exceptions of any class
         log.warning("Lineage was not recorded (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))
+
+
+def describe_outlets(context: Any, outlets: Sequence[Any], extra: dict[str, Any]) -> None:
+    """Add ``extra`` to the events of the task's outlet assets. Errors are only logged, so that no answer is lost."""
+    from airflow.providers.common.compat.sdk import Asset
+
+    try:
+        for outlet in outlets:
+            if isinstance(outlet, Asset):
+                context["outlet_events"][outlet].extra.update(extra)
+    except Exception as problem:  # noqa: BLE001  # an event is not worth an answer
+        log.warning("The asset event has no counts (%s: %s).", type(problem).__name__, excerpt(str(problem), limit=200))

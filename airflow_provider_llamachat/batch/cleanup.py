@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.progress import EVERY
 from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     LlamaCloudError,
@@ -39,13 +40,14 @@ class Tidier:
             return 0
         return await self._delete(await asyncio.to_thread(self._interrupted))
 
-    async def after_failure(self, positions: dict[str, int], *, final: bool = False) -> None:
-        """Delete the sessions that no retry needs. Errors are logged, so that they do not hide why the batch failed.
+    async def after_failure(self, positions: dict[str, int], *, final: bool = False) -> int:
+        """Delete the sessions that no retry needs, and return their number. Errors are logged, so that they do not hide why the batch
+        failed.
 
         :param final: no retry follows, so only sessions in which an answer may still arrive are kept.
         """
         if not self._options.delete_sessions:
-            return
+            return 0
         try:
             wanted: set[str] = set()
             if self._journal.remembers:
@@ -54,9 +56,10 @@ class Tidier:
                 wanted = {intent.session_id for position, intent in past.intents.items() if position not in over}
                 if past.shared_session is not None and not final:
                     wanted.add(past.shared_session)
-            await self._delete(wanted)
+            return await self._delete(wanted)
         except LlamaCloudError as problem:
             self._log.warning("Sessions were not deleted. %s", problem)
+            return 0
 
     def _over(self, positions: dict[str, int]) -> set[int]:
         """Items whose session will never contain an answer: their last turn ended without one or was never started."""
@@ -101,10 +104,23 @@ class Tidier:
                 else:
                     deleted += 1
 
-        await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
+        async def tick() -> None:
+            while True:
+                await asyncio.sleep(EVERY)
+                self._log.info("Deleted %d of %d sessions.", deleted, len(doomed))
+
+        if doomed:
+            self._log.info("Deleting %d sessions, %d at a time.", len(doomed), self._options.max_concurrency)
+        async with asyncio.TaskGroup() as group:
+            ticker = group.create_task(tick())
+            await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
+            ticker.cancel()
         if left:
-            more = " …" if len(left) > NAMED else ""
+            more = " … The field session_id of the results names all of them." if len(left) > NAMED else ""
             self._log.warning(
-                "Sessions that were not deleted (%d): %s%s", len(left), ", ".join(sorted(left)[:NAMED]), more
+                "Sessions that were not deleted (%d): %s%s. To delete them, use DeleteChatSessionOperator.",
+                len(left),
+                ", ".join(sorted(left)[:NAMED]),
+                more,
             )
         return deleted

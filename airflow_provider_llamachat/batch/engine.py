@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.budget import Budget
 from airflow_provider_llamachat.batch.cleanup import Tidier
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
+from airflow_provider_llamachat.batch.lanes import Lane, Lanes
 from airflow_provider_llamachat.batch.outcomes import PASSING, Outcomes
 from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.batch.records import Intent
+from airflow_provider_llamachat.batch.report import Report, shortfall
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
+    BudgetReachedError,
     ChatBatchError,
-    ChatBatchRefusedError,
     ChatTurnInterruptedError,
     LlamaCloudError,
     PaymentRequiredError,
@@ -28,34 +30,15 @@ from airflow_provider_llamachat.exceptions import (
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
-    from airflow_provider_llamachat.batch.journal import Journal, Results
+    from airflow_provider_llamachat.batch.journal import Journal
+    from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.models import ChatTurn
 
-Ready = asyncio.Queue["tuple[Prepared, deque[Item]] | None"]
+Ready = asyncio.Queue["tuple[Prepared, Lane] | None"]
 
 FATAL = (AuthenticationError, PaymentRequiredError)
 """Refusals that every other prompt would receive too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The result of a batch.
-
-    :ivar kept: items that an earlier attempt had answered.
-    :ivar settled: items that an earlier attempt asked and whose answer was found in the history.
-    :ivar refused: requests that the server answered with 429.
-    :ivar index_ids: indexes that this attempt asked.
-    """
-
-    results: Results
-    opened: int
-    deleted: int
-    kept: int
-    settled: int
-    refused: int
-    seconds: float
-    index_ids: list[str]
 
 
 class Batch:
@@ -72,7 +55,7 @@ class Batch:
     def __init__(
         self,
         client: AsyncLlamaCloudClient,
-        items: list[Item],
+        items: Sequence[Item] | StoredItems,
         scope: Scope,
         options: Options,
         journal: Journal,
@@ -92,10 +75,11 @@ class Batch:
         self._asked: set[str] = set()
         self._problem: LlamaCloudError | None = None
         self._killed = False
-        self._working: asyncio.Task[None] | None = None
+        self._working: asyncio.Task[Any] | None = None
         self._unposted: list[Prepared] = []
         self.in_flight = 0
         self._settled = 0
+        self._budget = Budget(options.max_total_tokens, options.max_turns)
         self._tidier = Tidier(client, journal, options, logger)
 
     def kill(self) -> None:
@@ -108,37 +92,25 @@ class Batch:
     async def run(self) -> Report:
         """Ask the prompts that no earlier attempt has answered, hand over the results, and clean up.
 
-        :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the journal could not be written.
+        :raises ChatBatchError: an item failed with ``fail_fast``, or the batch was stopped, or the journal could not be written.
         :raises LlamaCloudError: a refusal that concerns all prompts, such as an invalid API key.
         """
-        positions = {item.key(self._scope): item.position for item in self._items}
+        shared = self._options.session_mode == "shared"
+        self._lanes = await asyncio.to_thread(Lanes, self._items, self._scope, shared=shared)
+        positions = self._lanes.positions
         await self._resume(positions)
         async with Committer(self._journal.write, self._interval) as self._committer:
-            if not self._killed:
-                self._working = asyncio.create_task(self._work_twice())
-                try:
-                    await self._working
-                except asyncio.CancelledError:
-                    if not self._killed:
-                        raise
+            await self._unless_killed(self._work_twice())
             self._release()
-        if self._items and not self._outcomes.answered:
-            kind = ChatBatchRefusedError if self._outcomes.refused_only else ChatBatchError
-            self._stop(
-                kind(
-                    f"None of the {len(self._items)} prompts was answered. {self._outcomes.first_failure}{self._later()}"
-                )
-            )
         self._meter.finish()
         if self._problem is not None:
-            if not self._killed:
-                await self._tidier.after_failure(positions, final=not self._problem.retryable)
+            await self._unless_killed(self._tidier.after_failure(positions, final=not self._problem.retryable))
             raise self._problem
         return await self._hand_over(positions)
 
     async def _resume(self, positions: dict[str, int]) -> None:
         past = await asyncio.to_thread(self._journal.load, positions)
-        self._done = past.answered
+        self._done, self._was_complete = past.answered, past.is_complete
         if self._done or past.intents:
             self._log.info(
                 "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
@@ -146,51 +118,69 @@ class Batch:
                 len(self._items),
                 len(past.intents),
             )
+        if self._budget.is_limited and not past.is_complete:
+            await asyncio.to_thread(lambda: self._budget.take(self._journal.records()))
         self._meter = Meter(self._log, len(self._items), len(self._done))
         self._outcomes = Outcomes(self._meter, len(self._done), self._on_result)
         self._preparer = Preparer(self._client, self._options, past)
 
+    async def _unless_killed(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return the result of ``work``, or None if the batch was stopped before or meanwhile."""
+        if self._killed:
+            work.close()
+            return None
+        self._working = asyncio.create_task(work)
+        try:
+            return await self._working
+        except asyncio.CancelledError:
+            if not self._killed:
+                raise
+            return None  # type: ignore[unreachable]  # kill() may have been called meanwhile
+
     async def _hand_over(self, positions: dict[str, int]) -> Report:
         results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
-        if (handed := results.counts[records.ANSWERED]) < self._outcomes.answered:
+        handed = results.counts[records.ANSWERED]
+        if handed < self._outcomes.answered and not self._was_complete:
             raise ChatBatchError(
                 f"{self._outcomes.answered} prompts were answered, but only {handed} of their answers could be read back. Nothing was "
                 f"removed. {self._later()}"
             )
-        deleted = await self._tidier.after_success()
-        await asyncio.to_thread(self._journal.forget)
+        failure = shortfall(
+            results,
+            self._options.needed(len(self._items)),
+            self._outcomes,
+            self._budget,
+            then=self._later(),
+            output=self._journal.output,
+        )
+        if failure is None:
+            deleted = await self._unless_killed(self._tidier.after_success())
+        else:
+            deleted = await self._unless_killed(self._tidier.after_failure(positions, final=not failure.retryable))
+        if self._problem is not None:  # it was stopped
+            raise self._problem
+        if failure is None:
+            await asyncio.to_thread(self._journal.forget)
         throttle = self._client.throttle
         return Report(
             results,
             opened=self._preparer.opened,
             deleted=deleted,
-            kept=len(self._done),
+            kept=len(self._done) if not self._was_complete else handed,
             settled=self._settled,
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
             index_ids=sorted(self._asked),
+            stopped_by=self._budget.stopped_by,
+            failure=failure,
         )
 
     # Work -------------------------------------------------------------------------------------------------------------
 
-    def _lanes(self, items: Iterable[Item]) -> Iterator[deque[Item]]:
-        """Yield lanes, which may run concurrently. Items of one lane run in order, because a session answers one turn at a time."""
-        shared = self._options.session_mode == "shared"
-        lanes: dict[str | None, deque[Item]] = {}
-        missing = [item for item in items if item.position not in self._done]
-        for item in missing:
-            if shared or item.session_id is not None:
-                lanes.setdefault(item.session_id, deque()).append(item)
-        for item in missing:
-            if not shared and item.session_id is None:
-                yield deque((item,))
-            elif (lane := lanes.pop(item.session_id, None)) is not None:
-                yield lane
-
     async def _work_twice(self) -> None:
         """Ask all prompts, and at the end retry those that failed with transient errors."""
         try:
-            await self._work(self._items)
+            await self._work(range(len(self._items)))
             await self._look_again()
         finally:
             self._outcomes.close()
@@ -201,32 +191,40 @@ class Batch:
             self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
             await self._work(again)
 
-    async def _work(self, items: Iterable[Item]) -> None:
+    async def _work(self, positions: Iterable[int]) -> None:
+        self._lanes.begin(
+            (position for position in positions if position not in self._done), self._preparer.was_intended
+        )
+        while True:
+            await self._round()
+            if not self._lanes.has_parked or self._problem is not None or not self._budget.reopen():
+                break
+            self._lanes.unpark()
+
+    async def _round(self) -> None:
         count = min(self._options.max_concurrency, max(1, len(self._items)))
         ready: Ready = asyncio.Queue()
         ahead = asyncio.Semaphore(count)
         try:
             async with asyncio.TaskGroup() as group:
                 ticker = group.create_task(self._tick())
-                group.create_task(self._prepare_all(self._lanes(items), ready, ahead, count))
+                group.create_task(self._prepare_all(ready, ahead, count))
                 await asyncio.wait([group.create_task(self._ask_all(ready, ahead)) for _ in range(count)])
                 ticker.cancel()
         except BaseExceptionGroup as several:
             # The other exceptions follow from the first one.
             raise _first(several) from None
 
-    async def _prepare_all(
-        self, lanes: Iterator[deque[Item]], ready: Ready, ahead: asyncio.Semaphore, count: int
-    ) -> None:
+    async def _prepare_all(self, ready: Ready, ahead: asyncio.Semaphore, count: int) -> None:
         async def prepare_some() -> None:
-            for lane in lanes:
+            for lane in self._lanes:
                 await ahead.acquire()
                 prepared = await self._prepare_next(lane)
                 if prepared is not None:
                     ready.put_nowait((prepared, lane))
                 else:
                     ahead.release()
-                if self._problem is not None:
+                if self._problem is not None or self._lanes.has_parked:
                     return
 
         async with asyncio.TaskGroup() as group:
@@ -235,10 +233,16 @@ class Batch:
         for _ in range(count):
             ready.put_nowait(None)
 
-    async def _prepare_next(self, lane: deque[Item]) -> Prepared | None:
+    async def _prepare_next(self, lane: Lane) -> Prepared | None:
         """Prepare the first item of the lane that can be asked, and make its intent durable."""
         while lane and self._problem is None:
-            item = lane.popleft()
+            item = self._items[lane[0]]
+            was_intended = self._preparer.was_intended(item.position)
+            # What may have been asked before is looked for in any case.
+            if not was_intended and not self._may_ask(item):
+                self._lanes.park(lane)
+                return None
+            lane.popleft()
             try:
                 prepared = await self._preparer.prepare(item)
             except FATAL as problem:
@@ -250,11 +254,22 @@ class Batch:
             else:
                 session_id = prepared.question.session_id
                 if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
-                    self._committer.note(records.session(session_id))
-                if not prepared.recorded:
-                    await self._committer.commit(self._intent(prepared))
-                return prepared
+                    self._note(records.session(session_id))
+                if prepared.recorded:
+                    return prepared
+                if not was_intended or self._may_ask(item):
+                    intent = self._intent(prepared)
+                    self._budget.take([intent])
+                    await self._committer.commit(intent)
+                    return prepared
         return None
+
+    def _may_ask(self, item: Item) -> bool:
+        was_stopped = self._budget.stopped_by
+        may = self._budget.reserve(item.key(self._scope))
+        if not may and was_stopped != self._budget.stopped_by:
+            self._log.warning("%s", self._budget.reason)
+        return may
 
     async def _ask_all(self, ready: Ready, ahead: asyncio.Semaphore) -> None:
         while (entry := await ready.get()) is not None:
@@ -264,24 +279,31 @@ class Batch:
             while following is not None:
                 following = await self._ask_in_lane(following, lane)
 
-    async def _ask_in_lane(self, prepared: Prepared, lane: deque[Item]) -> Prepared | None:
+    async def _ask_in_lane(self, prepared: Prepared, lane: Lane) -> Prepared | None:
         """Ask, and return the next prepared item of the same session."""
         if self._problem is not None:
             self._unposted.append(prepared)
             return None
         expected: Prepared | None = None
-        if lane and prepared.trace.baseline and not prepared.trace.is_open and not self._preparer.was_intended(lane[0]):
+        following = self._items[lane[0]] if lane else None
+        if (
+            following is not None
+            and prepared.trace.baseline
+            and not prepared.trace.is_open
+            and not self._preparer.was_intended(following.position)
+            and self._may_ask(following)
+        ):
             # Its intent becomes durable while this turn runs, and is valid only if this turn ends at the expected position. This does not
             # apply to a session's first turn: how the history begins (the anchor) is known only after that turn has ended.
             asked = prepared.question
-            question = self._preparer.question(lane[0], asked.session_id, lane[0].index_ids or asked.index_ids)
+            question = self._preparer.question(following, asked.session_id, following.index_ids or asked.index_ids)
             trace = Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor)
-            expected = Prepared(lane[0], question, trace)
-            self._committer.note(self._intent(expected, ahead=True))
+            expected = Prepared(following, question, trace)
+            self._note(self._intent(expected, ahead=True))
         result = await self._ask(prepared)
         position = None if isinstance(result, LlamaCloudError) else result.position
         if expected is not None and (position != prepared.trace.baseline or self._problem is not None):
-            self._committer.note(records.release(expected.item.key(self._scope)))
+            self._note(records.release(expected.item.key(self._scope)))
             expected = None
         if not lane or self._problem is not None:
             return None
@@ -295,8 +317,8 @@ class Batch:
                 len(lane),
                 prepared.question.session_id,
             )
-            for item in lane:
-                self._outcomes.wait(item)
+            for position in lane:
+                self._outcomes.wait(position)
             lane.clear()
             return None
         if expected is not None:
@@ -310,10 +332,12 @@ class Batch:
         trace = prepared.trace
         has_streamed = False
 
-        async def keep(known: Trace, _is_intent: bool) -> None:
+        async def keep(known: Trace, is_intent: bool) -> None:
             nonlocal trace
+            if is_intent and not self._may_ask(item):
+                raise BudgetReachedError(f"Not asked. {self._budget.reason}")
             if known.accepted and not trace.accepted:
-                self._committer.note(records.acceptance(key, known))
+                self._note(records.acceptance(key, known))
             trace = known
 
         def seen(_event: object) -> None:
@@ -336,7 +360,10 @@ class Batch:
             self._stop(problem)
             return problem
         except LlamaCloudError as problem:
-            self._record(item, replace(prepared, trace=trace), problem)
+            if isinstance(problem, BudgetReachedError) and not prepared.trace.is_open:
+                self._note(records.release(key))
+            else:
+                self._record(item, replace(prepared, trace=trace), problem)
             return problem
         finally:
             self.in_flight -= 1
@@ -347,6 +374,10 @@ class Batch:
 
     # Records ----------------------------------------------------------------------------------------------------------
 
+    def _note(self, record: dict[str, Any]) -> None:
+        self._budget.take([record])
+        self._committer.note(record)
+
     def _intent(self, prepared: Prepared, *, ahead: bool = False) -> dict[str, Any]:
         key = prepared.item.key(self._scope)
         trace = replace(prepared.trace, intended_at=time.time())
@@ -355,7 +386,7 @@ class Batch:
     def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
         entry = records.line(item, prepared, result)
         trace = prepared.trace if prepared else None
-        self._committer.note(records.result(item.key(self._scope), entry, trace=trace))
+        self._note(records.result(item.key(self._scope), entry, trace=trace))
         self._outcomes.add(item, result, entry)
         if prepared is not None:
             self._asked.update(prepared.question.index_ids)
@@ -374,8 +405,12 @@ class Batch:
             self._stop(ChatBatchError(text, session_id=entry["session_id"]))
 
     def _missing(self, position: int) -> dict[str, Any]:
-        reason = "Not asked, because an earlier prompt of the same session has no answer."
-        return records.line(self._items[position], None, ChatBatchError(reason), outcome=records.UNASKED)
+        problem: LlamaCloudError = ChatBatchError(
+            "Not asked, because an earlier prompt of the same session has no answer."
+        )
+        if self._budget.stopped_by is not None:
+            problem = BudgetReachedError(f"Not asked. {self._budget.reason}")
+        return records.line(self._items[position], None, problem, outcome=records.UNASKED)
 
     def _later(self) -> str:
         if self._journal.remembers:
@@ -397,7 +432,7 @@ class Batch:
         if self._options.delete_sessions and not self._killed:
             for prepared in self._unposted:
                 if prepared.opened and not prepared.trace.is_open:
-                    self._committer.note(records.release(prepared.item.key(self._scope)))
+                    self._note(records.release(prepared.item.key(self._scope)))
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

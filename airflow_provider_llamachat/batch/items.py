@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from airflow_provider_llamachat import arguments
@@ -14,7 +16,7 @@ from airflow_provider_llamachat.conversation.question import fingerprint
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
-_FIELDS = ("id", "prompt", "index_ids", "session_id")
+FIELDS = ("id", "prompt", "index_ids", "session_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Item:
     :ivar index_ids: its own indexes; None means those of the batch or of its session.
     :ivar session_id: an existing session; None means one that the batch creates.
     :ivar asked_of: its own indexes or those of the batch, sorted; empty if the session decides.
+    :ivar extra: fields that the batch does not know. They are handed on to the results.
     """
 
     position: int
@@ -49,6 +52,7 @@ class Item:
     index_ids: list[str] | None = None
     session_id: str | None = None
     asked_of: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def key(self, scope: Scope) -> str:
         """Identify the item across attempts: by batch, id (or position), prompt, session and indexes."""
@@ -67,23 +71,45 @@ def parse(prompts: Any, *, index_ids: list[str] | None = None, session_mode: str
     """Validate the prompts of a batch, and return them as items.
 
     :param prompts: a list (or other iterable, or JSON list in a string) of prompts, or of objects with ``prompt`` and, each
-        optional, ``id``, ``index_ids``, ``session_id``.
+        optional, ``id``, ``index_ids``, ``session_id``. Other fields become ``extra``.
     :param index_ids: the indexes of the batch.
     :raises InvalidArgumentError: an item is invalid; the message names its position.
     """
-    items = [_item(position, value) for position, value in enumerate(_sequence(prompts))]
+    rows = enumerate(_sequence(prompts))
+    return list(validated(rows, "prompts[{}]".format, index_ids=index_ids, session_mode=session_mode))
+
+
+def validated(
+    rows: Iterable[tuple[int, Any]],
+    place: Callable[[int], str],
+    *,
+    index_ids: list[str] | None = None,
+    session_mode: str = "per_prompt",
+) -> Iterator[Item]:
+    """Yield each row as an item. Rows are prompts or objects, with the number of each.
+
+    :param place: describes the place of a row by its number, for messages.
+    :raises InvalidArgumentError: a row is invalid.
+    """
     seen: dict[str, int] = {}
-    for item in items:
-        if item.id is not None and seen.setdefault(item.id, item.position) != item.position:
-            raise InvalidArgumentError(
-                f"{item} has the same id as prompts[{seen[item.id]}]. A retry identifies prompts by id, so make the ids unique or "
-                "omit them."
-            )
-        _check_indexes(item, index_ids, session_mode)
-    return [replace(item, asked_of=tuple(sorted(item.index_ids or index_ids or ()))) for item in items]
+    for position, (number, value) in enumerate(rows):
+        where = place(number)
+        try:
+            item = _item(position, value)
+        except InvalidArgumentError as problem:
+            raise InvalidArgumentError(f"{where}{problem}") from None
+        if item.id is not None:
+            where += f" (id {excerpt(item.id, limit=60)!r})"
+            if seen.setdefault(item.id, number) != number:
+                raise InvalidArgumentError(
+                    f"{where} has the same id as {place(seen[item.id])}. A retry identifies prompts by id, so make the ids unique or "
+                    "omit them."
+                )
+        _check_indexes(where, item, index_ids, session_mode)
+        yield replace(item, asked_of=tuple(sorted(item.index_ids or index_ids or ())))
 
 
-def _sequence(prompts: Any) -> Sequence[Any]:
+def _sequence(prompts: Any) -> Iterable[Any]:
     value = prompts
     if isinstance(value, str):
         value = arguments.parsed_list(value, "prompts")
@@ -91,58 +117,79 @@ def _sequence(prompts: Any) -> Sequence[Any]:
         raise InvalidArgumentError(
             f"prompts must be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
         )
-    return value if isinstance(value, list | tuple) else list(value)
+    return value
 
 
 def _item(position: int, value: Any) -> Item:
-    where = f"prompts[{position}]"
-    if isinstance(value, Mapping):
-        unknown = [name for name in value if name not in _FIELDS]
-        if unknown:
-            raise InvalidArgumentError(
-                f"{where} has the unknown field {_shown(unknown[0])}. Valid fields: {', '.join(_FIELDS)}."
-            )
-        if "prompt" not in value:
-            raise InvalidArgumentError(f"{where} has no prompt. Add the field 'prompt'.")
-    elif not isinstance(value, str):
+    if not isinstance(value, Mapping | str):
         raise InvalidArgumentError(
-            f"{where} must be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
+            f" must be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
         )
     fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
+    extra = {name: value for name, value in fields.items() if name not in FIELDS}
+    for name in extra:
+        if (meant := _misspelled(str(name))) is not None:
+            raise InvalidArgumentError(
+                f" has the unknown field {_shown(name)}. If it is {meant}, correct its name. Otherwise rename it, so that it can be "
+                "told from that field."
+            )
+    if "prompt" not in fields:
+        found = f" It has: {excerpt(', '.join(map(str, fields)), limit=200)}." if fields else ""
+        raise InvalidArgumentError(f" has no prompt. Add the field 'prompt'.{found}")
+    _check_extra(extra)
     try:
-        given = fields.get("id")
+        given, own_session = fields.get("id"), fields.get("session_id")
         if given is not None and (
             isinstance(given, bool) or not isinstance(given, str | int) or not str(given).strip()
         ):
             raise InvalidArgumentError(f"id must be text or a whole number, got {_shown(given)}.")
-        own_session = fields.get("session_id")
         return Item(
             position=position,
             prompt=arguments.prompt(fields["prompt"]),
             id=None if given is None else str(given),
             index_ids=arguments.id_list(fields.get("index_ids")) or None,
             session_id=None if own_session is None else arguments.session_id(own_session),
+            extra=extra,
         )
     except InvalidArgumentError as problem:
-        raise InvalidArgumentError(f"{where}: {problem}") from None
+        raise InvalidArgumentError(f": {problem}") from None
 
 
-def _check_indexes(item: Item, index_ids: list[str] | None, session_mode: str) -> None:
+@lru_cache(maxsize=256)
+def _misspelled(name: str) -> str | None:
+    """Return the field that an unknown field probably is. It would otherwise be asked of the wrong index, or in another session."""
+    plain = name.strip().lower()
+    if plain in FIELDS:
+        return plain
+    return next(iter(get_close_matches(plain, ("index_ids", "session_id"), 1, 0.75)), None)
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise InvalidArgumentError(
+            f" has a field that is not JSON, so it cannot be written to the results. Fields: {excerpt(', '.join(map(str, extra)))}. "
+            f"Cause: {excerpt(str(problem), limit=100)}."
+        ) from None
+
+
+def _check_indexes(where: str, item: Item, index_ids: list[str] | None, session_mode: str) -> None:
     if item.session_id is not None:
         return  # its session may be bound, which is known only when it is read
     ids = item.index_ids or index_ids
     if not ids:
         raise InvalidArgumentError(
-            f"{item} has no indexes. Set index_ids for the batch or the prompt, or a session_id that is bound to indexes."
+            f"{where} has no indexes. Set index_ids for the batch or the prompt, or a session_id that is bound to indexes."
         )
     if session_mode == "shared" and item.index_ids and set(item.index_ids) != set(index_ids or []):
         raise InvalidArgumentError(
-            f"{item} has its own index_ids, but with session_mode='shared' all prompts use one session, which is locked to the "
+            f"{where} has its own index_ids, but with session_mode='shared' all prompts use one session, which is locked to the "
             "batch's index_ids. Use session_mode='per_prompt', or omit them."
         )
     if len(ids) > MAX_SESSION_INDEXES:
         raise InvalidArgumentError(
-            f"{item} has {len(ids)} indexes, but a session can be bound to at most {MAX_SESSION_INDEXES}."
+            f"{where} has {len(ids)} indexes, but a session can be bound to at most {MAX_SESSION_INDEXES}."
         )
 
 

@@ -67,6 +67,9 @@ class Results:
 class Journal(abc.ABC):
     """Stores records for later attempts."""
 
+    output: str | None = None
+    """The path of the results, or None if they are returned."""
+
     @property
     def remembers(self) -> bool:
         """Whether a retry can read what this attempt writes."""
@@ -127,6 +130,7 @@ class PartsJournal(Journal):
 
     def __init__(self, output_path: Any, scope: Scope, memory: Any = None) -> None:
         self._memory = memory
+        self.output = str(output_path)
         self._name = output_path.name
         self._digest = scope.digest
         self._scope = scope
@@ -182,7 +186,7 @@ class PartsJournal(Journal):
                 self._above.url,
             )
         if self._is_complete(positions):
-            return Past(answered=set(positions.values()))
+            return Past(answered=set(positions.values()), is_complete=True)
         self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
         past = self.past(positions)
         if past.damaged:

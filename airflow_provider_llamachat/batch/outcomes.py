@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
@@ -15,6 +16,7 @@ from airflow_provider_llamachat.exceptions import (
     RateLimitError,
     ServerError,
 )
+from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 
 PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, RateLimitError, ServerError)
 """Transient errors. These prompts are retried at the end of the batch, which is safe because the session's history is read first."""
+REASONS = 3
+"""Maximum number of kinds of errors of which the first one is quoted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    outcome: str
+    usage: dict[str, Any] | None
+    kind: str | None = None
+    reason: str = ""
+    may_help: bool = False
 
 
 class Outcomes:
@@ -29,10 +42,9 @@ class Outcomes:
 
     :param on_result: called once with the outcome and the usage of each item; for a retried item, after the retry.
     :ivar answered: number of items that have an answer, those of earlier attempts included.
-    :ivar again: items that are retried.
+    :ivar again: positions of the items that are retried.
     :ivar is_last_look: whether the retries have begun.
-    :ivar first_failure: a sentence about the first error, with a space at its end; empty if there is none.
-    :ivar refused_only: whether no error was one after which a retry may succeed.
+    :ivar retry_may_help: whether an item failed with an error after which a retry may succeed.
     """
 
     def __init__(
@@ -40,46 +52,55 @@ class Outcomes:
     ) -> None:
         self._meter = meter
         self._on_result = on_result
-        self._held: dict[int, tuple[str, dict[str, Any] | None]] = {}
+        self._held: dict[int, _End] = {}
+        self._reasons: dict[str, str] = {}
         self.answered = answered
-        self.again: list[Item] = []
+        self.again: list[int] = []
         self.is_last_look = False
-        self.first_failure = ""
-        self.refused_only = True
+        self.retry_may_help = False
+
+    @property
+    def reasons(self) -> str:
+        """The first error of each of the first kinds."""
+        return " ".join(f"First {kind}: {reason}" for kind, reason in self._reasons.items())
 
     def add(self, item: Item, result: ChatTurn | LlamaCloudError, entry: dict[str, Any]) -> None:
         """Count the result of an item. ``entry`` is its line of the output."""
-        outcome: str = entry["outcome"]
-        self.answered += outcome == records.ANSWERED
-        self._meter.add(answered=outcome == records.ANSWERED, usage=entry["usage"])
+        end = _End(entry["outcome"], entry["usage"])
+        if isinstance(result, LlamaCloudError):
+            reason = excerpt(f"{item}: {entry['error']['message']}", limit=400)
+            end = _End(end.outcome, end.usage, entry["error"]["type"], reason, result.retryable)
+        self.answered += end.outcome == records.ANSWERED
+        self._meter.add(answered=end.outcome == records.ANSWERED, usage=end.usage)
+        if isinstance(result, PASSING):
+            self.again.append(item.position)
         if isinstance(result, PASSING) and not self.is_last_look:
-            self._held[item.position] = outcome, entry["usage"]
+            self._held[item.position] = end
         else:
             self._held.pop(item.position, None)
-            self._tell(outcome, entry["usage"])
-        if isinstance(result, LlamaCloudError):
-            self.first_failure = self.first_failure or f"First error: {item}: {entry['error']['message']} "
-            self.refused_only &= not result.retryable
-            if isinstance(result, PASSING):
-                self.again.append(item)
+            self._tell(end)
 
-    def wait(self, item: Item) -> None:
+    def wait(self, position: int) -> None:
         """Leave an item for the retries, because an earlier prompt of its session has no answer yet."""
-        self.again.append(item)
+        self.again.append(position)
         self._meter.add(answered=False, usage=None)
 
-    def reopen(self) -> list[Item]:
-        """Begin the retries. Return the items that failed with transient errors, in their order."""
-        again, self.again = sorted(self.again, key=lambda item: item.position), []
-        self._meter.reopen(len(again), [usage for _, usage in self._held.values()])
+    def reopen(self) -> list[int]:
+        """Begin the retries. Return the positions of the items that failed with transient errors."""
+        again, self.again = sorted(self.again), []
+        self._meter.reopen(len(again), [end.usage for end in self._held.values()])
         self.is_last_look = True
         return again
 
     def close(self) -> None:
         """Tell the outcomes of items that were not retried."""
-        while self._held:
-            self._tell(*self._held.popitem()[1])
+        for end in self._held.values():
+            self._tell(end)
+        self._held.clear()
 
-    def _tell(self, outcome: str, usage: dict[str, Any] | None) -> None:
+    def _tell(self, end: _End) -> None:
+        self.retry_may_help |= end.may_help
+        if end.kind is not None and len(self._reasons) < REASONS:
+            self._reasons.setdefault(end.kind, end.reason)
         if self._on_result is not None:
-            self._on_result(outcome, usage)
+            self._on_result(end.outcome, end.usage)

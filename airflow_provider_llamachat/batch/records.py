@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.evidence import LINE_BYTES, MAX_COUNT, bounded
-from airflow_provider_llamachat.exceptions import ChatTurnInterruptedError, LlamaCloudError
+from airflow_provider_llamachat.exceptions import ChatTurnFailedError, ChatTurnInterruptedError, LlamaCloudError
 from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-ADDED_LATER = {"sources": None}
+ADDED_LATER: dict[str, Any] = {"sources": None, "extra": {}}
 """Fields that a line lacks if an earlier release wrote it."""
 
 ANSWERED = "answered"
@@ -68,6 +68,7 @@ def line(
         "skipped_index_ids": [],
         "usage": None,
         "error": None,
+        "extra": item.extra,
     }
     if isinstance(result, LlamaCloudError):
         interrupted = isinstance(result, ChatTurnInterruptedError)
@@ -79,6 +80,18 @@ def line(
         values |= {"sources": bounded(result.first_sources(MAX_COUNT), LINE_BYTES)}
         values |= {"skipped_index_ids": result.skipped_index_ids, "usage": result.usage_as_dict()}
     return values
+
+
+def is_turn(line: dict[str, Any]) -> bool:
+    """Whether the server accepted, or may have accepted, the prompt."""
+    error = line.get("error") or {}
+    return line["outcome"] in {ANSWERED, INTERRUPTED} or error.get("type") == ChatTurnFailedError.__name__
+
+
+def tokens(line: dict[str, Any]) -> int:
+    """Return the input and output tokens of a line, as far as they are known."""
+    usage = line.get("usage") or {}
+    return int(usage.get("total_input_tokens") or 0) + int(usage.get("total_output_tokens") or 0)
 
 
 def result(key: str, line: dict[str, Any], *, trace: Trace | None) -> dict[str, Any]:
@@ -156,6 +169,7 @@ class Past:
     :ivar intents: items whose session's history must be read first.
     :ivar shared_session: the session that all prompts share, if it was opened.
     :ivar turns: by session, how many turns it has at least, because the last of them was answered.
+    :ivar is_complete: whether the results are in place, although some prompts may have no answer.
     :ivar foreign: number of records of items that are not in the batch.
     :ivar damaged: number of damaged records.
     """
@@ -164,6 +178,7 @@ class Past:
     intents: dict[int, Intent] = field(default_factory=dict)
     shared_session: str | None = None
     turns: dict[str, int] = field(default_factory=dict)
+    is_complete: bool = False
     foreign: int = 0
     damaged: int = 0
 

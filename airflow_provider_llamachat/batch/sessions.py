@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING
 
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
@@ -33,8 +35,17 @@ class Options:
     delete_sessions: bool = False
     require_all_indexes: bool = False
     turn_timeout: float = 600.0
+    min_answered: int | Fraction = 1
+    max_total_tokens: int | None = None
+    max_turns: int | None = None
     project_id: str | None = None
     organization_id: str | None = None
+
+    def needed(self, total: int) -> int:
+        """Return how many of ``total`` prompts have to be answered."""
+        if isinstance(self.min_answered, int):
+            return min(self.min_answered, total)
+        return ceil(self.min_answered * total)
 
     @property
     def scope(self) -> Scope:
@@ -87,9 +98,9 @@ class Preparer:
         self.opened = 0
         self.shared_session = past.shared_session
 
-    def was_intended(self, item: Item) -> bool:
+    def was_intended(self, position: int) -> bool:
         """Whether an earlier attempt was about to ask the item."""
-        return item.position in self._intents
+        return position in self._intents
 
     def saw(self, turn: ChatTurn) -> None:
         """Note that a turn was answered, so that the next prompt of its session is asked after it."""

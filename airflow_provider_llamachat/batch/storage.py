@@ -27,6 +27,8 @@ ATTEMPTS = 3
 """Maximum number of attempts of a read or write."""
 PAUSE = 0.3
 """Seconds between the first two attempts. Each further pause is four times as long."""
+CHUNK = 256 * 1024
+"""Bytes of a file that are read at once."""
 
 T = TypeVar("T")
 
@@ -158,6 +160,15 @@ class Folder:
         ):
             for line in file:
                 yield line.rstrip(b"\n")
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield the content of a file in pieces."""
+        with (
+            self._telling("read", Exception),
+            self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file,
+        ):
+            while chunk := file.read(CHUNK):
+                yield chunk
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a small file, or None if it does not exist."""

@@ -40,6 +40,8 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         *DecoratedOperator.template_fields,
         *SendChatMessageOperator.template_fields,
     )
+    # The function reads files itself. An argument that ends like the name of a file is not one.
+    template_ext: Sequence[str] = ()
     template_fields_renderers: ClassVar[dict[str, str]] = {**DecoratedOperator.template_fields_renderers}
 
     custom_operator_name: str = "@task.llamachat"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
-    from airflow_provider_llamachat.batch.engine import Report
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
+    from airflow_provider_llamachat.batch.prompt_files import StoredItems
+    from airflow_provider_llamachat.batch.report import Report
     from airflow_provider_llamachat.batch.sessions import Options
 
 MAX_XCOM_ITEMS = 100
@@ -36,15 +39,17 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     Results go to ``output_path`` as JSON Lines, one object per prompt in the order of ``prompts``: ``position``, ``id``, ``outcome``
     (``answered``, ``failed``, ``interrupted``, ``unasked``), ``prompt``, ``answer``, ``sources``, ``session_id``, ``index_ids``,
-    ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``), and ``batch``, the task instance that wrote it. The file
-    is written atomically when the batch is complete. Until then, results are in part files in ``<output_path>.parts/``, which are
-    removed at the end. Buckets are not created.
+    ``skipped_index_ids``, ``usage``, ``error`` (``type`` and ``message``), ``extra`` (fields of the prompt that the batch does not
+    know), and ``batch``, the task instance that wrote it. The file is written atomically when everything was asked. Until then, results
+    are in part files in ``<output_path>.parts/``, which are removed when enough prompts were answered. Buckets are not created.
 
     XComs: ``return_value`` is the manifest: ``total``, then how many are ``answered``, ``failed``, ``interrupted``, ``unasked``;
     ``total_input_tokens`` and ``total_output_tokens`` of these results; ``output_path``; ``sessions_opened``, ``sessions_deleted``;
     ``kept`` (answered by an earlier attempt) and ``settled`` (asked by an earlier attempt, answer found in the session's history);
-    ``rate_limited`` (number of 429 responses); ``seconds``; ``try_number``. Without ``output_path``: ``results``, the list of the
-    objects above.
+    ``rate_limited`` (number of 429 responses); ``seconds``; ``try_number``; ``stopped_by`` (the limit, ``max_total_tokens`` or
+    ``max_turns``, because of which prompts were not asked, or None). Without ``output_path``: ``results``, the list of the objects
+    above. All are also pushed if fewer than ``min_answered`` prompts were answered. On Airflow 2.10 and later, events of the task's
+    outlet assets have the counts and ``output_path`` in their ``extra``.
 
     A retry resumes the batch, and so does clearing a task whose batch was not complete. Answers are kept, the session's history
     shows what happened to prompts in flight, and only the missing prompts are asked. Clearing a complete batch asks all prompts again.
@@ -59,8 +64,10 @@ class ChatBatchOperator(LlamaCloudOperator):
     API: POST /api/v1/chat and POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
     :param prompts: a list (an XComArg, or a JSON list in a string) of prompts, or of objects with ``prompt`` and, each
-        optional, ``id`` (unique), ``index_ids``, ``session_id`` (an existing session; prompts of one session are asked in order).
-        (templated)
+        optional, ``id`` (unique), ``index_ids``, ``session_id`` (an existing session; prompts of one session are asked in order). Other
+        fields are handed on to the results as ``extra``. (templated)
+    :param prompts_path: instead of ``prompts``, a CSV file or JSON Lines file with the same fields, in UTF-8, on any path as in
+        ``output_path``. It is copied to the local disk and checked before anything is asked. (templated)
     :param index_ids: indexes for all prompts without their own, at most ten. (templated)
     :param max_concurrency: maximum number of concurrent turns. The same number of sessions may be opened ahead. (templated)
     :param requests_per_minute: maximum number of requests per minute, including those that create and delete sessions. None means no
@@ -68,8 +75,14 @@ class ChatBatchOperator(LlamaCloudOperator):
     :param session_mode: ``per_prompt``: each prompt has its own session; ``shared``: one session, in which prompts are asked in order.
     :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or an absolute
         local path, as text or as a path object. None: results in XCom, for at most :data:`MAX_XCOM_ITEMS` prompts. (templated)
-    :param on_item_error: ``collect``: continue, and fail only if no prompt was answered; ``fail_fast``: stop asking, let turns
-        in flight finish, and fail.
+    :param on_item_error: ``collect``: continue, and fail only if fewer than ``min_answered`` prompts were answered; ``fail_fast``:
+        stop asking, let turns in flight finish, and fail.
+    :param min_answered: how many prompts have to be answered: a count (90), or a share with a decimal point (0.9, 1.0). If there are
+        fewer, the task fails after all results were written. None means one. (templated)
+    :param on_empty: what happens if there are no prompts: ``skip`` the task, ``succeed``, or ``fail``. (templated)
+    :param max_total_tokens: input and output tokens, over all attempts, after which nothing more is asked. Turns in flight end and may
+        exceed it. None means no limit. (templated)
+    :param max_turns: maximum number of turns over all attempts of the run. None means no limit. (templated)
     :param on_interrupted: what a retry does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
         turn may have been billed).
     :param delete_sessions: delete the sessions that the batch created after the results were written. After a failure, sessions that a
@@ -79,7 +92,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
-    :raises ChatBatchError: an item failed with ``fail_fast``, or no prompt was answered, or the results could not be written.
+    :raises ChatBatchError: an item failed with ``fail_fast``, or too few prompts were answered, or the results could not be written.
+    :raises ChatBatchRefusedError: too few prompts were answered, and a retry would answer no more.
     :raises AuthenticationError: the API key is invalid.
     :raises PaymentRequiredError: the organization has no credits left.
     :raises InvalidArgumentError: an argument is invalid; nothing was asked. The message names the position of an invalid prompt.
@@ -88,6 +102,7 @@ class ChatBatchOperator(LlamaCloudOperator):
     template_fields: Sequence[str] = (
         *LlamaCloudOperator.template_fields,
         "prompts",
+        "prompts_path",
         "index_ids",
         "max_concurrency",
         "requests_per_minute",
@@ -95,6 +110,10 @@ class ChatBatchOperator(LlamaCloudOperator):
         "output_path",
         "on_item_error",
         "on_interrupted",
+        "min_answered",
+        "on_empty",
+        "max_total_tokens",
+        "max_turns",
         "delete_sessions",
         "require_all_indexes",
         "turn_timeout",
@@ -103,7 +122,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     def __init__(
         self,
         *,
-        prompts: Any,
+        prompts: Any = None,
+        prompts_path: Any = None,
         index_ids: Templated[list[str]] | None = None,
         max_concurrency: Templated[int] = 8,
         requests_per_minute: Templated[float] | None = None,
@@ -111,6 +131,10 @@ class ChatBatchOperator(LlamaCloudOperator):
         output_path: Any = None,
         on_item_error: Templated[arguments.OnItemError] = "collect",
         on_interrupted: Templated[arguments.OnInterrupted] = "fail",
+        min_answered: Templated[float] | None = None,
+        on_empty: Templated[arguments.OnEmpty] = "skip",
+        max_total_tokens: Templated[int] | None = None,
+        max_turns: Templated[int] | None = None,
         delete_sessions: Templated[bool] = False,
         require_all_indexes: Templated[bool] = False,
         turn_timeout: Templated[float | timedelta] = 600,
@@ -123,6 +147,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
         )
         self.prompts = prompts
+        self.prompts_path = given_path(prompts_path)
         self.index_ids = index_ids
         self.max_concurrency = max_concurrency
         self.requests_per_minute = requests_per_minute
@@ -130,6 +155,10 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.output_path = given_path(output_path)
         self.on_item_error = on_item_error
         self.on_interrupted = on_interrupted
+        self.min_answered = min_answered
+        self.on_empty = on_empty
+        self.max_total_tokens = max_total_tokens
+        self.max_turns = max_turns
         self.delete_sessions = delete_sessions
         self.require_all_indexes = require_all_indexes
         self.turn_timeout = turn_timeout
@@ -138,14 +167,27 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
-        from airflow_provider_llamachat.airflow_support.lineage import record
-        from airflow_provider_llamachat.batch.items import Scope, parse
-        from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
-
         options = self._options()
         rate = self._rate()
+        on_empty = arguments.choice(self.on_empty, "on_empty", arguments.OnEmpty)
         path = resolved_path(self.output_path, "output_path")
-        items = parse(self.prompts, index_ids=options.index_ids, session_mode=options.session_mode)
+        with self._items(options) as items:
+            if not items and on_empty != "succeed":
+                text = f"The batch has no prompts, and on_empty is {on_empty!r}."
+                raise AirflowSkipException(text) if on_empty == "skip" else InvalidArgumentError(text)
+            if items and isinstance(options.min_answered, int) and options.min_answered > len(items):
+                raise InvalidArgumentError(
+                    f"min_answered is {options.min_answered}, but the batch has only {len(items)} prompts. Nothing was asked."
+                )
+            report, base_url = self._ask_all(context, items, options, path, rate)
+        return self._finish(context, report, base_url, path)
+
+    def _ask_all(
+        self, context: Context, items: Sequence[Item] | StoredItems, options: Options, path: Any, rate: float | None
+    ) -> tuple[Report, str]:
+        from airflow_provider_llamachat.batch.items import Scope
+        from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
+
         ti: Any = context["ti"]
         scope = Scope(ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))
         journal: Journal
@@ -160,28 +202,69 @@ class ChatBatchOperator(LlamaCloudOperator):
                 )
         try:
             with journal.claimed():
-                report, base_url = self._wait_for(self._run(items, scope, options, journal, rate))
+                return self._wait_for(self._run(items, scope, options, journal, rate))
         finally:
             # In a notebook, the same operator may run again. Reset any earlier, a kill before this line would be lost.
             self._is_killed = False
-        self._tell_end(report, path)
-        record(self.get_hook(), report.index_ids, base_url, None if path is None else str(path))
-        if report.results.lines is not None:
-            self.push(context, "results", report.results.lines)
-        return {
-            "total": len(items),
-            **report.results.counts,
-            "total_input_tokens": report.results.input_tokens,
-            "total_output_tokens": report.results.output_tokens,
-            "output_path": None if path is None else str(path),
+
+    @contextlib.contextmanager
+    def _items(self, options: Options) -> Iterator[Sequence[Item] | StoredItems]:
+        from airflow_provider_llamachat.batch import items, prompt_files
+
+        path = resolved_path(self.prompts_path, "prompts_path")
+        if arguments.is_nothing(self.prompts) is (path is None):
+            given = "neither is" if path is None else "both are"
+            raise InvalidArgumentError(f"Set either prompts or prompts_path, but {given} set. Nothing was asked.")
+        how: Any = {"index_ids": options.index_ids, "session_mode": options.session_mode}
+        if path is None:
+            yield items.parse(self.prompts, **how)
+            return
+        with contextlib.closing(prompt_files.read(path, **how)) as stored:
+            self.log.info("Read %d prompts from %s.", len(stored), path)
+            yield stored
+
+    def _finish(self, context: Context, report: Report, base_url: str, path: Any) -> dict[str, Any]:
+        """Log the end, push the results, and return the manifest.
+
+        :raises ChatBatchError: too few prompts were answered.
+        """
+        from airflow_provider_llamachat.airflow_support.lineage import describe_outlets, record
+
+        results = report.results
+        output = None if path is None else str(path)
+        self._tell_end(report, output)
+        record(self.get_hook(), report.index_ids, base_url, output)
+        counts = {
+            "total": sum(results.counts.values()),
+            **results.counts,
+            "total_input_tokens": results.input_tokens,
+            "total_output_tokens": results.output_tokens,
+            "output_path": output,
+        }
+        manifest = counts | {
             "sessions_opened": report.opened,
             "sessions_deleted": report.deleted,
             "kept": report.kept,
             "settled": report.settled,
             "rate_limited": report.refused,
             "seconds": round(report.seconds, 3),
-            "try_number": ti.try_number,
+            "try_number": context["ti"].try_number,
+            "stopped_by": report.stopped_by,
         }
+        pushed = {} if results.lines is None else {"results": results.lines}
+        if report.failure is not None:
+            try:
+                self._push_all(context, pushed | {"return_value": manifest})
+            except Exception as problem:  # noqa: BLE001  # must not hide why the batch failed
+                self.log.warning("The manifest could not be pushed to XCom (%s).", type(problem).__name__)
+            raise report.failure
+        self._push_all(context, pushed)
+        describe_outlets(context, self.outlets, counts)
+        return manifest
+
+    def _push_all(self, context: Context, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            self.push(context, key, value)
 
     def on_kill(self) -> None:
         """Ask nothing more. Turns in flight may continue at the server, and the next attempt looks for their answers."""
@@ -204,7 +287,13 @@ class ChatBatchOperator(LlamaCloudOperator):
                     self.on_kill()
                 raise
 
-    def _tell_end(self, report: Report, path: Any) -> None:
+    def _tell_end(self, report: Report, output: str | None) -> None:
+        if report.opened > report.deleted and not arguments.flag(self.delete_sessions, "delete_sessions"):
+            self.log.info(
+                "The batch leaves the %d sessions that it opened. The results name them in session_id. To delete them, set "
+                "delete_sessions, or use DeleteChatSessionOperator.",
+                report.opened,
+            )
         counts, errors = report.results.counts, report.results.errors
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
         self.log.info(
@@ -212,11 +301,11 @@ class ChatBatchOperator(LlamaCloudOperator):
             counts["answered"],
             sum(counts.values()),
             f"; without an answer: {kinds}" if kinds else "",
-            "XCom" if path is None else path,
+            output or "XCom",
         )
 
     async def _run(
-        self, items: list[Item], scope: Scope, options: Options, journal: Journal, rate: float | None
+        self, items: Sequence[Item] | StoredItems, scope: Scope, options: Options, journal: Journal, rate: float | None
     ) -> tuple[Report, str]:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.batch.engine import Batch
@@ -259,13 +348,16 @@ class ChatBatchOperator(LlamaCloudOperator):
 
         return Options(
             index_ids=arguments.id_list(self.index_ids),
-            max_concurrency=int(_number(self.max_concurrency, "max_concurrency", whole=True)),
+            max_concurrency=int(arguments.number(self.max_concurrency, "max_concurrency", whole=True)),
             session_mode=arguments.choice(self.session_mode, "session_mode", arguments.SessionMode),
             fail_fast=arguments.choice(self.on_item_error, "on_item_error", arguments.OnItemError) == "fail_fast",
             ask_again=arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again",
             delete_sessions=arguments.flag(self.delete_sessions, "delete_sessions"),
             require_all_indexes=arguments.flag(self.require_all_indexes, "require_all_indexes"),
             turn_timeout=arguments.seconds(self.turn_timeout, "turn_timeout"),
+            min_answered=arguments.count_or_share(self.min_answered, "min_answered") or 1,
+            max_total_tokens=arguments.limit(self.max_total_tokens, "max_total_tokens"),
+            max_turns=arguments.limit(self.max_turns, "max_turns"),
             **self.scope(),
         )
 
@@ -273,7 +365,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         given = self.requests_per_minute
         if arguments.is_nothing(given):
             return None
-        return _number(given, "requests_per_minute")
+        return arguments.number(given, "requests_per_minute")
 
     def _check_xcom(self, count: int) -> None:
         if count > MAX_XCOM_ITEMS:
@@ -293,14 +385,3 @@ def _runs_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _number(value: Any, name: str, *, whole: bool = False) -> float:
-    try:
-        number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if not (0 < number < float("inf")) or (whole and number != int(number)):
-        kind = "a whole number of at least 1" if whole else "a number above 0"
-        raise InvalidArgumentError(f"{name} must be {kind}, got {str(value)[:60]!r}.")
-    return number

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
 from airflow_provider_llamachat.exceptions import (
+    BudgetReachedError,
     ChatTurnError,
     ChatTurnFailedError,
     ChatTurnInterruptedError,
@@ -58,7 +59,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     :param session_id: the session to ask in, normally ``create.output["session_id"]``; to map over sessions,
         ``create.output`` (Airflow maps over return values only). (templated)
-    :param prompt: what to ask; the API takes at most 1,000 characters today. (templated)
+    :param prompt: what to ask; the API takes at most 1,000 characters today. A name that ends in ``.prompt`` or ``.prompt.md`` is that
+        of a file beside the Dag, or in its ``template_searchpath``, whose content is asked. (templated)
     :param index_ids: indexes to use; None means those the session is bound to. (templated)
     :param require_all_indexes: fail the turn if an index is not ready, instead of skipping the index and adding it to
         ``skipped_index_ids``. (templated)
@@ -66,6 +68,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     :param turn_timeout: maximum duration of the turn, in seconds or as a timedelta. (templated)
     :param on_interrupted: what a *retry* does if the earlier turn stopped partway: ``fail``, or ``ask_again`` once more (the first
         turn may have been billed). (templated)
+    :param max_total_tokens: input and output tokens of the session after which nothing more is asked in it, as far as its history shows
+        them. A turn may exceed it. None means no limit. (templated)
     :param log_answer: whether the question, the answer as it arrives, and the names of its sources are logged.
     :param push_sources: whether the sources of the answer are pushed to XCom.
     :param llamacloud_conn_id: the Airflow connection. (templated)
@@ -73,6 +77,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises ChatTurnFailedError: the server ended the turn with an error.
     :raises ChatTurnInterruptedError: the end of the turn was not seen; nothing was asked twice.
+    :raises BudgetReachedError: the session has used ``max_total_tokens``; nothing was asked.
     :raises InvalidArgumentError: an argument is invalid, or does not match the indexes the session is locked to.
     """
 
@@ -84,7 +89,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
         "require_all_indexes",
         "turn_timeout",
         "on_interrupted",
+        "max_total_tokens",
     )
+    template_ext: Sequence[str] = arguments.PROMPT_FILES
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         turn_timeout: Templated[float | timedelta] = 600,
         on_interrupted: Templated[arguments.OnInterrupted] = "fail",
+        max_total_tokens: Templated[int] | None = None,
         log_answer: bool = True,
         push_sources: bool = True,
         llamacloud_conn_id: str = "llamacloud_default",
@@ -113,6 +121,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.deferrable = deferrable
         self.turn_timeout = turn_timeout
         self.on_interrupted = on_interrupted
+        self.max_total_tokens = max_total_tokens
         self.log_answer = log_answer
         self.push_sources = push_sources
         self._client: LlamaCloudClient | None = None
@@ -132,6 +141,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         question = self._question()
         may_ask_again = arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again"
         deadline = time.time() + arguments.seconds(self.turn_timeout, "turn_timeout")
+        most = arguments.limit(self.max_total_tokens, "max_total_tokens")
         log = TurnLog(self.log, shows_texts=self.log_answer)
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):
@@ -142,6 +152,13 @@ class SendChatMessageOperator(LlamaCloudOperator):
             question = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
             log.asks(question)
             trace = memory.begin(session)
+            # A turn that may be there already is looked for in any case.
+            if most is not None and session.total_tokens >= most and not trace.is_open:
+                raise BudgetReachedError(
+                    f"The session has used its max_total_tokens, so nothing was asked. Raise max_total_tokens ({most}), or ask in another "
+                    f"session. Used: {session.total_tokens} tokens. Session: {question.session_id}.",
+                    session_id=question.session_id,
+                )
             ask_again = trace.is_open and (memory.is_cleared or may_ask_again)
             is_answered = trace.is_open and judge(session.events, question, trace).state is State.FINISHED
             if self.deferrable and not is_answered and not client.is_stopped:
@@ -164,7 +181,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         return question(
             arguments.session_id(self.session_id),
-            arguments.prompt(self.prompt),
+            arguments.no_file_name(arguments.prompt(self.prompt), "prompt"),
             arguments.id_list(self.index_ids),
             require_all_indexes=arguments.flag(self.require_all_indexes, "require_all_indexes"),
             scope=cast("Scope", self.scope()),

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_llamachat.batch.engine import Batch, Report
+from airflow_provider_llamachat.batch.engine import Batch
 from airflow_provider_llamachat.batch.items import Scope, parse
 from airflow_provider_llamachat.batch.journal import Journal, PartsJournal
+from airflow_provider_llamachat.batch.report import Report
 from airflow_provider_llamachat.batch.sessions import Options
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, no_backoff
 from airflow_provider_llamachat.client.throttle import Throttle
@@ -44,7 +45,7 @@ class Runner:
     told: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)
 
     def run(self, during: Callable[[Batch], None] | None = None, **options: Any) -> Report:
-        """One try; ``during`` is called on the loop when it has begun."""
+        """One try; ``during`` is called on the loop when it has begun. Raises the failure of a batch that handed over its results."""
         chosen = replace(self.options, **options)
         items = parse(self.prompts, index_ids=chosen.index_ids, session_mode=chosen.session_mode)
         journal = self.journal() if self.journal else PartsJournal(self.output, self.scope)
@@ -66,7 +67,10 @@ class Runner:
                     during(batch)
                 return await batch.run()
 
-        return asyncio.run(go())
+        report = asyncio.run(go())
+        if report.failure is not None:
+            raise report.failure
+        return report
 
     @property
     def lines(self) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ class Remote(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
 
     def isdir(self, path: str) -> bool:
         try:
-            return bool(self.ls(path, detail=False)) or self._strip_protocol(path) in self.pseudo_dirs
+            own = self._strip_protocol(path)
+            return any(entry != own for entry in self.ls(path, detail=False)) or own in self.pseudo_dirs
         except OSError:
             return False
 

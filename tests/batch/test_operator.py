@@ -71,6 +71,7 @@ def test_every_argument_can_be_rendered_and_the_manifest_says_what_happened(
         "settled": 0,
         "rate_limited": 0,
         "try_number": 1,
+        "stopped_by": None,
     }
     assert [line["id"] for line in read(output)] == [f"item-{number}" for number in range(6)]
     assert result.keys("batch") == {"return_value"}

@@ -1,7 +1,8 @@
 """How much chaos, from the environment.
 
 ``CHAOS_SCHEDULES``: how many schedules; ``CHAOS_LANES``: how many side by side; ``CHAOS_SYSTEM``: how many on a whole Airflow;
-``CHAOS_SEED``: this schedule alone, as its seed was printed; ``CHAOS_FIRST``: the first seed, for the same schedules each time.
+``CHAOS_PROMPTS``: how many prompts in a night; ``CHAOS_SEED``: this schedule alone, as its seed was printed; ``CHAOS_FIRST``: the first
+seed, for the same schedules each time.
 """
 
 from __future__ import annotations

@@ -55,11 +55,16 @@ with DAG(dag_id="given"):
         output_path=Path("/data") / "{{ run_id }}.jsonl",
         on_item_error=out,
         on_interrupted=out,
+        min_answered=out,
+        on_empty=out,
+        max_total_tokens=out,
+        max_turns=out,
         delete_sessions=out,
         require_all_indexes=out,
         turn_timeout=out,
     )
     ChatBatchOperator(task_id="numbers", prompts=["Why?"], max_concurrency=3, requests_per_minute=2.5, turn_timeout=60)
+    ChatBatchOperator(task_id="file", prompts_path=Path("/data") / "{{ ds }}.csv", min_answered=0.9, max_turns=5, on_empty="fail")
     IndexUpdatedTrigger(index_id="idx", poke_interval=timedelta(minutes=1))
 """
 AIRFLOW_LACKS = re.compile(

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.providers.common.compat.sdk import DAG, ObjectStoragePath, task
+from airflow.providers.common.compat.sdk import DAG, Asset, ObjectStoragePath, task
 
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.testing import EmulatorControl
@@ -67,6 +67,15 @@ with DAG(dag_id="handed_over", **NATIVE) as handed_over:
 with DAG(dag_id="silent", **NATIVE) as silent:
     ChatBatchOperator(
         task_id="batch", prompts=["Why?"], index_ids="idx-filings", do_xcom_push=False, **given("output_path")
+    )
+
+with DAG(dag_id="outlet", **COMMON) as outlet:
+    ChatBatchOperator(
+        task_id="batch",
+        prompts=["Why?"],
+        index_ids="idx-filings",
+        outlets=[Asset("file:///tmp/answers")],
+        output_path=CONF % "output_path",
     )
 
 with DAG(dag_id="mapped_batches", **NATIVE) as mapped_batches:
