@@ -110,6 +110,17 @@ class AsyncLlamaCloudClient(AsyncSender):
             return False
         return True
 
+    async def cancel_sync(self, index_id: str, **scope: Unpack[Scope]) -> bool:
+        """Cancel the running sync of an index, whoever started it (POST /api/v1/indexes/{index_id}/sync/cancel).
+
+        :returns: True if a sync was cancelled, False if none was running (409).
+        """
+        try:
+            await self._send(self._calls.index(endpoints.CANCEL_SYNC, index_id, scope))
+        except exceptions.ConflictError:
+            return False
+        return True
+
     async def get_attachment_url(
         self, source_id: str, attachment_name: str, **scope: Unpack[Scope]
     ) -> models.AttachmentUrl:

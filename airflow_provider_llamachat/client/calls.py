@@ -105,7 +105,7 @@ class Calls:
         return endpoints.GET_ATTACHMENT.call({"attachment_name": attachment_name}, query=query)
 
     def index(self, endpoint: endpoints.Endpoint, index_id: str, scope: Scope, *, expand: bool = False) -> Call:
-        """Read or sync one index."""
+        """Read one index, or start or cancel a sync of it."""
         query = self._query(scope)
         if expand:
             query["expand"] = ["sync_in_progress"]

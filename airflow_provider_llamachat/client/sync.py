@@ -107,6 +107,17 @@ class LlamaCloudClient(Sender):
             return False
         return True
 
+    def cancel_sync(self, index_id: str, **scope: Unpack[Scope]) -> bool:
+        """Cancel the running sync of an index, whoever started it (POST /api/v1/indexes/{index_id}/sync/cancel).
+
+        :returns: True if a sync was cancelled, False if none was running (409).
+        """
+        try:
+            self._send(self._calls.index(endpoints.CANCEL_SYNC, index_id, scope))
+        except exceptions.ConflictError:
+            return False
+        return True
+
     def get_attachment_url(self, source_id: str, attachment_name: str, **scope: Unpack[Scope]) -> models.AttachmentUrl:
         """Get a URL from which an attachment of a file, such as the picture of a page, can be downloaded for some time
         (GET /api/v1/beta/attachments/{attachment_name}). The URL is a secret: whoever has it can read the attachment.

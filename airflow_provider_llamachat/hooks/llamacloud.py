@@ -343,6 +343,10 @@ class LlamaCloudHook(BaseHook):
         """Start a sync of an index. Return False if one was already running."""
         return self.get_conn().sync_index(index_id, project_id=project_id, organization_id=organization_id)
 
+    def cancel_sync(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
+        """Cancel the running sync of an index, whoever started it. Return False if none was running."""
+        return self.get_conn().cancel_sync(index_id, project_id=project_id, organization_id=organization_id)
+
 
 def _named(project: Project) -> str:
     return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"

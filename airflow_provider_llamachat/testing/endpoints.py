@@ -271,6 +271,13 @@ class Call:
         index.sync_ends = time.time() + self._settings.sync_seconds
         return as_json({"message": "Sync started."}, 202)
 
+    async def _do_cancel_sync(self) -> web.Response:
+        index = self._index()
+        if not index.syncing():
+            raise ApiError(409, f"No sync of index {index.id} is in progress.")
+        index.sync_in_progress, index.sync_ends = False, None
+        return as_json({"message": "Sync cancelled."})
+
     async def _do_attachment(self) -> web.Response:
         query = self._query(_AttachmentQuery)
         project_id = self._project(query)
