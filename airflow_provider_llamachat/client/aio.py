@@ -85,13 +85,14 @@ class AsyncLlamaCloudClient(AsyncSender):
         return cast("models.Project", await self._send(self._calls.project(project_id, organization_id)))
 
     async def list_indexes(
-        self, *, page_size: int | None = None, **scope: Unpack[Scope]
+        self, *, page_size: int | None = None, max_pages: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.Index]:
         """Iterate over the project's indexes, and fetch pages as needed (GET /api/v1/indexes).
 
         :param page_size: number of indexes per page; None means the server's default.
+        :param max_pages: stop after this number of pages; None means after the last one.
         """
-        async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
+        async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope, max_pages):
             yield item
 
     async def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
@@ -265,8 +266,10 @@ class AsyncLlamaCloudClient(AsyncSender):
         except responses.TRANSPORT_PROBLEMS as problem:
             raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 
-    async def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> AsyncIterator[Any]:
-        pages = calls.Pages(endpoint)
+    async def _pages(
+        self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope, max_pages: int | None = None
+    ) -> AsyncIterator[Any]:
+        pages = calls.Pages(endpoint, max_pages)
         while pages.more:
             page = await self._send(self._calls.page(endpoint, page_size, pages.token, scope))
             for item in page.items:
