@@ -68,9 +68,7 @@ class SyncProgress(Readiness):
             if index.sync_in_progress:
                 self._has_run = True
                 states[index.id] = "a sync is running"
-            elif not (
-                self._has_run or is_newer(index.last_synced_at, self._before) or time.time() >= self._settled_at
-            ):
+            elif not (self._has_run or is_newer(index.last_synced_at, self._before) or time.time() >= self._settled_at):
                 states[index.id] = "the sync has not begun"
         return states or super()._states(indexes)
 

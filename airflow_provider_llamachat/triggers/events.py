@@ -124,18 +124,20 @@ class IndexEvent:
     :param state: ``ready``, ``failed`` or ``timed_out``.
     :param failure: the error, unless ``ready``.
     :param last_synced_at: when the indexes were last synced, by id, if ``ready``.
+    :param started: whether the task had started the sync that the trigger waited for.
     """
 
     state: str
     index_ids: list[str]
     failure: Failure = Failure()
     last_synced_at: Mapping[str, str | None] = field(default_factory=dict)
+    started: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the payload of the event."""
         payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
         if self.state == READY:
-            return payload | {"last_synced_at": dict(self.last_synced_at)}
+            return payload | {"last_synced_at": dict(self.last_synced_at), "started": self.started}
         return payload | self.failure.as_dict()
 
     @classmethod
@@ -152,5 +154,9 @@ class IndexEvent:
             raise _foreign("about indexes")
         synced = payload.get("last_synced_at")
         return cls(
-            payload["state"], payload["index_ids"], Failure.read(payload), synced if isinstance(synced, dict) else {}
+            payload["state"],
+            payload["index_ids"],
+            Failure.read(payload),
+            synced if isinstance(synced, dict) else {},
+            payload.get("started") is True,
         )

@@ -44,6 +44,8 @@ class IndexReadyTrigger(BaseTrigger):
     :raises InvalidArgumentError: an argument is invalid.
     """
 
+    started = False
+
     def __init__(
         self,
         *,
@@ -125,7 +127,7 @@ class IndexReadyTrigger(BaseTrigger):
                 states = readiness.pending(indexes)
                 if not states:
                     synced = {index.id: index.last_synced_at for index in indexes}
-                    return IndexEvent(READY, self.index_ids, last_synced_at=synced)
+                    return IndexEvent(READY, self.index_ids, last_synced_at=synced, started=self.started)
             except LlamaCloudError as problem:
                 if not self.silent_fail or isinstance(problem, AirflowFailException):
                     raise
@@ -179,7 +181,9 @@ class IndexSyncedTrigger(IndexReadyTrigger):
                 index_id, project_id=self.project_id, organization_id=self.organization_id
             )
         self.log.warning(
-            "The task was stopped. Index %s: %s.", index_id, "sync cancelled" if cancelled else "the sync had already ended"
+            "The task was stopped. Index %s: %s.",
+            index_id,
+            "sync cancelled" if cancelled else "the sync had already ended",
         )
 
 

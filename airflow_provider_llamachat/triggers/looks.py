@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 AGE = 0.5
 """Maximum age of what another trigger has read, as a fraction of the pause before it is used."""
 
+GATHER = 0.25
+"""Seconds that the first look waits for others that start at the same time, for example after a restart of the triggerer."""
+
 PAGE = 100
 """Number of indexes that are requested at once."""
 
@@ -51,13 +54,15 @@ class Watch:
         # Whatever was read before a trigger started may be older than what its task knows.
         self.due = asyncio.get_running_loop().time()
         self._board = board
-        self._began = self.due
+        self._began: float | None = None
 
     async def look(self) -> list[Index]:
         """Return the indexes. They were read after the previous look, not necessarily by this trigger.
 
         :raises Exception: the connection or an index could not be read.
         """
+        if self._began is None:
+            await asyncio.sleep(GATHER)
         seen = await self._board.look(self)
         self._began = min(state.began for state in seen)
         indexes = []
@@ -73,7 +78,8 @@ class Watch:
         So triggers that have used the same read also come to the next one together.
         """
         now = asyncio.get_running_loop().time()
-        wait = min(seconds, max(AGE * seconds, self._began + seconds - now))
+        began = now if self._began is None else self._began
+        wait = min(seconds, max(AGE * seconds, began + seconds - now))
         self.due = now + (1 - AGE) * wait
         await asyncio.sleep(wait)
 
@@ -147,9 +153,7 @@ class _Board:
             self._few = len(index_ids)
         return found
 
-    async def _one(
-        self, client: AsyncLlamaCloudClient, index_id: str, expanded: Iterable[str]
-    ) -> Index | Exception:
+    async def _one(self, client: AsyncLlamaCloudClient, index_id: str, expanded: Iterable[str]) -> Index | Exception:
         try:
             return await client.get_index(index_id, expand_sync=index_id in expanded, **self._scope)
         except Exception as problem:  # noqa: BLE001  # as above
@@ -184,9 +188,7 @@ async def watching(
     key = (llamacloud_conn_id, project_id, organization_id)
     board = boards.get(key)
     if board is None:
-        board = boards[key] = _Board(
-            llamacloud_conn_id, {"project_id": project_id, "organization_id": organization_id}
-        )
+        board = boards[key] = _Board(llamacloud_conn_id, {"project_id": project_id, "organization_id": organization_id})
     watch = Watch(board, index_ids, expand_sync=expand_sync)
     board.watches.add(watch)
     try:

@@ -23,6 +23,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.sensors.index import GRACE, IndexReadySensor
 from airflow_provider_llamachat.testing import INDEX_BUILDING, INDEX_FAILED, INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
+from airflow_provider_llamachat.triggers.looks import GATHER
 from tests.airflow.tries import a_try
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -295,5 +296,5 @@ def test_a_trigger_that_backs_off_looks_ever_more_seldom(
 
     asyncio.run(run())
     # What a read takes is a part of the pause, but at most half of it.
-    for pause, interval in zip(pauses, [1.0, 2.0, 4.0, 5.0, 5.0], strict=True):
+    for pause, interval in zip(pauses, [GATHER, 1.0, 2.0, 4.0, 5.0, 5.0], strict=True):
         assert interval / 2 <= pause <= interval
