@@ -6,11 +6,11 @@ This module does not import httpx or pydantic, because Airflow's web server impo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import importlib
 import json
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
@@ -130,19 +130,22 @@ class LlamaCloudHook(BaseHook):
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client without blocking the event loop. Close it, or use ``async with``."""
-        from airflow.providers.common.compat.connection import get_async_connection
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection, mask_secret
         from asgiref.sync import sync_to_async
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
         # The first import takes about a quarter of a second.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         with _without_noise():
-            try:
-                connection = await get_async_connection(conn_id, hook=self)
-            except AirflowNotFoundException:
-                # A trigger that dag.test() runs inline can read a connection from the database only in this way, because its
+            connection = None
+            # Before Airflow 3.3.2, aget_connection masks synchronously, which raises DeadlockImminentError when many triggers start in
+            # one loop. 3.3.2 brought aextra_dejson along with the asynchronous masking.
+            if hasattr(Connection, "aextra_dejson"):
+                # A trigger that dag.test() runs inline can read a connection from the database only synchronously, because its
                 # supervisor has no asynchronous interface.
+                with contextlib.suppress(AirflowNotFoundException):
+                    connection = await self.aget_connection(conn_id)
+            if connection is None:
                 connection = await sync_to_async(self.get_connection)(conn_id)
         config = _config(connection, conn_id)
         if config.api_key != connection.password:
@@ -412,7 +415,7 @@ def _warn_once(message: str) -> None:
         log.warning("%s", message)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
     """Suppress Airflow's warning that a value of the connection's extra is too short to be masked."""
 
