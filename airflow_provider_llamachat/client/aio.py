@@ -84,13 +84,14 @@ class AsyncLlamaCloudClient(AsyncSender):
         return cast("models.Project", await self._send(self._calls.project(project_id, organization_id)))
 
     async def list_indexes(
-        self, *, page_size: int | None = None, **scope: Unpack[Scope]
+        self, *, page_size: int | None = None, max_pages: int | None = None, **scope: Unpack[Scope]
     ) -> AsyncIterator[models.Index]:
         """Iterate over the project's indexes, and fetch pages as needed (GET /api/v1/indexes).
 
         :param page_size: number of indexes per page; None means the server's default.
+        :param max_pages: stop after this number of pages; None means after the last one.
         """
-        async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
+        async for item in self._pages(endpoints.LIST_INDEXES, page_size, scope, max_pages):
             yield item
 
     async def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
@@ -105,6 +106,17 @@ class AsyncLlamaCloudClient(AsyncSender):
         """
         try:
             await self._send(self._calls.index(endpoints.SYNC_INDEX, index_id, scope))
+        except exceptions.ConflictError:
+            return False
+        return True
+
+    async def cancel_sync(self, index_id: str, **scope: Unpack[Scope]) -> bool:
+        """Cancel the running sync of an index, whoever started it (POST /api/v1/indexes/{index_id}/sync/cancel).
+
+        :returns: True if a sync was cancelled, False if none was running (409).
+        """
+        try:
+            await self._send(self._calls.index(endpoints.CANCEL_SYNC, index_id, scope))
         except exceptions.ConflictError:
             return False
         return True
@@ -255,8 +267,10 @@ class AsyncLlamaCloudClient(AsyncSender):
         except responses.TRANSPORT_PROBLEMS as problem:
             raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 
-    async def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> AsyncIterator[Any]:
-        pages = calls.Pages(endpoint)
+    async def _pages(
+        self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope, max_pages: int | None = None
+    ) -> AsyncIterator[Any]:
+        pages = calls.Pages(endpoint, max_pages)
         while pages.more:
             page = await self._send(self._calls.page(endpoint, page_size, pages.token, scope))
             for item in page.items:

@@ -105,7 +105,7 @@ class Calls:
         return endpoints.GET_ATTACHMENT.call({"attachment_name": attachment_name}, query=query)
 
     def index(self, endpoint: endpoints.Endpoint, index_id: str, scope: Scope, *, expand: bool = False) -> Call:
-        """Read or sync one index."""
+        """Read one index, or start or cancel a sync of it."""
         query = self._query(scope)
         if expand:
             query["expand"] = ["sync_in_progress"]
@@ -171,12 +171,14 @@ def history_patience(deadline: float) -> float:
 class Pages:
     """Follows the page tokens of a listing.
 
+    :param most: maximum number of pages; None means no maximum.
     :ivar token: the token of the next page; None for the first.
-    :ivar more: whether there is a next page.
+    :ivar more: whether another page is to be read.
     """
 
-    def __init__(self, endpoint: endpoints.Endpoint) -> None:
+    def __init__(self, endpoint: endpoints.Endpoint, most: int | None = None) -> None:
         self._purpose = endpoint.purpose
+        self._left = most
         self._seen: set[str] = set()
         self.token: str | None = None
         self.more = True
@@ -186,7 +188,8 @@ class Pages:
 
         :raises LlamaCloudProtocolError: the listing repeats a page, or does not end.
         """
-        self.token, self.more = token, bool(token)
+        self._left = None if self._left is None else self._left - 1
+        self.token, self.more = token, bool(token) and self._left != 0
         if not token:
             return
         if token in self._seen or len(self._seen) >= MAX_PAGES or len(token) > MAX_TOKEN:

@@ -116,6 +116,9 @@ GET_PROJECT = Endpoint("project", "GET", "/api/v1/projects/{project_id}", "read 
 LIST_INDEXES = Endpoint("indexes", "GET", "/api/v1/indexes", "list indexes", IndexPage)
 GET_INDEX = Endpoint("index", "GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
 SYNC_INDEX = Endpoint("sync", "POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
+CANCEL_SYNC = Endpoint(
+    "cancel_sync", "POST", "/api/v1/indexes/{index_id}/sync/cancel", "cancel the sync of index {index_id}"
+)
 GET_ATTACHMENT = Endpoint(
     "attachment",
     "GET",

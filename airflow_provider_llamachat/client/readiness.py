@@ -31,12 +31,46 @@ class Readiness:
 
         :raises IndexFailedError: an index's build failed. The message includes the index's own error message.
         """
-        states = pending(indexes, wait_for_sync=self._wait_for_sync)
+        states = self._states(list(indexes))
         for index_id, state in states.items():
             if (index_id, state) not in self._said:
                 self._said.add((index_id, state))
                 log.info("Index %s is not ready yet: %s.", index_id, state)
         return states
+
+    def _states(self, indexes: list[Index]) -> dict[str, str]:
+        return pending(indexes, wait_for_sync=self._wait_for_sync)
+
+
+SETTLED = 30.0
+"""Seconds after which a sync that has left no trace in its index counts as finished."""
+
+
+class SyncProgress(Readiness):
+    """Checks whether a sync of an index has ended and the index is ready.
+
+    What an index shows right after the start of its sync may be from before. The sync has ended when the index showed it running and
+    no longer does, when ``last_synced_at`` is newer, or at ``settled_at``. Only then does the status count.
+
+    :param before: ``last_synced_at`` before the sync was started.
+    :param settled_at: epoch seconds.
+    """
+
+    def __init__(self, before: str | None, settled_at: float) -> None:
+        super().__init__(wait_for_sync=True)
+        self._before = before
+        self._settled_at = settled_at
+        self._has_run = False
+
+    def _states(self, indexes: list[Index]) -> dict[str, str]:
+        states = {}
+        for index in indexes:
+            if index.sync_in_progress:
+                self._has_run = True
+                states[index.id] = "a sync is running"
+            elif not (self._has_run or is_newer(index.last_synced_at, self._before) or time.time() >= self._settled_at):
+                states[index.id] = "the sync has not begun"
+        return states or super()._states(indexes)
 
 
 def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[str, str]:
@@ -64,30 +98,35 @@ def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[st
 
 FIRST_LOOK = 1.0
 LAST_LOOK = 15.0
-"""Seconds between the first two checks of :func:`wait_until_ready`, and the longest interval."""
+"""Seconds between the first two checks of :func:`wait_until_ready`, and the default of its longest interval."""
 
 
 def wait_until_ready(
     look: Callable[[], Iterable[Index]],
     deadline: float,
+    readiness: Readiness | None = None,
+    longest: float = LAST_LOOK,
     *,
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Block until all indexes are ready.
+) -> list[Index]:
+    """Block until all indexes are ready, and return them.
 
     :param look: reads the indexes.
     :param deadline: epoch seconds.
+    :param readiness: decides whether they are ready.
+    :param longest: maximum number of seconds between two checks.
     :raises IndexFailedError: an index's build failed.
     :raises IndexNotReadyError: the deadline passed.
     """
-    readiness, pause = Readiness(), FIRST_LOOK
-    while states := readiness.pending(look()):
+    readiness, pause = readiness or Readiness(), min(FIRST_LOOK, longest)
+    while states := readiness.pending(indexes := list(look())):
         left = deadline - now()
         if left <= 0:
             raise IndexNotReadyError(not_ready(states), index_id=next(iter(states)))
         sleep(min(pause, left))
-        pause = min(1.5 * pause, LAST_LOOK)
+        pause = min(1.5 * pause, longest)
+    return indexes
 
 
 def describe(states: dict[str, str]) -> str:

@@ -356,7 +356,7 @@ def purpose(call: Call) -> str:
     """Return the purpose of the call, including its ids."""
     ids = {"session_id": call.session_id or "", "project_id": "", "index_id": ""}
     if "{" in call.endpoint.purpose and call.session_id is None:
-        value = call.url.removesuffix("/sync").rpartition("/")[2]
+        value = call.url.removesuffix("/cancel").removesuffix("/sync").rpartition("/")[2]
         ids["project_id"] = ids["index_id"] = value
     return call.endpoint.purpose.format(**{name: excerpt(value, limit=100) for name, value in ids.items()})
 

@@ -71,7 +71,7 @@ def shows_success(call: Call, problem: LlamaCloudStatusError) -> bool:
     """Whether this error shows that an earlier attempt of the same call succeeded and its response was lost."""
     if call.endpoint is endpoints.DELETE_SESSION:
         return isinstance(problem, NotFoundError)
-    return call.endpoint is endpoints.SYNC_INDEX and isinstance(problem, ConflictError)
+    return call.endpoint in {endpoints.SYNC_INDEX, endpoints.CANCEL_SYNC} and isinstance(problem, ConflictError)
 
 
 class Budget:

@@ -82,12 +82,15 @@ class LlamaCloudClient(Sender):
         """Read a project (GET /api/v1/projects/{project_id})."""
         return cast("models.Project", self._send(self._calls.project(project_id, organization_id)))
 
-    def list_indexes(self, *, page_size: int | None = None, **scope: Unpack[Scope]) -> Iterator[models.Index]:
+    def list_indexes(
+        self, *, page_size: int | None = None, max_pages: int | None = None, **scope: Unpack[Scope]
+    ) -> Iterator[models.Index]:
         """Iterate over the project's indexes, and fetch pages as needed (GET /api/v1/indexes).
 
         :param page_size: number of indexes per page; None means the server's default.
+        :param max_pages: stop after this number of pages; None means after the last one.
         """
-        for item in self._pages(endpoints.LIST_INDEXES, page_size, scope):
+        for item in self._pages(endpoints.LIST_INDEXES, page_size, scope, max_pages):
             yield item
 
     def get_index(self, index_id: str, *, expand_sync: bool = False, **scope: Unpack[Scope]) -> models.Index:
@@ -102,6 +105,17 @@ class LlamaCloudClient(Sender):
         """
         try:
             self._send(self._calls.index(endpoints.SYNC_INDEX, index_id, scope))
+        except exceptions.ConflictError:
+            return False
+        return True
+
+    def cancel_sync(self, index_id: str, **scope: Unpack[Scope]) -> bool:
+        """Cancel the running sync of an index, whoever started it (POST /api/v1/indexes/{index_id}/sync/cancel).
+
+        :returns: True if a sync was cancelled, False if none was running (409).
+        """
+        try:
+            self._send(self._calls.index(endpoints.CANCEL_SYNC, index_id, scope))
         except exceptions.ConflictError:
             return False
         return True
@@ -250,8 +264,10 @@ class LlamaCloudClient(Sender):
         except responses.TRANSPORT_PROBLEMS as problem:
             raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 
-    def _pages(self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope) -> Iterator[Any]:
-        pages = calls.Pages(endpoint)
+    def _pages(
+        self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope, max_pages: int | None = None
+    ) -> Iterator[Any]:
+        pages = calls.Pages(endpoint, max_pages)
         while pages.more:
             page = self._send(self._calls.page(endpoint, page_size, pages.token, scope))
             for item in page.items:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
-    SET_DURING_EXECUTION,
     DecoratedOperator,
     context_merge,
     determine_kwargs,
@@ -21,6 +20,11 @@ from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.redaction import excerpt
+
+try:
+    from airflow.providers.common.compat.sdk import SET_DURING_EXECUTION
+except ImportError:  # common-compat before 1.21; the text is shown until the function has run
+    SET_DURING_EXECUTION = "DYNAMIC (set during execution)"  # type: ignore[assignment]  # stands in where the name does not exist
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, TaskDecorator

@@ -6,6 +6,7 @@ This module does not import httpx or pydantic, because Airflow's web server impo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -113,19 +114,22 @@ class LlamaCloudHook(BaseHook):
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client without blocking the event loop. Close it, or use ``async with``."""
-        from airflow.providers.common.compat.connection import get_async_connection
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, mask_secret
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection, mask_secret
         from asgiref.sync import sync_to_async
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
         # The first import takes about a quarter of a second.
         client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         with without_noise():
-            try:
-                connection = await get_async_connection(conn_id, hook=self)
-            except AirflowNotFoundException:
-                # A trigger that dag.test() runs inline can read a connection from the database only in this way, because its
+            connection = None
+            # Before Airflow 3.3.2, aget_connection masks synchronously, which raises DeadlockImminentError when many triggers start in
+            # one loop. 3.3.2 brought aextra_dejson along with the asynchronous masking.
+            if hasattr(Connection, "aextra_dejson"):
+                # A trigger that dag.test() runs inline can read a connection from the database only synchronously, because its
                 # supervisor has no asynchronous interface.
+                with contextlib.suppress(AirflowNotFoundException):
+                    connection = await self.aget_connection(conn_id)
+            if connection is None:
                 connection = await sync_to_async(self.get_connection)(conn_id)
         config = read(connection, conn_id)
         if config.api_key != connection.password:
@@ -325,6 +329,10 @@ class LlamaCloudHook(BaseHook):
     def sync_index(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
         """Start a sync of an index. Return False if one was already running."""
         return self.get_conn().sync_index(index_id, project_id=project_id, organization_id=organization_id)
+
+    def cancel_sync(self, index_id: str, *, project_id: str | None = None, organization_id: str | None = None) -> bool:
+        """Cancel the running sync of an index, whoever started it. Return False if none was running."""
+        return self.get_conn().cancel_sync(index_id, project_id=project_id, organization_id=organization_id)
 
 
 def _named(project: Project) -> str:

@@ -1,42 +1,130 @@
-"""The operator that syncs an index."""
+"""The operator that syncs an index, and what operators that wait for indexes share."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import conf
+
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
+from airflow_provider_llamachat.exceptions import IndexNotReadyError, InvalidArgumentError, LlamaCloudError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
+    from airflow_provider_llamachat.client import LlamaCloudClient
+    from airflow_provider_llamachat.triggers.events import IndexEvent
 
 
-class SyncIndexOperator(LlamaCloudOperator):
-    """Start a sync of an index, unless one is already running.
+class IndexWaitingOperator(LlamaCloudOperator):
+    """Base class of operators that can wait for indexes, on a worker or in the triggerer."""
 
-    The operator does not wait for the sync. To wait, use :class:`~..sensors.index.IndexReadySensor` with ``wait_for_sync=True``.
-    XCom ``return_value``: ``index_id``, and ``started`` (False if a sync was already running).
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after a deferral. Airflow calls this.
 
-    API: POST /api/v1/indexes/{index_id}/sync (https://developers.llamaindex.ai/reference/).
+        :raises IndexNotReadyError: the trigger did not fire in time.
+        """
+        if is_deferral_timeout(next_method, next_kwargs):
+            raise IndexNotReadyError(
+                "The time for waiting passed while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
+                "triggerer) is running and not overloaded."
+            )
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def defer_until(
+        self, context: Context, kind: str, index_ids: list[str], deadline: float, longest: float, **values: Any
+    ) -> None:
+        """Defer until the indexes are ready.
+
+        :param kind: name of the trigger's class.
+        :param deadline: epoch seconds.
+        :param longest: maximum number of seconds between two checks.
+        :param values: other arguments of the trigger.
+        """
+        from airflow_provider_llamachat.client.readiness import FIRST_LOOK
+        from airflow_provider_llamachat.triggers import index
+
+        self.defer(
+            trigger=getattr(index, kind)(
+                llamacloud_conn_id=self.llamacloud_conn_id,
+                index_ids=index_ids,
+                deadline=deadline,
+                poke_interval=min(FIRST_LOOK, longest),
+                exponential_backoff=True,
+                max_wait=longest,
+                **self.scope(),
+                **values,
+            ),
+            timeout=deferral_timeout(context, deadline - time.time()),
+            method_name="execute_complete",
+            kwargs={"try_number": context["ti"].try_number},
+        )
+
+    def outcome(self, event: Any) -> IndexEvent:
+        """Read the trigger's event.
+
+        :raises LlamaCloudError: the indexes did not become ready, or the event is invalid.
+        """
+        from airflow_provider_llamachat.triggers.events import READY, IndexEvent
+
+        told = IndexEvent.parse(event)
+        if told.state != READY:
+            raise told.failure.exception()
+        self.log.info("All indexes are ready: %s.", ", ".join(told.index_ids))
+        return told
+
+
+class SyncIndexOperator(IndexWaitingOperator):
+    """Start a sync of an index, unless one is already running, and optionally wait for it.
+
+    XCom ``return_value``: ``index_id``, and ``started`` (False if a sync was already running). With ``wait``, also ``status`` and
+    ``last_synced_at`` of the index after the sync.
+
+    A task that waits for a sync that it started cancels the sync when it is stopped: on a worker when a user stops the task or
+    ``execution_timeout`` passes, and in the triggerer when a user stops the task (Airflow 3.3 and later). A sync that outlasts
+    ``sync_timeout`` is not cancelled, and a retry waits for it.
+
+    API: POST /api/v1/indexes/{index_id}/sync, POST /api/v1/indexes/{index_id}/sync/cancel
+    (https://developers.llamaindex.ai/reference/).
 
     :param index_id: the index. (templated)
+    :param wait: wait until the sync has ended and the index is ready. (templated)
+    :param deferrable: wait in the triggerer instead of on a worker. Default: Airflow's ``[operators] default_deferrable``.
+    :param sync_timeout: maximum time to wait, in seconds or as a timedelta. (templated)
+    :param poke_interval: maximum time between two checks, in seconds or as a timedelta. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
-    :raises InvalidArgumentError: ``index_id`` is not one id.
+    :raises InvalidArgumentError: an argument is invalid; nothing was sent.
+    :raises IndexFailedError: ``wait`` is set, and the sync failed.
+    :raises IndexNotReadyError: ``wait`` is set, and ``sync_timeout`` passed.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
-    template_fields: Sequence[str] = (*LlamaCloudOperator.template_fields, "index_id")
+    template_fields: Sequence[str] = (
+        *LlamaCloudOperator.template_fields,
+        "index_id",
+        "wait",
+        "sync_timeout",
+        "poke_interval",
+    )
 
     def __init__(
         self,
         *,
         index_id: Templated[str],
+        wait: Templated[bool] = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        sync_timeout: Templated[float | timedelta] = 3600,
+        poke_interval: Templated[float | timedelta] = 15,
         llamacloud_conn_id: str = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
@@ -46,13 +134,105 @@ class SyncIndexOperator(LlamaCloudOperator):
             llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
         )
         self.index_id = index_id
+        self.wait = wait
+        self.deferrable = deferrable
+        self.sync_timeout = sync_timeout
+        self.poke_interval = poke_interval
+        self._client: LlamaCloudClient | None = None
+        self._started: str | None = None
+        self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Start the sync."""
+        """Start the sync, and wait for it if ``wait`` is set."""
         ids = arguments.id_list(self.index_id, "index_id")
         if not ids or len(ids) != 1:
             raise InvalidArgumentError("index_id must be the id of one index. To sync several indexes, map the task.")
+        index_id, wait = ids[0], arguments.flag(self.wait, "wait")
+        deadline = time.time() + arguments.seconds(self.sync_timeout, "sync_timeout")
+        longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:
-            started = client.sync_index(ids[0], **self.scope())
-        self.log.info("Index %s: %s.", ids[0], "sync started" if started else "a sync was already running")
-        return {"index_id": ids[0], "started": started}
+            self._client = client
+            if self._is_killed:  # while the connection was being read
+                client.stop()
+            before = client.get_index(index_id, **self.scope()).last_synced_at if wait else None
+            started = client.sync_index(index_id, **self.scope())
+            self.log.info("Index %s: %s.", index_id, "sync started" if started else "a sync was already running")
+            if not wait:
+                return {"index_id": index_id, "started": started}
+            self._started = index_id if started else None
+            if self._is_killed:  # while the sync was being started
+                self._cancel()
+            synced = self._wait(context, client, index_id, deadline, longest, before=before, started=started)
+            self._started = None
+        return self._result(index_id, synced, started=started)
+
+    def _wait(
+        self,
+        context: Context,
+        client: LlamaCloudClient,
+        index_id: str,
+        deadline: float,
+        longest: float,
+        *,
+        before: str | None,
+        started: bool,
+    ) -> str | None:
+        """Wait for the sync, and return the index's ``last_synced_at``."""
+        from airflow_provider_llamachat.client.readiness import SETTLED, SyncProgress, wait_until_ready
+
+        settled_at, scope = time.time() + SETTLED, self.scope()
+        if self.deferrable and not self._is_killed:
+            known = {"before": before, "settled_at": settled_at, "started": started}
+            self.defer_until(context, "IndexSyncedTrigger", [index_id], deadline, longest, **known)
+        (index,) = wait_until_ready(
+            lambda: [client.get_index(index_id, expand_sync=True, **scope)],
+            deadline,
+            SyncProgress(before, settled_at),
+            longest,
+            sleep=client.pause,
+        )
+        return index.last_synced_at
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> dict[str, Any]:
+        """Resume after the trigger: return the result, or raise the trigger's error.
+
+        :param known: ``try_number`` of the attempt that deferred.
+        """
+        if is_stale(context, known.get("try_number")):
+            return self.execute(context)
+        told = self.outcome(event)
+        index_id = told.index_ids[0]
+        return self._result(index_id, told.last_synced_at.get(index_id), started=told.started)
+
+    def _result(self, index_id: str, synced: str | None, *, started: bool) -> dict[str, Any]:
+        from airflow_provider_llamachat.models import Index
+
+        self.log.info("Index %s: synced. last_synced_at: %s.", index_id, synced)
+        return {"index_id": index_id, "started": started, "status": Index.READY, "last_synced_at": synced}
+
+    def on_kill(self) -> None:
+        """Stop waiting, and cancel the sync if this task started it."""
+        self._is_killed = True
+        if self._client is not None:
+            self._client.stop()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        from airflow_provider_llamachat.client import LlamaCloudClient
+
+        index_id, self._started = self._started, None
+        if index_id is None or self._client is None:
+            return
+        try:
+            # Another client, because the one that waits was stopped.
+            config = replace(self._client.config, max_retries=0, connect_timeout=5.0, total_timeout=10.0)
+            with LlamaCloudClient(config) as client:
+                cancelled = client.cancel_sync(index_id, **self.scope())
+        except LlamaCloudError as problem:
+            self.log.warning("The task was stopped, but its sync could not be cancelled, and may continue. %s", problem)
+        else:
+            self.log.warning(
+                "The task was stopped. Index %s: %s.",
+                index_id,
+                "sync cancelled" if cancelled else "the sync had already ended",
+            )

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import XComNotFound
+from airflow.providers.common.compat.sdk import XComNotFound, conf
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
-from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry
+from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry, is_stale
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
+from airflow_provider_llamachat.operators.index import IndexWaitingOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.client import LlamaCloudClient
-    from airflow_provider_llamachat.models import SessionSummary
+    from airflow_provider_llamachat.models import Index, SessionSummary
 
 
-class CreateChatSessionOperator(LlamaCloudOperator):
+class CreateChatSessionOperator(IndexWaitingOperator):
     """Create a LlamaCloud chat session.
 
     XComs: ``session_id`` (text, pushed as soon as the session exists), ``index_ids`` (list of text, empty for an unbound
@@ -39,15 +40,17 @@ class CreateChatSessionOperator(LlamaCloudOperator):
     :param index_ids: indexes of the session, at most ten: a list, an XComArg, a JSON list in a string, or one id. None creates
         an unbound session. After the first message they cannot be changed. (templated)
     :param shared_access: what the session's share link grants: ``query`` or ``read_only``; None means the server's default. (templated)
-    :param wait_for_indexes: wait on the worker until all ``index_ids`` are ready. For long waits, use an
-        :class:`~..sensors.index.IndexReadySensor`, which can defer. (templated)
+    :param wait_for_indexes: wait until all ``index_ids`` are ready before creating the session. (templated)
+    :param deferrable: wait for the indexes in the triggerer instead of on a worker. Default: Airflow's ``[operators]
+        default_deferrable``.
     :param index_timeout: maximum time to wait for the indexes, in seconds or as a timedelta. (templated)
+    :param poke_interval: maximum time between two checks of the indexes, in seconds or as a timedelta. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises InvalidArgumentError: an argument is invalid; nothing was sent.
     :raises IndexFailedError: ``wait_for_indexes`` is set, and the build of an index failed.
-    :raises IndexNotReadyError: ``wait_for_indexes`` is set, and ``index_timeout`` passed.
+    :raises IndexNotReadyError: ``wait_for_indexes`` is set, and ``index_timeout`` passed. A retry waits again.
     :raises LlamaCloudError: see :mod:`airflow_provider_llamachat.exceptions`.
     """
 
@@ -57,6 +60,7 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         "shared_access",
         "wait_for_indexes",
         "index_timeout",
+        "poke_interval",
     )
 
     def __init__(
@@ -65,7 +69,9 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         index_ids: Templated[list[str]] | None = None,
         shared_access: Templated[arguments.SharedAccess] | None = None,
         wait_for_indexes: Templated[bool] = False,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         index_timeout: Templated[float | timedelta] = 3600,
+        poke_interval: Templated[float | timedelta] = 15,
         llamacloud_conn_id: str = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
@@ -77,18 +83,33 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         self.index_ids = index_ids
         self.shared_access = shared_access
         self.wait_for_indexes = wait_for_indexes
+        self.deferrable = deferrable
         self.index_timeout = index_timeout
+        self.poke_interval = poke_interval
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Create the session, or reuse it on a retry, and push its ids."""
+        """Create the session, or reuse it on a retry, and push its ids. Wait for the indexes first if ``wait_for_indexes`` is set."""
+        return self._create(context, waits=arguments.flag(self.wait_for_indexes, "wait_for_indexes"))
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> dict[str, Any]:
+        """Resume after the trigger: create the session, or raise the trigger's error.
+
+        :param known: ``try_number`` of the attempt that deferred.
+        """
+        if is_stale(context, known.get("try_number")):
+            return self.execute(context)
+        self.outcome(event)
+        return self._create(context, waits=False)
+
+    def _create(self, context: Context, *, waits: bool) -> dict[str, Any]:
         index_ids = arguments.id_list(self.index_ids)
         access = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
         shared_access = cast("arguments.SharedAccess | None", access)
         patience = arguments.seconds(self.index_timeout, "index_timeout")
-        wait = arguments.flag(self.wait_for_indexes, "wait_for_indexes")
+        longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:
-            if wait:
-                self._wait(client, index_ids or [], time.time() + patience)
+            if waits:
+                self._wait(context, client, index_ids or [], time.time() + patience, longest)
             session = self._earlier_session(context, client, index_ids, shared_access)
             if session is None:
                 session = client.create_session(index_ids, shared_access=shared_access, **self.scope())
@@ -99,15 +120,24 @@ class CreateChatSessionOperator(LlamaCloudOperator):
         self.push(context, "index_ids", session.index_ids or [])
         return session.as_json()
 
-    def _wait(self, client: LlamaCloudClient, index_ids: list[str], deadline: float) -> None:
-        from airflow_provider_llamachat.client.readiness import wait_until_ready
+    def _wait(
+        self, context: Context, client: LlamaCloudClient, index_ids: list[str], deadline: float, longest: float
+    ) -> None:
+        from airflow_provider_llamachat.client.readiness import Readiness, wait_until_ready
 
         if not index_ids:
             raise InvalidArgumentError(
                 "wait_for_indexes requires index_ids. Set index_ids, or remove wait_for_indexes."
             )
-        scope = self.scope()
-        wait_until_ready(lambda: (client.get_index(index_id, **scope) for index_id in index_ids), deadline)
+        readiness, scope = Readiness(), self.scope()
+
+        def look() -> list[Index]:
+            return [client.get_index(index_id, **scope) for index_id in index_ids]
+
+        if not self.deferrable:
+            wait_until_ready(look, deadline, readiness, longest)
+        elif readiness.pending(look()):
+            self.defer_until(context, "IndexReadyTrigger", index_ids, deadline, longest)
 
     def _earlier_session(
         self,

@@ -174,7 +174,7 @@ class Control:
         self._state.indexes[index_id].change(values)
 
     def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
-        """Let each GET of the index move it one step on; the last step stays.
+        """Let each read of the index, in a list as well, move it one step on; the last step stays.
 
         :param steps: statuses, or objects with what :meth:`set_index` takes.
         :raises ValueError: an unknown index.

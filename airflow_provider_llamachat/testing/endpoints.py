@@ -182,6 +182,9 @@ class Call:
             raise ApiError(400, "Invalid page token.") from None
         size = min(query.page_size or self._settings.default_page_size, self._settings.max_page_size)
         rest = [(place, item) for place, item in items if place > after and item.project_id == project_id]
+        for _, item in rest[:size]:
+            if isinstance(item, StoredIndex):
+                item.advance()
         token = str(rest[size - 1][0]) if len(rest) > size else None
         page: dict[str, Any] = {"items": [item.to_json(self._settings) for _, item in rest[:size]]}
         if token is not None or self._settings.page_end == "null":
@@ -258,8 +261,7 @@ class Call:
 
     async def _do_index(self) -> web.Response:
         index = self._index()
-        if index.schedule:
-            index.change(index.schedule.popleft())
+        index.advance()
         # SDKs spell a repeated parameter either way.
         expand = [*self._request.query.getall("expand", []), *self._request.query.getall("expand[]", [])]
         return as_json(index.to_json(self._settings, expand="sync_in_progress" in expand))
@@ -270,6 +272,13 @@ class Call:
             raise ApiError(409, f"A sync of index {index.id} is already in progress.")
         index.sync_ends = time.time() + self._settings.sync_seconds
         return as_json({"message": "Sync started."}, 202)
+
+    async def _do_cancel_sync(self) -> web.Response:
+        index = self._index()
+        if not index.syncing():
+            raise ApiError(409, f"No sync of index {index.id} is in progress.")
+        index.sync_in_progress, index.sync_ends = False, None
+        return as_json({"message": "Sync cancelled."})
 
     async def _do_attachment(self) -> web.Response:
         query = self._query(_AttachmentQuery)

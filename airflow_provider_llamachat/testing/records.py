@@ -23,6 +23,7 @@ ENDPOINTS = {
     "indexes": ("GET", "/indexes"),
     "index": ("GET", "/indexes/{id}"),
     "sync": ("POST", "/indexes/{id}/sync"),
+    "cancel_sync": ("POST", "/indexes/{id}/sync/cancel"),
     "attachment": ("GET", "/beta/attachments/{id}"),
 }
 """The endpoints by the names that faults and request records use, with method and path below ``/api/v1``."""

@@ -63,6 +63,11 @@ class StoredIndex:
             if name == "sync_in_progress" and not value:
                 self.sync_ends = None
 
+    def advance(self) -> None:
+        """Come to the next state of the schedule, if there is one."""
+        if self.schedule:
+            self.change(self.schedule.popleft())
+
     def named(self, kind: str) -> str:
         """Id of something that belongs to the index."""
         return f"{kind}-{self.id.removeprefix('idx-')}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat import exceptions
@@ -132,16 +133,22 @@ class IndexEvent:
 
     :param state: ``ready``, ``failed`` or ``timed_out``.
     :param failure: the error, unless ``ready``.
+    :param last_synced_at: when the indexes were last synced, by id, if ``ready``.
+    :param started: whether the task had started the sync that the trigger waited for.
     """
 
     state: str
     index_ids: list[str]
     failure: Failure = Failure()
+    last_synced_at: Mapping[str, str | None] = field(default_factory=dict)
+    started: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the payload of the event."""
         payload: dict[str, Any] = {"state": self.state, "index_ids": self.index_ids}
-        return payload if self.state == READY else payload | self.failure.as_dict()
+        if self.state == READY:
+            return payload | {"last_synced_at": dict(self.last_synced_at), "started": self.started}
+        return payload | self.failure.as_dict()
 
     @classmethod
     def parse(cls, payload: Any) -> IndexEvent:
@@ -155,4 +162,11 @@ class IndexEvent:
             or not isinstance(payload.get("index_ids"), list)
         ):
             raise _foreign("about indexes")
-        return cls(payload["state"], payload["index_ids"], Failure.read(payload))
+        synced = payload.get("last_synced_at")
+        return cls(
+            payload["state"],
+            payload["index_ids"],
+            Failure.read(payload),
+            synced if isinstance(synced, dict) else {},
+            payload.get("started") is True,
+        )

@@ -13,8 +13,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.exceptions import IndexNotReadyError, InvalidArgumentError, LlamaCloudError
 from airflow_provider_llamachat.triggers.events import FAILED, READY, TIMED_OUT, Failure, IndexEvent
+from airflow_provider_llamachat.triggers.looks import watching
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 try:
@@ -25,7 +26,9 @@ except ImportError:  # Airflow 2 has no asset watchers; the class then serves as
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.client.readiness import Readiness
+    from airflow_provider_llamachat.models import Index
+    from airflow_provider_llamachat.triggers.looks import Watch
 
 
 class IndexReadyTrigger(BaseTrigger):
@@ -41,6 +44,8 @@ class IndexReadyTrigger(BaseTrigger):
     :param silent_fail: log errors and check again, unless the error is permanent.
     :raises InvalidArgumentError: an argument is invalid.
     """
+
+    started = False
 
     def __init__(
         self,
@@ -77,32 +82,39 @@ class IndexReadyTrigger(BaseTrigger):
         return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Check all indexes concurrently and repeatedly, and fire once."""
-        from airflow_provider_llamachat.exceptions import LlamaCloudError
-        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-
+        """Check all indexes repeatedly, together with the other triggers of the triggerer, and fire once."""
         await wait_for_start()
         try:
-            async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
-                event = await self._watch(client)
+            async with watching(
+                self.llamacloud_conn_id,
+                self.index_ids,
+                project_id=self.project_id,
+                organization_id=self.organization_id,
+                expand_sync=self.wait_for_sync,
+            ) as watch:
+                event = await self._wait(watch, await asyncio.to_thread(self._judge))
         except LlamaCloudError as problem:
             event = IndexEvent(FAILED, self.index_ids, Failure.of(problem))
         yield TriggerEvent(event.as_dict())  # type: ignore[no-untyped-call]  # Airflow does not type it
 
-    async def _watch(self, client: AsyncLlamaCloudClient) -> IndexEvent:
-        from airflow_provider_llamachat.client.readiness import Readiness, not_ready
-        from airflow_provider_llamachat.conversation.question import Scope
-        from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
+    def _judge(self) -> Readiness:
+        # The first import takes some time.
+        from airflow_provider_llamachat.client.readiness import Readiness
 
-        readiness, pause = Readiness(wait_for_sync=self.wait_for_sync), self.poke_interval
-        scope = Scope(project_id=self.project_id, organization_id=self.organization_id)
+        return Readiness(wait_for_sync=self.wait_for_sync)
+
+    async def _wait(self, watch: Watch, readiness: Readiness) -> IndexEvent:
+        from airflow_provider_llamachat.client.readiness import not_ready
+
+        pause = self.poke_interval
         states: dict[str, str] = {}
         while True:
             try:
-                reads = (client.get_index(one, expand_sync=self.wait_for_sync, **scope) for one in self.index_ids)
-                states = readiness.pending(await asyncio.gather(*reads))
+                indexes = await watch.look()
+                states = readiness.pending(indexes)
                 if not states:
-                    return IndexEvent(READY, self.index_ids)
+                    synced = {index.id: index.last_synced_at for index in indexes}
+                    return IndexEvent(READY, self.index_ids, last_synced_at=synced, started=self.started)
             except LlamaCloudError as problem:
                 if not self.silent_fail or isinstance(problem, AirflowFailException):
                     raise
@@ -110,9 +122,51 @@ class IndexReadyTrigger(BaseTrigger):
             left = self.deadline - time.time()
             if left <= 0:
                 return IndexEvent(TIMED_OUT, self.index_ids, Failure.of(IndexNotReadyError(not_ready(states))))
-            await asyncio.sleep(min(pause, left))
+            await watch.pause(min(pause, left))
             if self.exponential_backoff:
                 pause = min(2 * pause, self.max_wait or float("inf"))
+
+
+class IndexSyncedTrigger(IndexReadyTrigger):
+    """Fire when a sync of an index has ended, when the index has failed, or at the deadline.
+
+    The arguments of :class:`IndexReadyTrigger` apply. On Airflow 3.3 and later, the sync is cancelled when a user stops the deferred
+    task, if the task started it.
+
+    :param before: the index's ``last_synced_at`` before the sync was started.
+    :param settled_at: epoch seconds from which a sync that has left no trace in the index counts as finished.
+    :param started: whether the task started the sync.
+    """
+
+    def __init__(
+        self, *, before: str | None = None, settled_at: float = 0.0, started: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**{**kwargs, "wait_for_sync": True})
+        self.before = before
+        self.settled_at = settled_at
+        self.started = started
+
+    def _judge(self) -> Readiness:
+        from airflow_provider_llamachat.client.readiness import SyncProgress
+
+        return SyncProgress(self.before, self.settled_at)
+
+    async def on_kill(self) -> None:
+        """Cancel the sync if the task started it. Airflow 3.3 calls this when a user stops the deferred task."""
+        if not self.started:
+            return
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        (index_id,) = self.index_ids
+        async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
+            cancelled = await client.cancel_sync(
+                index_id, project_id=self.project_id, organization_id=self.organization_id
+            )
+        self.log.warning(
+            "The task was stopped. Index %s: %s.",
+            index_id,
+            "sync cancelled" if cancelled else "the sync had already ended",
+        )
 
 
 class IndexUpdatedTrigger(BaseEventTrigger):
@@ -157,40 +211,43 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
-        from airflow_provider_llamachat.client.readiness import is_newer
-        from airflow_provider_llamachat.exceptions import LlamaCloudError
-        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-
         await wait_for_start()
         remembered = await self._remembered()
         # An index that was never synced is stored as an empty string, so that its first sync fires too.
         seen = self.since if remembered is None else remembered
-        while True:
-            try:
-                async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
-                    while True:
-                        index = await client.get_index(
-                            self.index_id, project_id=self.project_id, organization_id=self.organization_id
-                        )
-                        if seen is None:
-                            seen = index.last_synced_at or ""
-                            await self._remember(seen)
-                        elif index.metadata.status == index.READY and is_newer(index.last_synced_at, seen):
-                            previous, seen = seen, index.last_synced_at or ""
-                            payload = {
-                                "index_id": self.index_id,
-                                "name": index.name,
-                                "last_synced_at": seen,
-                                "previous": previous or None,
-                            }
-                            yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow does not type it
-                            # Only now, because it is better to report a sync twice than to miss it.
-                            await self._remember(seen)
-                        await asyncio.sleep(self.poke_interval)
-            except Exception as problem:  # noqa: BLE001  # a watcher that ends is not restarted, and has no task that could fail
-                shown = problem if isinstance(problem, LlamaCloudError) else f"{type(problem).__name__}: {problem}"
-                self.log.warning("The index could not be read. Retrying. Index: %s. %s", self.index_id, shown)
-                await asyncio.sleep(self.poke_interval)
+        async with watching(
+            self.llamacloud_conn_id,
+            [self.index_id],
+            project_id=self.project_id,
+            organization_id=self.organization_id,
+        ) as watch:
+            while True:
+                try:
+                    (index,) = await watch.look()
+                    if seen is None:
+                        seen = index.last_synced_at or ""
+                        await self._remember(seen)
+                    elif self._is_news(index, seen):
+                        previous, seen = seen, index.last_synced_at or ""
+                        payload = {
+                            "index_id": self.index_id,
+                            "name": index.name,
+                            "last_synced_at": seen,
+                            "previous": previous or None,
+                        }
+                        yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow does not type it
+                        # Only now, because it is better to report a sync twice than to miss it.
+                        await self._remember(seen)
+                except Exception as problem:  # noqa: BLE001  # a watcher that ends is not restarted, and has no task that could fail
+                    shown = problem if isinstance(problem, LlamaCloudError) else f"{type(problem).__name__}: {problem}"
+                    self.log.warning("The index could not be read. Retrying. Index: %s. %s", self.index_id, shown)
+                await watch.pause(self.poke_interval)
+
+    @staticmethod
+    def _is_news(index: Index, seen: str) -> bool:
+        from airflow_provider_llamachat.client.readiness import is_newer
+
+        return index.metadata.status == index.READY and is_newer(index.last_synced_at, seen)
 
     @property
     def _key(self) -> str:
@@ -215,7 +272,10 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 def _serialized(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
     # Each argument is an attribute of the same name.
     kind = type(trigger)
-    names = [one.name for one in inspect.signature(kind.__init__).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    own = [vars(parent)["__init__"] for parent in kind.__mro__ if parent.__module__ == __name__]
+    names = [
+        one.name for init in own for one in inspect.signature(init).parameters.values() if one.kind is one.KEYWORD_ONLY
+    ]
     return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(trigger, name) for name in names}
 
 

@@ -239,13 +239,16 @@ def test_waiting_for_the_throttle_does_not_use_up_an_attempt(gate: float, raw: C
         assert len(server.requests) == 4
 
 
-def test_a_sync_whose_response_was_lost_counts_as_started(
+def test_a_sync_whose_start_or_cancel_lost_its_response_counts_as_started_or_cancelled(
     client: LlamaCloudClient, config: Callable[..., ClientConfig], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.settings.sync_seconds = 30.0
     llamacloud_emulator.inject(Fault("reset_after", endpoint="sync"))
     assert client.sync_index(INDEX_FILINGS) is True
     assert client.sync_index(INDEX_FILINGS) is False
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="cancel_sync"))
+    assert client.cancel_sync(INDEX_FILINGS) is True
+    assert client.cancel_sync(INDEX_FILINGS) is False
 
     async def run() -> bool:
         async with await AsyncLlamaCloudClient.open(config()) as other:

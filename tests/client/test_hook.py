@@ -89,6 +89,7 @@ def test_the_hook_reaches_projects_and_indexes_too(connect: Any) -> None:
     assert INDEX_FILINGS in {index.id for index in hook.list_indexes(page_size=1)}
     assert hook.get_index(INDEX_FILINGS, expand_sync=True).sync_in_progress is False
     assert (hook.sync_index(INDEX_FILINGS), hook.sync_index(INDEX_FILINGS)) == (True, False)
+    assert (hook.cancel_sync(INDEX_FILINGS), hook.cancel_sync(INDEX_FILINGS)) == (True, False)
     events = list(hook.stream_message(hook.create_session([INDEX_FILINGS]).session_id, "Hello?"))
     assert events[-1].type == "stop"
 

@@ -67,6 +67,10 @@ PAIRS: dict[str, tuple[Call, Call]] = {
         lambda c, _s: c.beta.attachments.get(PICTURE[1], source_id=PICTURE[0], **SCOPE),
     ),
     "sync": (lambda c, _s: c.sync_index(INDEX_FILINGS, **SCOPE), lambda c, _s: c.indexes.sync(INDEX_FILINGS, **SCOPE)),
+    "cancel a sync": (
+        lambda c, _s: c.cancel_sync(INDEX_FILINGS, **SCOPE),
+        lambda c, _s: c.indexes.cancel_sync(INDEX_FILINGS, **SCOPE),
+    ),
 }
 
 
@@ -85,6 +89,7 @@ def test_our_request_equals_the_sdks_request(
     sent = []
     for ours, one in ((True, client), (False, sdk(llamacloud_emulator))):
         llamacloud_emulator.reset()
+        llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=name == "cancel a sync")
         sessions = [client.create_session([INDEX_FILINGS]).session_id for _ in range(5)]
         since = len(llamacloud_emulator.requests)
         result = PAIRS[name][0 if ours else 1](one, sessions[0])
@@ -109,6 +114,7 @@ def test_the_asynchronous_client_sends_what_the_synchronous_one_sends(
     results, sent = [], []
     for asynchronous in (False, True):
         llamacloud_emulator.reset()
+        llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=name == "cancel a sync")
         sessions = [client.create_session([INDEX_FILINGS]).session_id for _ in range(5)]
         since = len(llamacloud_emulator.requests)
         result = asyncio.run(run(sessions[0])) if asynchronous else PAIRS[name][0](client, sessions[0])

@@ -80,6 +80,17 @@ def test_one_index(api: Api) -> None:
         assert missing.json()["detail"].endswith(" not found.")
 
 
+def test_a_sync_can_be_cancelled_while_it_runs(api: Api, emulator: LlamaCloudEmulator) -> None:
+    path, before = f"/api/v1/indexes/{INDEX_FILINGS}", emulator.indexes[INDEX_FILINGS]["last_synced_at"]
+    emulator.settings.sync_seconds = 3600.0
+    assert api.http.post(path + "/sync/cancel").status_code == 409
+    assert api.http.post(path + "/sync").status_code == 202
+    assert api.http.post(path + "/sync/cancel").status_code == 200
+    index = api.http.get(path, params={"expand": "sync_in_progress"}).json()
+    assert (index["sync_in_progress"], index["last_synced_at"]) == (False, before)
+    assert api.http.post(path + "/sync/cancel").status_code == 409
+
+
 def test_a_sync_takes_its_time_and_moves_last_synced_at(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.settings.sync_seconds = 0.3
     path = f"/api/v1/indexes/{INDEX_FILINGS}"

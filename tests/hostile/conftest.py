@@ -41,6 +41,7 @@ METHODS: dict[str, Callable[[Any], Any]] = {
     "indexes": lambda c: c.list_indexes(),
     "index": lambda c: c.get_index("idx-1", expand_sync=True),
     "sync": lambda c: c.sync_index("idx-1"),
+    "cancel sync": lambda c: c.cancel_sync("idx-1"),
     "stream": lambda c: c.stream_message(SESSION, PROMPT, index_ids=["idx-1"], turn_timeout=60.0),
     "send": send_in(60.0),
 }

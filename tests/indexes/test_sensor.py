@@ -23,6 +23,7 @@ from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.sensors.index import GRACE, IndexReadySensor
 from airflow_provider_llamachat.testing import INDEX_BUILDING, INDEX_FAILED, INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
+from airflow_provider_llamachat.triggers.looks import GATHER
 from tests.airflow.tries import a_try
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -292,8 +293,10 @@ def test_a_trigger_with_back_off_polls_less_and_less_often(
             exponential_backoff=True,
             max_wait=5.0,
         )
-        monkeypatch.setattr("airflow_provider_llamachat.triggers.index.asyncio.sleep", note)
+        monkeypatch.setattr("airflow_provider_llamachat.triggers.looks.asyncio.sleep", note)
         assert [event.payload["state"] async for event in trigger.run()] == ["ready"]
 
     asyncio.run(run())
-    assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
+    # What a read takes is a part of the pause, but at most half of it.
+    for pause, interval in zip(pauses, [GATHER, 1.0, 2.0, 4.0, 5.0, 5.0], strict=True):
+        assert interval / 2 <= pause <= interval

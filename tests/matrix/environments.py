@@ -10,7 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.matrix.cells import LEFT_OUT_IN_SHORT, TEST_TOOLS, Cell
+import pytest
+
+from tests.matrix.cells import SHORT, SHORTER, TEST_TOOLS, Cell
 from tests.uv import uv
 
 CASES = ("tests", "dags_examples", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
@@ -73,7 +75,12 @@ def build(cell: Cell, wheel: Path, folder: Path, version: str, interpreter: str)
     uv("venv", "--quiet", "--clear", "--python", interpreter, str(folder))
     environment = Environment(cell, folder / "bin" / "python", version)
     airflow = f"apache-airflow=={cell.airflow}"
-    _install(environment, airflow, *(["--exclude-newer", cell.packages_of] if cell.packages_of else []))
+    try:
+        _install(environment, airflow, *(["--exclude-newer", cell.packages_of] if cell.packages_of else []))
+    except RuntimeError as problem:
+        if cell.is_pre:
+            pytest.skip(f"The pre-release {cell.airflow} cannot be installed: {str(problem)[-600:]}")
+        raise
     if cell.raised:
         _install(environment, airflow, *cell.raised)
     environment.before = distributions(environment)
@@ -97,7 +104,7 @@ def _install(environment: Environment, *requirements: str) -> None:
 def copy_cases(repository: Path, target: Path) -> Path:
     """Copy the tests, and what they read, to a directory that has no package beside them.
 
-    :raises RuntimeError: a test that the short form leaves out does not exist.
+    :raises RuntimeError: a test that the short form runs does not exist.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -107,7 +114,7 @@ def copy_cases(repository: Path, target: Path) -> Path:
             shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target / name)
-    missing = [path for path in LEFT_OUT_IN_SHORT if not (target / path).is_file()]
+    missing = [path for path in {*SHORT, *SHORTER} if not (target / path).exists()]
     if missing:
-        raise RuntimeError(f"tests/matrix/cells.py leaves out tests that are no longer there: {missing}")
+        raise RuntimeError(f"tests/matrix/cells.py names tests that are no longer there: {missing}")
     return target

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.matrix.cells import LEFT_OUT_IN_SHORT, LONG_SUITES, short
+from tests.matrix.cells import selection
 from tests.matrix.environments import Environment
 from tests.system.processes import clean_environment, end, tree
 
@@ -46,13 +46,12 @@ def run_suite(environment: Environment, cases: Path, report: Path) -> SuiteRun:
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     command = [str(environment.python), "-m", "pytest", "-p", "tests.matrix.installed", "-p", "no:cacheprovider"]
-    command += ["-m", f"not ({LONG_SUITES})", f"--junitxml={report}"]
+    command += [f"--junitxml={report}"]
     # Most of these tests wait more than they work.
     command += ["-n", os.environ.get("MATRIX_JOBS", "8")]
     if environment.cell.warnings is not None:
         command += ["-o", f"filterwarnings={environment.cell.warnings}"]
-    if short():
-        command += [f"--ignore={path}" for path in LEFT_OUT_IN_SHORT]
+    command += selection(environment.cell)
     path = os.pathsep.join([str(environment.python.parent), os.environ.get("PATH", os.defpath)])
     variables = clean_environment({"PATH": path})
     variables.pop("PYTHONPATH", None)

@@ -67,3 +67,26 @@ with DAG(dag_id="sync", **NATIVE) as sync:
     adopted = SyncIndexOperator(task_id="adopt", index_id=CONF % "index_id")
     synced = IndexReadySensor(task_id="wait", index_ids=CONF % "index_id", wait_for_sync=True, poke_interval=0.1)
     started >> adopted >> synced
+
+with DAG(dag_id="sync_and_wait", **NATIVE) as sync_and_wait:
+    synced_on_worker, synced_deferred = (
+        SyncIndexOperator(
+            task_id="deferred" if mode else "waiting",
+            index_id=CONF % "index_id",
+            wait="{{ True }}",
+            deferrable=mode,
+            poke_interval=0.1,
+        )
+        for mode in (False, True)
+    )
+    synced_on_worker >> synced_deferred
+
+with DAG(dag_id="create_when_ready_deferred", **NATIVE) as create_when_ready_deferred:
+    CreateChatSessionOperator(
+        task_id="create",
+        index_ids=CONF % "index_ids",
+        wait_for_indexes=True,
+        deferrable=True,
+        index_timeout="{{ dag_run.conf.get('index_timeout', 120) }}",
+        poke_interval=0.1,
+    )

@@ -1,0 +1,200 @@
+"""All index triggers in an event loop look at the indexes of one connection and project together.
+
+If each trigger sent its own requests, a few dozen of them would use up a plan's requests per minute. Here, one trigger reads the
+indexes of all triggers that are due, and the others use what it read. Airflow's own way to share a poll
+(``BaseEventTrigger.shared_stream_key``, Airflow 3.3) is not used, because triggers of deferred tasks cannot take part in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
+
+from airflow_provider_llamachat.exceptions import AuthenticationError, LlamaCloudProtocolError, RequestRefusedError
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.conversation.question import Scope
+    from airflow_provider_llamachat.models import Index
+
+AGE = 0.5
+"""Maximum age of what another trigger has read, as a fraction of the pause before it is used."""
+
+GATHER = 0.25
+"""Seconds that the first look waits for others that start at the same time, for example after a restart of the triggerer."""
+
+PAGE = 100
+"""Number of indexes that are requested at once."""
+
+
+class _Seen(NamedTuple):
+    """What a read showed of an index.
+
+    :ivar began: when it was read, by the clock of the event loop.
+    :ivar expanded: whether ``sync_in_progress`` was read too.
+    """
+
+    began: float
+    expanded: bool
+    result: Index | Exception
+
+
+class Watch:
+    """The looks of one trigger.
+
+    :ivar due: when what is read is recent enough for the next look, by the clock of the event loop.
+    """
+
+    def __init__(self, board: _Board, index_ids: list[str], *, expand_sync: bool) -> None:
+        self.index_ids = index_ids
+        self.expand_sync = expand_sync
+        # Whatever was read before a trigger started may be older than what its task knows.
+        self.due = asyncio.get_running_loop().time()
+        self._board = board
+        self._began: float | None = None
+
+    async def look(self) -> list[Index]:
+        """Return the indexes. They were read after the previous look, not necessarily by this trigger.
+
+        :raises Exception: the connection or an index could not be read.
+        """
+        if self._began is None:
+            await asyncio.sleep(GATHER)
+        seen = await self._board.look(self)
+        self._began = min(state.began for state in seen)
+        indexes = []
+        for state in seen:
+            if isinstance(state.result, Exception):
+                raise state.result.with_traceback(None)
+            indexes.append(state.result)
+        return indexes
+
+    async def pause(self, seconds: float) -> None:
+        """Wait until the next look, which is ``seconds`` after the read that the last look used.
+
+        So triggers that have used the same read also come to the next one together.
+        """
+        now = asyncio.get_running_loop().time()
+        began = now if self._began is None else self._began
+        wait = min(seconds, max(AGE * seconds, began + seconds - now))
+        self.due = now + (1 - AGE) * wait
+        await asyncio.sleep(wait)
+
+
+class _Board:
+    """What is known of the indexes of one connection and project in one event loop."""
+
+    def __init__(self, llamacloud_conn_id: str, scope: Scope) -> None:
+        self.watches: set[Watch] = set()
+        self._conn_id = llamacloud_conn_id
+        self._scope = scope
+        self._seen: dict[str, _Seen] = {}
+        self._reading = asyncio.Lock()
+        self._client: AsyncLlamaCloudClient | None = None
+        # Number of indexes that cost fewer requests one by one than by the pages of the list.
+        self._few = 1
+
+    async def look(self, watch: Watch) -> list[_Seen]:
+        """Return what is known of the indexes of ``watch``, and read them first if that is too old."""
+        async with self._reading:
+            if not all(self._is_recent(watch, index_id) for index_id in watch.index_ids):
+                await self._read(watch)
+        return [self._seen[index_id] for index_id in watch.index_ids]
+
+    def _is_recent(self, watch: Watch, index_id: str) -> bool:
+        seen = self._seen.get(index_id)
+        return seen is not None and seen.began >= watch.due and seen.expanded >= watch.expand_sync
+
+    async def _read(self, watch: Watch) -> None:
+        """Read the indexes of this watch, and of all others that will accept the result."""
+        began = asyncio.get_running_loop().time()
+        expanded, plain = set[str](), set[str]()
+        for other in {watch, *(other for other in self.watches if other.due <= began)}:
+            wanted = {index_id for index_id in other.index_ids if not self._is_recent(other, index_id)}
+            (expanded if other.expand_sync else plain).update(wanted)
+        plain -= expanded
+        try:
+            if self._client is None:
+                from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+                self._client = await LlamaCloudHook(self._conn_id).get_async_conn()
+            found = await self._listed(self._client, plain)
+            missing = [*expanded, *(plain - set(found))]
+            read = await asyncio.gather(*(self._one(self._client, index_id, expanded) for index_id in missing))
+            results: dict[str, Index | Exception] = {**found, **dict(zip(missing, read, strict=True))}
+        except Exception as problem:  # noqa: BLE001  # each trigger decides what an error means
+            results = dict.fromkeys(expanded | plain, problem)
+        for index_id, result in results.items():
+            self._seen[index_id] = _Seen(began, index_id in expanded or isinstance(result, Exception), result)
+        if any(isinstance(result, Exception) for result in results.values()):
+            # The connection may be corrected before the next look.
+            await self.close()
+
+    async def _listed(self, client: AsyncLlamaCloudClient, index_ids: set[str]) -> dict[str, Index]:
+        """Return those of the indexes that a list shows which takes fewer requests than reading them one by one."""
+        found: dict[str, Index] = {}
+        if len(index_ids) <= self._few:
+            return found
+        try:
+            pages = client.list_indexes(page_size=PAGE, max_pages=len(index_ids) - 1, **self._scope)
+            async for index in pages:
+                if index.id in index_ids and index.metadata.status is not None:
+                    found[index.id] = index
+                    if len(found) == len(index_ids):
+                        return found
+        except AuthenticationError:
+            raise
+        except (LlamaCloudProtocolError, RequestRefusedError):
+            pass  # reading one by one tells which index it is about
+        if 2 * len(found) < len(index_ids):
+            self._few = len(index_ids)
+        return found
+
+    async def _one(self, client: AsyncLlamaCloudClient, index_id: str, expanded: Iterable[str]) -> Index | Exception:
+        try:
+            return await client.get_index(index_id, expand_sync=index_id in expanded, **self._scope)
+        except Exception as problem:  # noqa: BLE001  # as above
+            return problem
+
+    async def close(self) -> None:
+        """Close the client. The next read makes another one."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+_boards: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None, str | None], _Board]] = (
+    WeakKeyDictionary()
+)
+
+
+@asynccontextmanager
+async def watching(
+    llamacloud_conn_id: str,
+    index_ids: list[str],
+    *,
+    project_id: str | None = None,
+    organization_id: str | None = None,
+    expand_sync: bool = False,
+) -> AsyncIterator[Watch]:
+    """Look at indexes together with the other triggers of this event loop.
+
+    :param expand_sync: also read ``sync_in_progress``, which takes one request for each index.
+    """
+    boards = _boards.setdefault(asyncio.get_running_loop(), {})
+    key = (llamacloud_conn_id, project_id, organization_id)
+    board = boards.get(key)
+    if board is None:
+        board = boards[key] = _Board(llamacloud_conn_id, {"project_id": project_id, "organization_id": organization_id})
+    watch = Watch(board, index_ids, expand_sync=expand_sync)
+    board.watches.add(watch)
+    try:
+        yield watch
+    finally:
+        board.watches.discard(watch)
+        if not board.watches:
+            del boards[key]
+            await board.close()

@@ -1,0 +1,206 @@
+"""Triggers of one connection and project read their indexes together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
+from airflow_provider_llamachat.triggers.looks import Watch, watching
+
+pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+
+CONN = "llamacloud_default"
+
+
+def endpoints(emulator: LlamaCloudEmulator) -> list[str | None]:
+    return [request.endpoint for request in emulator.requests]
+
+
+async def together(count: int, use: Callable[[list[Watch]], Awaitable[None]], **values: Any) -> None:
+    """Use so many watches of one index each at the same time."""
+    watches: list[Watch] = []
+    done = asyncio.Event()
+
+    async def hold(number: int) -> None:
+        async with watching(CONN, [f"idx-{number}"], **values) as watch:
+            watches.append(watch)
+            await done.wait()
+
+    tasks = [asyncio.create_task(hold(number)) for number in range(count)]
+    await asyncio.sleep(0)
+    try:
+        await use(watches)
+    finally:
+        done.set()
+        await asyncio.gather(*tasks)
+
+
+async def sent(emulator: LlamaCloudEmulator, count: int) -> None:
+    """Wait until the emulator got so many requests."""
+    for _ in range(10_000):
+        if len(emulator.requests) >= count:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"only {len(emulator.requests)} requests")
+
+
+def add(emulator: LlamaCloudEmulator, count: int) -> None:
+    for number in range(count):
+        emulator.add_index(f"idx-{number}")
+
+
+def test_twenty_watches_take_one_request(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 20)
+
+    async def use(watches: list[Watch]) -> None:
+        for _ in range(3):
+            found = await asyncio.gather(*(watch.look() for watch in watches))
+            assert [index.id for (index,) in found] == [watch.index_ids[0] for watch in watches]
+            await asyncio.gather(*(watch.pause(0.2) for watch in watches))
+
+    asyncio.run(together(20, use))
+    assert endpoints(llamacloud_emulator) == ["indexes"] * 3
+
+
+def test_twenty_watchers_and_sensors_stay_within_a_small_plan(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 20)
+    for number in range(10, 20):
+        llamacloud_emulator.set_index(f"idx-{number}", status="building")
+
+    async def consume(trigger: Any) -> None:
+        async for _ in trigger.run():
+            pass
+
+    async def watch() -> None:
+        ends = time.time() + 1000
+        triggers: list[Any] = [IndexUpdatedTrigger(index_id=f"idx-{number}", poke_interval=0.2) for number in range(10)]
+        triggers += [
+            IndexReadyTrigger(llamacloud_conn_id=CONN, index_ids=[f"idx-{number}"], deadline=ends, poke_interval=0.2)
+            for number in range(10, 20)
+        ]
+        tasks = [asyncio.create_task(consume(trigger)) for trigger in triggers]
+        # Each of them may send one request when it starts.
+        await sent(llamacloud_emulator, 25)
+        began = time.monotonic()
+        await sent(llamacloud_emulator, 37)
+        # Two reads are at least half an interval apart. Each trigger by itself would send these in a tenth of a second.
+        assert time.monotonic() - began > 0.6
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(watch())
+    assert set(endpoints(llamacloud_emulator)[25:]) == {"indexes"}
+
+
+def test_an_index_that_is_gone_fails_only_its_own_watch(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 4)
+
+    async def use(watches: list[Watch]) -> None:
+        found = await asyncio.gather(*(watch.look() for watch in watches), return_exceptions=True)
+        assert [type(result) for result in found] == [list] * 4 + [errors.NotFoundError]
+
+    asyncio.run(together(5, use))
+    assert endpoints(llamacloud_emulator) == ["indexes", "index"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault("status", endpoint="indexes", status=401), ["indexes"]),
+        (Fault("status", endpoint="indexes", status=403), ["indexes"] + ["index"] * 3),
+        (Fault("html", endpoint="indexes", status=200), ["indexes"] + ["index"] * 3),
+    ],
+    ids=["401", "403", "html"],
+)
+def test_a_list_that_cannot_be_read_leaves_the_single_reads(
+    fault: Fault, expected: list[str], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    add(llamacloud_emulator, 3)
+    llamacloud_emulator.inject(fault)
+
+    async def use(watches: list[Watch]) -> None:
+        found = await asyncio.gather(*(watch.look() for watch in watches), return_exceptions=True)
+        kind = errors.AuthenticationError if len(expected) == 1 else list
+        assert {type(result) for result in found} == {kind}
+        if kind is list:
+            await asyncio.gather(*(watch.pause(0.1) for watch in watches))
+            await asyncio.gather(*(watch.look() for watch in watches))
+
+    asyncio.run(together(3, use))
+    # Once it has proved useless, it is not tried again for so few indexes.
+    assert endpoints(llamacloud_emulator) == expected + (["index"] * 3 if len(expected) > 1 else [])
+
+
+def test_a_list_of_more_pages_than_watches_is_not_read_to_its_end(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 3)
+    llamacloud_emulator.settings.max_page_size = 1
+
+    async def use(watches: list[Watch]) -> None:
+        assert len(await asyncio.gather(*(watch.look() for watch in watches))) == 3
+
+    asyncio.run(together(3, use))
+    assert endpoints(llamacloud_emulator) == ["indexes"] * 2 + ["index"] * 3
+
+
+def test_a_trigger_does_not_use_what_was_read_before_it_started(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    async def use() -> None:
+        async with watching(CONN, [INDEX_FILINGS]) as first:
+            await first.look()
+            llamacloud_emulator.set_index(INDEX_FILINGS, status="building")
+            async with watching(CONN, [INDEX_FILINGS]) as second:
+                (index,) = await second.look()
+                assert index.metadata.status == "building"
+
+    asyncio.run(use())
+    assert endpoints(llamacloud_emulator) == ["index"] * 2
+
+
+def test_a_watch_that_needs_the_state_of_a_sync_reads_it(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 3)
+
+    async def use(watches: list[Watch]) -> None:
+        async with watching(CONN, ["idx-0"], expand_sync=True) as other:
+            (index,) = await other.look()
+            assert index.sync_in_progress is False
+            await asyncio.gather(*(watch.look() for watch in watches))
+
+    asyncio.run(together(3, use))
+    assert sorted(str(name) for name in endpoints(llamacloud_emulator)) == ["index", "indexes"]
+
+
+def test_when_the_reader_is_cancelled_another_trigger_reads(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("hang", endpoint="index"))
+
+    async def use() -> None:
+        async with watching(CONN, [INDEX_FILINGS]) as first, watching(CONN, [INDEX_FILINGS]) as second:
+            reader = asyncio.create_task(first.look())
+            await sent(llamacloud_emulator, 1)
+            waiter = asyncio.create_task(second.look())
+            await asyncio.sleep(0)
+            reader.cancel()
+            (index,) = await asyncio.wait_for(waiter, 60)
+            assert index.id == INDEX_FILINGS
+
+    asyncio.run(use())
+
+
+def test_other_projects_and_connections_are_read_by_themselves(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    other = next(iter(llamacloud_emulator.indexes.values()))["project_id"]
+
+    async def use() -> None:
+        async with (
+            watching(CONN, [INDEX_FILINGS]) as first,
+            watching(CONN, [INDEX_HANDBOOK], project_id=other) as second,
+        ):
+            await asyncio.gather(first.look(), second.look())
+
+    asyncio.run(use())
+    assert endpoints(llamacloud_emulator) == ["index"] * 2
