@@ -139,7 +139,7 @@ def choose(dags: Mapping[str, Any], dag_id: str | None, file: Path) -> Any:
     """Return the Dag with this id, or the only one."""
     if dag_id is None and len(dags) == 1:
         return next(iter(dags.values()))
-    if dag_id not in dags:
+    if dag_id is None or dag_id not in dags:
         raise ValueError(f"{file} has no Dag {dag_id!r}. Name one of its Dags: {sorted(dags)}")
     return dags[dag_id]
 
@@ -202,10 +202,8 @@ def _xcoms(dag_id: str, run_id: str) -> Iterator[tuple[tuple[str, str, int], Any
 @contextlib.contextmanager
 def logged() -> Iterator[Callable[[], str]]:
     """Collect what is logged and printed, without keeping it from anybody else."""
-    text, seen = io.StringIO(), []
-    handler = logging.StreamHandler(text)
-    # Whether `airflow.task` passes its records on depends on the version and the configuration.
-    handler.addFilter(lambda record: record not in seen[-1:] and seen.append(record) is None)
+    text = io.StringIO()
+    handler = _Once(text)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in (None, "airflow.task")]
     for logger in loggers:
@@ -216,6 +214,17 @@ def logged() -> Iterator[Callable[[], str]]:
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
+
+
+class _Once(logging.StreamHandler[io.StringIO]):
+    """Whether ``airflow.task`` passes its records on to the root depends on Airflow's version and configuration."""
+
+    _last: logging.LogRecord | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record is not self._last:
+            self._last = record
+            super().emit(record)
 
 
 class _Tee(io.TextIOBase):

@@ -11,7 +11,7 @@ from airflow_provider_llamachat.evidence import sources
 from airflow_provider_llamachat.testing import INDEX_FILINGS, EmulatorControl, Fault, LlamaCloudEmulator
 from tests.emulator.conftest import WHOLE, Api, events
 
-NOTHING = "There is nothing to search: none of the requested indexes can be queried."
+NOTHING = "The documents of idx-filings say nothing about that."
 
 
 @pytest.fixture(params=["here", "remote"])
@@ -26,8 +26,8 @@ def said(api: Api, prompt: str) -> str:
 
 
 def asked(api: Api, prompt: str) -> str:
-    session_id = api.create()
-    assert api.ask(session_id, prompt, index_ids=[]).status_code == 200
+    session_id = api.bound()
+    assert api.ask(session_id, prompt).status_code == 200
     return session_id
 
 
@@ -36,16 +36,16 @@ def test_the_latest_answer_that_matches_is_given(api: Api, control: Any) -> None
     control.answer(re.compile(r"^what.*margin", re.IGNORECASE), "An expression is searched.")
     assert said(api, "How much revenue (Q3)?") == "A text is no regular expression."
     assert said(api, "What was the margin?") == "An expression is searched."
-    assert said(api, "The margin?") == NOTHING
-    control.answer("margin", "The latest.")
+    assert said(api, "Bicycles?") == NOTHING
+    control.answer("was the margin", "The latest.")
     assert said(api, "What was the margin?") == "The latest."
     assert control.prompts == [
         "How much revenue (Q3)?",
-        *["What was the margin?", "The margin?", "What was the margin?"],
+        *["What was the margin?", "Bicycles?", "What was the margin?"],
     ]
     control.reset()
-    assert said(api, "What was the margin?") == NOTHING
-    assert control.prompts == ["What was the margin?"]
+    assert said(api, "Bicycles?") == NOTHING
+    assert control.prompts == ["Bicycles?"]
 
 
 def test_a_scripted_answer_is_streamed_like_any_other(api: Api, emulator: LlamaCloudEmulator) -> None:
@@ -77,8 +77,8 @@ def test_a_source_of_another_form_is_refused(source: dict[str, Any], control: An
 
 def test_prompts_that_were_refused_or_failed_are_among_the_prompts(api: Api, emulator: LlamaCloudEmulator) -> None:
     emulator.inject(Fault("status", endpoint="stream"), Fault("error_stop", skip=1))
-    session_id = api.create()
+    session_id = api.bound()
     for prompt in ("one", "two", "three"):
-        api.ask(session_id, prompt, index_ids=[])
+        api.ask(session_id, prompt)
     assert emulator.prompts == ["one", "two", "three"]
     assert [turn.prompt for turn in emulator.turns] == ["two", "three"]
