@@ -115,6 +115,10 @@ build: $(VENV)/.installed ## wheel and sdist in dist/, their content checked
 	$(BIN)/python .ci/check_dist.py dist
 	$(BIN)/twine check --strict dist/*
 
+.PHONY: docs
+docs: $(VENV)/.installed-docs ## the documentation with an API reference, as a site in build/docs; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+
 .PHONY: constraints
 constraints: $(VENV)/.installed ## the newest versions of everything into .ci/constraints.txt
 	@head -n 2 .ci/constraints.txt > .ci/constraints.new
