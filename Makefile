@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-CODE := airflow_provider_llamachat dags_examples tests .ci
+CODE := airflow_provider_llamachat dags_examples docs tests .ci
 LONG := system or browser or matrix or chaos or celery or long or airflow or bench
 
 PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
@@ -117,7 +117,7 @@ build: $(VENV)/.installed ## wheel and sdist in dist/, their content checked
 
 .PHONY: docs
 docs: $(VENV)/.installed-docs ## the documentation with an API reference, as a site in build/docs; warnings are errors
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees docs build/docs
+	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 .PHONY: constraints
 constraints: $(VENV)/.installed ## the newest versions of everything into .ci/constraints.txt
