@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-CODE := airflow_provider_llamachat dags_examples tests .ci
+CODE := airflow_provider_llamachat dags_examples docs tests .ci
 LONG := system or browser or matrix or chaos or celery or long or airflow or bench
 
 PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
@@ -115,6 +115,10 @@ build: $(VENV)/.installed ## wheel and sdist in dist/, their content checked
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python .ci/check_dist.py dist
 	$(BIN)/twine check --strict dist/*
+
+.PHONY: docs
+docs: $(VENV)/.installed-docs ## the documentation with an API reference, as a site in build/docs; warnings are errors
+	$(BIN)/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going -d build/doctrees docs build/docs
 
 .PHONY: constraints
 constraints: $(VENV)/.installed ## the newest versions of everything into .ci/constraints.txt

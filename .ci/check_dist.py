@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import zipfile
@@ -9,11 +10,12 @@ from configparser import ConfigParser
 from pathlib import Path
 
 PACKAGE = "airflow_provider_llamachat"
+EXAMPLES = "dags_examples"
 ENTRY_POINTS = {
     ("apache_airflow_provider", "provider_info"): f"{PACKAGE}.provider_info:get_provider_info",
     ("pytest11", "llamacloud"): f"{PACKAGE}.testing.pytest_plugin",
 }
-SDIST = {PACKAGE, "dags_examples", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
+SDIST = {PACKAGE, EXAMPLES, "docs", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}
 
 
 def wheel_problems(wheel: Path, source: Path) -> list[str]:
@@ -29,11 +31,9 @@ def wheel_problems(wheel: Path, source: Path) -> list[str]:
     if strangers:
         problems.append(f"{wheel.name} holds more than the package: {strangers}")
     packed = {name for name in names if name.startswith(f"{PACKAGE}/")}
-    expected = {
-        path.relative_to(source).as_posix()
-        for path in (source / PACKAGE).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    # The examples are a part of the package only in the wheel.
+    expected = {f"{PACKAGE}/{name}" for name in _files(source / PACKAGE)}
+    expected |= {f"{PACKAGE}/example_dags/{name}" for name in _files(source / EXAMPLES)}
     if packed != expected:
         problems.append(f"{wheel.name} and the source differ: {sorted(packed ^ expected)}")
     problems += [
@@ -46,7 +46,14 @@ def wheel_problems(wheel: Path, source: Path) -> list[str]:
             problems.append(f"{wheel.name} lacks the entry point {name} = {target} in {group}")
     if "License-Expression: Apache-2.0" not in metadata:
         problems.append(f"{wheel.name} does not name its licence")
+    if relative := re.findall(r"\]\((?!https?:|#)[^)]*\)", metadata):
+        problems.append(f"The description of {wheel.name} has links that lead nowhere on a package index: {relative}")
     return problems
+
+
+def _files(folder: Path) -> set[str]:
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path.as_posix() for path in found if "__pycache__" not in path.parts}
 
 
 def sdist_problems(sdist: Path) -> list[str]:

@@ -6,11 +6,9 @@ module, moves it to a directory that is removed at the end, and drops what the e
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
+import re
 import shutil
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_RUNS_DAGS = re.compile("airflow_database|def test.*llamacloud_run_dag")
 
 
 def _separate_airflow() -> Path:
@@ -42,12 +41,6 @@ def _separate_airflow() -> Path:
     )
     (home / "dags").mkdir()
     return home
-
-
-def _copy_database(source: Path, target: Path) -> None:
-    # Not the file alone: what was written last may still lie in SQLite's log beside it.
-    with contextlib.closing(sqlite3.connect(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
-        old.backup(new)
 
 
 _HOME = _separate_airflow()
@@ -72,7 +65,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-    files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if "airflow_database" in path.read_text())
+    files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if _RUNS_DAGS.search(path.read_text()))
     processes = int(os.environ.get("DAG_PROCESSES", "1"))
     share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % processes}" for number, path in enumerate(files)}
 
@@ -108,16 +101,11 @@ def airflow_database(airflow_home: Path, tmp_path_factory: pytest.TempPathFactor
     Processes that share the tests share the migration: the first one makes the database, the others copy it.
     """
     from airflow import settings
-    from airflow.utils.db import initdb
 
-    own, folder = airflow_home / "airflow.db", tmp_path_factory.getbasetemp()
-    made = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "airflow.db"
-    with made.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if made.exists():
-            _copy_database(made, own)
-        else:
-            initdb()
-            _copy_database(own, made)
+    from airflow_provider_llamachat.testing.dagruns import copy_database, migrated
+
+    folder = tmp_path_factory.getbasetemp()
+    made = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "llamacloud-airflow.db"
+    copy_database(migrated(airflow_home, made), airflow_home / "airflow.db")
     yield airflow_home
     settings.dispose_orm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
+from airflow_provider_llamachat.testing.corpus import Scripted, found_in
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -113,6 +115,26 @@ class Control:
     def turns(self) -> list[TurnRecord]:
         """Turns that began, in order. In the emulator's own process the records are live: their state changes when they end."""
         return list(self._state.turns)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompts that reached the server, in order, whatever became of them."""
+        return [record.prompt or "" for record in self._state.requests if record.endpoint == "stream"]
+
+    def answer(
+        self, match: str | re.Pattern[str] | Mapping[str, Any], text: str, sources: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Answer prompts that match with ``text``, until the next reset. If several answers match, the latest is given.
+
+        :param match: text that the prompt contains, or a compiled regular expression that is searched in it (another process may also
+            send ``{"pattern": ..., "flags": ...}``).
+        :param sources: what the model found: objects with ``file_name`` and each optional ``text``, ``pages`` (first and last),
+            ``score`` and ``index_id``; or the API's own retrieval results (objects with ``content``).
+        :raises ValueError: a source of another form.
+        """
+        if isinstance(match, Mapping):
+            match = re.compile(match["pattern"], match.get("flags", 0))
+        self._state.scripted.insert(0, Scripted(match, text, [found_in(source) for source in sources]))
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""

@@ -30,6 +30,14 @@ class Snippet(NamedTuple):
     text: str
 
 
+class Scripted(NamedTuple):
+    """An answer that a test prescribed: what the prompt has to match, the text, and the results of the search."""
+
+    match: str | re.Pattern[str]
+    text: str
+    found: list[dict[str, Any]]
+
+
 class Answer(NamedTuple):
     """What the model thinks, searches, finds and says."""
 
@@ -84,7 +92,7 @@ def attachment(snippet: Snippet) -> dict[str, Any]:
     return {"attachment_name": f"screenshots/page_{snippet.page}.jpg", "source_id": file_id, "type": "screenshot"}
 
 
-def retrieved(index_id: str, snippet: Snippet, score: float | None = None) -> dict[str, Any]:
+def retrieved(index_id: str | None, snippet: Snippet, score: float | None = None) -> dict[str, Any]:
     """A snippet in the form of the API's retrieval results. ``index_id`` is the emulator's own, because a turn may search several."""
     picture = attachment(snippet)
     return {
@@ -106,12 +114,35 @@ def retrieved(index_id: str, snippet: Snippet, score: float | None = None) -> di
     }
 
 
+def found_in(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The retrieval result of a source that a test gives; one that is a retrieval result already stays as it is.
+
+    :raises ValueError: another form.
+    """
+    if "content" in source:
+        return dict(source)
+    if unknown := set(source) - {"file_name", "text", "pages", "score", "index_id"} or {"file_name"} - set(source):
+        raise ValueError(
+            f"A source has file_name, text, pages, score and index_id; unknown or missing: {sorted(unknown)}"
+        )
+    pages = source.get("pages", [1])
+    found = retrieved(source.get("index_id"), Snippet(source["file_name"], pages[0], source.get("text", "")))
+    found["static_fields"]["page_range_end"] = pages[-1]
+    found["static_fields"]["attachments"] = []  # no index has a picture of it
+    return {**found, "score": source.get("score")}
+
+
 def answer(
-    prompt: str, previous: str | None, sources: Mapping[str, Sequence[Snippet]], length: int | None = None
+    prompt: str,
+    previous: str | None,
+    sources: Mapping[str, Sequence[Snippet]],
+    length: int | None = None,
+    scripted: Sequence[Scripted] = (),
 ) -> Answer:
     """Answer ``prompt``, asked after ``previous`` in the same session, from ``sources`` by index id.
 
     :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
+    :param scripted: answers that are given instead; the first that matches.
     """
     subject = _subject(prompt, previous)
 
@@ -135,5 +166,9 @@ def answer(
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
     found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]
-    read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(snippet.text) for _, _, snippet in best)
+    for given in scripted:
+        if given.match in prompt if isinstance(given.match, str) else given.match.search(prompt):
+            text, found = given.text, given.found
+            break
+    read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(str(result["content"])) for result in found)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

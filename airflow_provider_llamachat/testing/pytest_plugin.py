@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_provider_llamachat.testing import LlamaCloudEmulator
+    from airflow_provider_llamachat.testing.dagruns import DagRunner
 
 _CONNECTION = "llamacloud_default"
 
@@ -51,13 +54,15 @@ def llamacloud_emulator(
 
 @pytest.fixture
 def llamacloud_connection(
-    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LlamaCloudEmulator]:
     """The emulator, to which the Airflow connection ``llamacloud_default`` points while the test runs.
 
     Secrets backends are disabled for the test: they come before the environment, and may have the real service's key. The test fails
     before it starts if Airflow resolves the connection to anything else.
     """
+    if "llamacloud_run_dag" in request.fixturenames:
+        request.getfixturevalue("_llamacloud_airflow")  # the first import of Airflow decides where its home is
     monkeypatch.setenv(f"AIRFLOW_CONN_{_CONNECTION.upper()}", llamacloud_emulator.airflow_connection_json)
     monkeypatch.setenv("AIRFLOW__SECRETS__BACKEND", "")
     monkeypatch.setenv("AIRFLOW__WORKERS__SECRETS_BACKEND", "")
@@ -77,6 +82,38 @@ def llamacloud_connection(
         )
     yield llamacloud_emulator
     _forget_backends()
+
+
+@pytest.fixture(scope="session")
+def _llamacloud_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database, made once; the processes of pytest-xdist share it."""
+    from airflow_provider_llamachat.testing.dagruns import migrated
+
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    return migrated(folder / "airflow", shared / "llamacloud-airflow.db")
+
+
+@pytest.fixture
+def _llamacloud_airflow(_llamacloud_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    from airflow_provider_llamachat.testing.dagruns import copy_database, own_airflow
+
+    database = tmp_path_factory.mktemp("airflow") / "airflow.db"
+    copy_database(_llamacloud_database, database)
+    with own_airflow(tmp_path_factory.getbasetemp() / "airflow", database):
+        yield
+
+
+@pytest.fixture
+def llamacloud_run_dag(
+    llamacloud_emulator: LlamaCloudEmulator,
+    _llamacloud_airflow: None,
+    llamacloud_connection: LlamaCloudEmulator,  # noqa: ARG001 - the Dag reaches the emulator by it
+) -> DagRunner:
+    """Run a Dag, or the Dag of a file, against the emulator on an Airflow of the test's own: see :class:`.dagruns.DagRunner`."""
+    from airflow_provider_llamachat.testing.dagruns import DagRunner
+
+    return DagRunner(llamacloud_emulator)
 
 
 def _forget_backends() -> None:

@@ -41,7 +41,9 @@ STREAM_KINDS = frozenset(
 
 
 def to_json(value: Any) -> Any:
-    """JSON form of a time, or of anything with a method of this name."""
+    """JSON form of a time, of a regular expression, or of anything with a method of this name."""
+    if isinstance(value, re.Pattern):
+        return {"pattern": value.pattern, "flags": value.flags}
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow_provider_llamachat.testing.corpus import Snippet, snippets_from
+from airflow_provider_llamachat.testing.corpus import Scripted, Snippet, snippets_from
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -173,6 +173,7 @@ class ServiceState:
     """Everything that the emulator remembers.
 
     :ivar armed: the injected faults in order of injection, each with a count of the matching requests.
+    :ivar scripted: answers that a test prescribed, the latest first.
     :ivar live: turns that were accepted and have not ended, in that order, those of deleted sessions included.
     :ivar busy: requests under way, by the task that answers them.
     """
@@ -192,6 +193,7 @@ class ServiceState:
         self.requests: list[RequestRecord] = []
         self.turns: list[TurnRecord] = []
         self.armed: list[tuple[Fault, itertools.count[int]]] = []
+        self.scripted: list[Scripted] = []
         self.indexes: dict[str, StoredIndex] = {}
         self._admitted: dict[str, deque[float]] = {}
         self.numbers = itertools.count(1)

@@ -142,7 +142,9 @@ class TurnRun:
             session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
         snippets = {index_id: index.snippets for index_id, index in self.sources.items()}
-        said = answer(record.prompt, before[-1] if before else None, snippets, settings.answer_chars)
+        said = answer(
+            record.prompt, before[-1] if before else None, snippets, settings.answer_chars, self._state.scripted
+        )
         record.position, record.started = len(before), time.time()
         self._state.turns.append(record)
         steps = _script(self, said, settings)

@@ -1,16 +1,16 @@
-"""Runs a Dag of a file on the real Airflow of this interpreter (``dag.test()``) and reads back what a user would see."""
+"""Runs a Dag of a file as users do in their tests; what this package warns of fails."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from airflow_provider_llamachat.testing import dagruns
 
 HERE = Path(__file__).resolve().parent
 DAGS = HERE / "dags"
@@ -54,47 +54,21 @@ def own_warnings_only() -> Iterator[None]:
 
 def load(file: Path) -> dict[str, Any]:
     """Return the Dags in ``file``, parsed by Airflow itself; import errors and warnings fail."""
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:
-        from airflow.models.dagbag import DagBag  # type: ignore[no-redef]  # where Airflow 2 and 3.0 have it
-    # Airflow 3.3 runs only Dags of a bundle that it knows: the Dags folder of this test run.
-    link = Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"]) / file.name
-    if not link.exists():
-        link.symlink_to(file)
     with own_warnings_only():
-        bag = DagBag(dag_folder=str(link))
-    assert not bag.import_errors, bag.import_errors
-    assert bag.dags, f"no Dag in {file}"
-    return dict(bag.dags)
+        dags = dagruns.load(file)
+    assert dags, f"no Dag in {file}"
+    return dags
 
 
 def run(file: Path, dag_id: str, conf: dict[str, Any] | None = None) -> Result:
-    """Run one Dag to its end in this process, with deferred tasks' triggers in line."""
+    """Run one Dag to its end as the fixture ``llamacloud_run_dag`` does, in the database of the whole test run."""
     dag = load(file)[dag_id]
     with own_warnings_only():
-        made = dag.test(run_conf=conf or {})
+        made = dagruns.run(dag, conf)
     tasks: dict[str, list[str]] = {}
     tries: dict[str, int] = {}
-    for ti in made.get_task_instances():
-        tasks.setdefault(ti.task_id, []).append(str(getattr(ti.state, "value", ti.state)))
-        tries[ti.task_id] = max(tries.get(ti.task_id, 0), ti.try_number)
-    return Result(str(getattr(made.state, "value", made.state)), tasks, tries, dict(_xcoms(made.run_id, dag_id)))
-
-
-def _xcoms(run_id: str, dag_id: str) -> Iterator[tuple[tuple[str, str, int], Any]]:
-    from airflow.utils.session import create_session
-
-    try:
-        from airflow.models.xcom import XComModel as XCom
-    except ImportError:
-        from airflow.models.xcom import XCom  # type: ignore[no-redef]  # where Airflow 2 has it
-    with create_session() as session:
-        for row in session.query(XCom).filter(XCom.run_id == run_id, XCom.dag_id == dag_id):
-            value = row.value
-            if isinstance(value, bytes):
-                value = value.decode()
-            if isinstance(value, str):
-                with contextlib.suppress(ValueError):
-                    value = json.loads(value)
-            yield (row.task_id, row.key, row.map_index), value
+    for name, state in made.tasks.items():
+        task_id = name.partition("[")[0]
+        tasks.setdefault(task_id, []).append(state)
+        tries[task_id] = max(tries.get(task_id, 0), made.tries[name])
+    return Result(made.state, tasks, tries, made.xcoms)

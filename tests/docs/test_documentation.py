@@ -37,11 +37,27 @@ PYTHON = dict(blocks("python"))
 SHELL = dict(blocks("sh"))
 
 
+def named_files(page: str, folder: Path) -> None:
+    """Write the blocks of a page that begin with the name of a file (``# dags/quarterly.py``)."""
+    for name, text in PYTHON.items():
+        if name.startswith(page) and (found := re.match(r"# (\S+\.py)\n", text)):
+            (folder / found[1]).parent.mkdir(exist_ok=True)
+            (folder / found[1]).write_text(text)
+
+
 @pytest.mark.parametrize("name", PYTHON)
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
-def test_python_blocks_work(name: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator) -> None:
+def test_python_blocks_work(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    llamacloud_emulator: LlamaCloudEmulator,
+) -> None:
     file = tmp_path / (re.sub(r"\W", "_", name) + ".py")
     file.write_text("from __future__ import annotations\n" + PYTHON[name])
+    named_files(name.partition(".md")[0], tmp_path)
+    monkeypatch.chdir(tmp_path)
     if "DAG(" in PYTHON[name] or "@dag" in PYTHON[name]:
         assert load(file)
         return
@@ -50,7 +66,7 @@ def test_python_blocks_work(name: str, tmp_path: Path, llamacloud_emulator: Llam
     tests = [value for key, value in space.items() if key.startswith("test_") and inspect.isfunction(value)]
     for test in tests:
         llamacloud_emulator.reset()
-        test(llamacloud_emulator, None)
+        test(**{fixture: request.getfixturevalue(fixture) for fixture in inspect.signature(test).parameters})
     assert tests or any(callable(value) for value in space.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -199,6 +200,39 @@ class Vault(BaseSecretsBackend):
     def get_conn_value(self, conn_id, team_name=None):
         return "llamacloud://:llx-production@http%3A%2F%2F127.0.0.1%3A9"
 """
+
+
+@pytest.mark.airflow
+def test_a_project_with_nothing_set_up_runs_its_dag_in_parallel_and_leaves_the_users_airflow_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        monkeypatch.delenv(name)
+    home = pytester.mkdir("home")
+    monkeypatch.setenv("HOME", str(home))
+    pytester.makepyfile(
+        my_dag="""
+        from airflow.providers.common.compat.sdk import DAG
+        from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator
+
+        with DAG(dag_id="mine", schedule=None, catchup=False):
+            CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+        """
+    )
+    # In which order the fixtures are asked for must not matter: the first import of Airflow decides where its home is.
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_it(llamacloud_connection, llamacloud_run_dag, number):
+            assert llamacloud_run_dag("my_dag.py").state == "success"
+            assert len(llamacloud_connection.sessions) == 1
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, "-n", "2", timeout=240)
+    result.assert_outcomes(passed=2)
+    assert list(home.glob("airflow*")) == []
 
 
 @pytest.mark.airflow

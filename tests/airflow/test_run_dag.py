@@ -1,0 +1,123 @@
+"""The fixture that runs a user's Dag: what it returns, what it does not wait for, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing.dagruns import DagRunner
+from tests.airflow.runner import EXAMPLES
+
+DAG = """
+from datetime import timedelta
+from airflow.providers.common.compat.sdk import DAG, task
+from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, SendChatMessageOperator
+from wording import QUESTION
+
+with DAG(dag_id="asks", schedule=None, catchup=False, params={"quarter": "Q3"}):
+    create = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+    ask = SendChatMessageOperator(
+        task_id="ask",
+        session_id=create.output["session_id"],
+        prompt=QUESTION,
+        retries=2,
+        retry_delay=timedelta(minutes=5),
+        retry_exponential_backoff=True,
+    )
+
+    @task
+    def shout(word: str) -> str:
+        print("heard", word)
+        return word.upper()
+
+    ask >> shout.expand(word=["one", "two"])
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "wording.py").write_text('QUESTION = "What was the revenue in {{ params.quarter }}?"\n')
+    (tmp_path / "asks.py").write_text(DAG)
+    return tmp_path / "asks.py"
+
+
+def test_a_run_returns_states_xcoms_logs_and_what_was_asked(
+    file: Path, llamacloud_run_dag: DagRunner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    source = {"file_name": "report.pdf", "pages": [3, 4], "score": 0.5, "text": "Five euros."}
+    llamacloud_emulator.answer("revenue in Q1", "It was 5 euros.", sources=[source])
+    run = llamacloud_run_dag(file, conf={"quarter": "Q1"})
+    assert run.state == "success", run.logs
+    assert run.tasks == dict.fromkeys(["ask", "create", "shout[0]", "shout[1]"], "success")
+    assert set(run.tries.values()) == {1}
+    assert run.xcom("ask") == "It was 5 euros."
+    (found,) = run.xcom("ask", "sources")
+    assert {name: found[name] for name in source} == source
+    assert [run.xcom("shout", map_index=index) for index in (0, 1)] == ["ONE", "TWO"]
+    assert run.prompts == ["What was the revenue in Q1?"]
+    assert [turn.state for turn in run.turns] == ["completed"]
+    for line in ("Question in session", "It was 5 euros." if "| It" in run.logs else "source: report.pdf", "heard two"):
+        assert run.logs.count(line) == 1, run.logs
+    with pytest.raises(KeyError, match="'ask', 'usage', -1"):
+        run.xcom("ask", "no such key")
+
+
+def test_a_failure_is_a_result_and_its_retries_do_not_wait(
+    file: Path, llamacloud_run_dag: DagRunner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("error_stop", times=None, detail="model overloaded"))
+    run = llamacloud_run_dag(str(file))
+    assert (run.state, run.tasks["ask"], run.tries["ask"]) == ("failed", "failed", 3)
+    assert run.tasks["create"] == "success"
+    assert run.prompts == ["What was the revenue in Q3?"] * 3
+    assert [turn.state for turn in run.turns] == ["failed"] * 3
+    assert "model overloaded" in run.logs
+
+
+def test_it_runs_a_dag_that_a_test_makes_and_leaves_it_as_it_was(llamacloud_run_dag: DagRunner) -> None:
+    from airflow.providers.common.compat.sdk import DAG
+
+    from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator
+
+    with DAG(dag_id="made_here", schedule=None, catchup=False) as dag:
+        task = CreateChatSessionOperator(
+            task_id="create", index_ids=["no-such-index"], retries=1, retry_delay=timedelta(hours=1)
+        )
+    for _ in range(2):
+        run = llamacloud_run_dag(dag)
+        assert (run.state, run.prompts) == ("failed", [])
+    assert task.retry_delay == timedelta(hours=1)
+
+
+def test_airflow_is_as_before_after_the_test(
+    request: pytest.FixtureRequest, airflow_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow import settings
+
+    monkeypatch.setenv("AIRFLOW__LOGGING__REMOTE_LOGGING", "True")
+    before: tuple[dict[str, str], Any, Any] = (dict(os.environ), settings.SQL_ALCHEMY_CONN, settings.Session)
+    fixture = request.getfixturevalue("_llamacloud_database")
+    from airflow_provider_llamachat.testing.dagruns import own_airflow
+
+    with own_airflow(fixture.parent / "home", fixture):
+        assert str(airflow_database) not in str(settings.SQL_ALCHEMY_CONN)
+        assert "AIRFLOW__LOGGING__REMOTE_LOGGING" not in os.environ
+    assert before == (dict(os.environ), settings.SQL_ALCHEMY_CONN, settings.Session)
+
+
+def test_a_file_that_cannot_be_imported_and_a_dag_that_is_not_there_are_said(
+    tmp_path: Path, file: Path, llamacloud_run_dag: DagRunner
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import DAG_of_nobody\nfrom airflow.sdk import dag")
+    with pytest.raises(ValueError, match="No module named 'DAG_of_nobody'"):
+        llamacloud_run_dag(broken)
+    with pytest.raises(ValueError, match=r"has no Dag 'other'. Name one of its Dags: \['asks'\]"):
+        llamacloud_run_dag(file, "other")
+    with pytest.raises(ValueError, match="has no Dag 'other'"):
+        llamacloud_run_dag(EXAMPLES / "llamachat_deferrable.py", dag_id="other")
