@@ -27,8 +27,8 @@ ATTEMPTS = 3
 """Maximum number of attempts of a read or write."""
 PAUSE = 0.3
 """Seconds between the first two attempts. Each further pause is four times as long."""
-CHUNK = 256 * 1024
-"""Bytes of a file that are read at once."""
+CHUNK = 1024 * 1024
+"""Bytes of a file that are read at once. Some file systems would hold 50 MiB in memory."""
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Folder:
         """Yield the lines of a file without line breaks."""
         with (
             self._telling("read", Exception),
-            self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file,
+            self._trying("read", lambda: self._fs.open(self._at(name), "rb", block_size=CHUNK)) as file,
         ):
             for line in file:
                 yield line.rstrip(b"\n")
@@ -165,7 +165,7 @@ class Folder:
         """Yield the content of a file in pieces."""
         with (
             self._telling("read", Exception),
-            self._trying("read", lambda: self._fs.open(self._at(name), "rb")) as file,
+            self._trying("read", lambda: self._fs.open(self._at(name), "rb", block_size=CHUNK)) as file,
         ):
             while chunk := file.read(CHUNK):
                 yield chunk

@@ -233,6 +233,21 @@ def test_a_read_that_breaks_off_is_a_batchs_error_that_a_retry_may_overcome(
         prompt_files.read(path, index_ids=IDS)
 
 
+def test_a_remote_file_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Buckets("answers")
+    path = store.at("answers/q.csv")
+    path.write_bytes(b"prompt\nWhy?\n")
+    sizes, opened = [], store.open
+
+    def watched(*given: Any, **options: Any) -> Any:
+        sizes.append(options["block_size"])
+        return opened(*given, **options)
+
+    monkeypatch.setattr(store, "open", watched)
+    prompt_files.read(path, index_ids=IDS).close()
+    assert sizes == [1024 * 1024]  # s3fs takes 50 times as much by itself, for each file
+
+
 def test_the_memory_for_a_prompt_does_not_depend_on_its_length(tmp_path: Path) -> None:
     def held(length: int) -> int:
         path = tmp_path / "q.csv"
