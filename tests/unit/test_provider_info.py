@@ -68,7 +68,7 @@ def test_every_module_and_class_it_names_exists() -> None:
 
 @pytest.mark.parametrize("section", ["operators", "sensors", "triggers", "hooks"])
 def test_it_names_every_module_of_its_folders(section: str) -> None:
-    internal = {"base", "events", "pacing"}
+    internal = {"base", "events", "looks", "pacing"}
     there = {
         f"airflow_provider_llamachat.{section}.{path.stem}"
         for path in (PACKAGE / section).glob("*.py")
