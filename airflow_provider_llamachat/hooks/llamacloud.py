@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.connection import read, without_noise
+from airflow_provider_llamachat.airflow_support.masking import mask_secret
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     LlamaCloudConfigError,
@@ -114,7 +115,7 @@ class LlamaCloudHook(BaseHook):
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client without blocking the event loop. Close it, or use ``async with``."""
-        from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection, mask_secret
+        from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
         from asgiref.sync import sync_to_async
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
@@ -143,8 +144,6 @@ class LlamaCloudHook(BaseHook):
 
         :raises LlamaCloudConfigError: the connection is invalid.
         """
-        from airflow.providers.common.compat.sdk import mask_secret
-
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
         with without_noise():
             connection = self.get_connection(conn_id)
@@ -243,8 +242,6 @@ class LlamaCloudHook(BaseHook):
         :param source_id: id of the file. This and ``attachment_name`` are in the ``attachment`` of a source.
         :returns: ``url`` and ``expires_at`` (ISO text).
         """
-        from airflow.providers.common.compat.sdk import mask_secret
-
         found = self.get_conn().get_attachment_url(
             source_id, attachment_name, project_id=project_id, organization_id=organization_id
         )

@@ -178,7 +178,8 @@ class IndexUpdatedTrigger(BaseEventTrigger):
 
     The payload of the event contains ``index_id``, ``name``, ``last_synced_at`` and ``previous``. On Airflow 3.3 and later, the last sync
     is stored in the asset's state store, so that a restarted triggerer does not miss a sync. On older versions, a sync during the
-    restart is missed. Errors are logged and retried, because an asset watcher has no task that could fail.
+    restart is missed. All triggers of a triggerer that use the same connection, project and organization share their requests. Errors
+    are logged and retried, because an asset watcher has no task that could fail.
 
     :param index_id: the index to watch.
     :param poke_interval: time between two checks, in seconds or as a timedelta.

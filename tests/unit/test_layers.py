@@ -16,7 +16,7 @@ LAYERS = (
     ("models",),
     ("conversation",),
     ("client",),
-    ("batch", "airflow_support", "testing", "transcripts"),
+    ("batch", "airflow_support", "retry_policy", "testing", "transcripts"),
     ("hooks",),
     ("triggers",),
     ("operators", "sensors"),
