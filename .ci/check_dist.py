@@ -11,6 +11,7 @@ from pathlib import Path
 PACKAGE = "airflow_provider_llamachat"
 ENTRY_POINTS = {
     ("apache_airflow_provider", "provider_info"): f"{PACKAGE}.provider_info:get_provider_info",
+    ("airflow.plugins", "llamacloud_chats"): f"{PACKAGE}.view.plugin:plugin",
     ("pytest11", "llamacloud"): f"{PACKAGE}.testing.pytest_plugin",
 }
 SDIST = {PACKAGE, "dags_examples", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
 from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -99,6 +100,8 @@ class ChatBatchOperator(LlamaCloudOperator):
         "require_all_indexes",
         "turn_timeout",
     )
+
+    operator_extra_links = conversation_links()
 
     def __init__(
         self,
