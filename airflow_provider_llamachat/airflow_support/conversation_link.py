@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
@@ -41,6 +41,11 @@ class LlamaCloudConversationLink(BaseOperatorLink):
         return f"{base}/plugin/{ROUTE}#{urlencode(keys)}"
 
 
-def conversation_links() -> tuple[LlamaCloudConversationLink, ...]:
-    """Return the extra links of operators that ask: one where the page exists."""
-    return (LlamaCloudConversationLink(),) if has_view() else ()
+def conversation_links(operator: Any) -> tuple[LlamaCloudConversationLink, ...]:
+    """Return the extra links of an operator that asks: the value of its property ``operator_extra_links``.
+
+    Airflow stores the address as an XCom of each task, so there is none if ``do_xcom_push`` is False.
+
+    :param operator: the operator. Airflow passes a mapped one before it is expanded.
+    """
+    return (LlamaCloudConversationLink(),) if has_view() and getattr(operator, "do_xcom_push", True) else ()

@@ -101,7 +101,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         "turn_timeout",
     )
 
-    operator_extra_links = conversation_links()
+    operator_extra_links: Any = property(conversation_links)
 
     def __init__(
         self,

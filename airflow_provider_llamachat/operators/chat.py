@@ -89,7 +89,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         "on_interrupted",
     )
 
-    operator_extra_links = conversation_links()
+    operator_extra_links: Any = property(conversation_links)
 
     def __init__(
         self,

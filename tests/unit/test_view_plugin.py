@@ -14,9 +14,16 @@ import pytest
 
 from airflow_provider_llamachat.airflow_support import conversation_link
 from airflow_provider_llamachat.airflow_support.conversation_link import LlamaCloudConversationLink, has_view
+from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 
 PLUGIN = "airflow_provider_llamachat.view.plugin"
+ASKING = SendChatMessageOperator(task_id="ask", session_id="ses-1", prompt="q")
 KEY: Any = SimpleNamespace(dag_id="a dag", run_id="manual__2026-01-01T00:00:00+00:00", task_id="group.ask", map_index=3)
+
+
+class OwnQuestion(SendChatMessageOperator):
+    """An operator of a user's own."""
 
 
 def loaded() -> Any:
@@ -43,14 +50,14 @@ def test_the_page_is_there_from_airflow_3_1_on(version: str, on_airflow: Callabl
     assert LlamaCloudConversationLink().get_link(None, ti_key=KEY) == (  # type: ignore[arg-type]  # needs no operator
         "/plugin/llamacloud-chats#dag_id=a+dag&run_id=manual__2026-01-01T00%3A00%3A00%2B00%3A00&task_id=group.ask&map_index=3"
     )
-    assert [link.name for link in conversation_link.conversation_links()] == ["LlamaCloud conversation"]
+    assert [link.name for link in ASKING.operator_extra_links] == ["LlamaCloud conversation"]
 
 
 @pytest.mark.parametrize("version", ["", "3.0.6"])
 def test_older_airflows_have_neither_page_nor_link(version: str, on_airflow: Callable[[str], None]) -> None:
     on_airflow(version)
     assert loaded() is None
-    assert conversation_link.conversation_links() == ()
+    assert ASKING.operator_extra_links == ()
     assert LlamaCloudConversationLink().get_link(None, ti_key=KEY) == ""  # type: ignore[arg-type]  # as above
 
 
@@ -58,7 +65,29 @@ def test_one_setting_switches_it_off(on_airflow: Callable[[str], None], monkeypa
     monkeypatch.setenv("AIRFLOW__LLAMACHAT__VIEW_ENABLED", "False")
     on_airflow("3.3.2")
     assert loaded() is None
-    assert conversation_link.conversation_links() == ()
+    assert ASKING.operator_extra_links == ()
+
+
+def test_a_task_that_pushes_nothing_does_not_push_the_link_either(on_airflow: Callable[[str], None]) -> None:
+    on_airflow("3.3.2")
+    quiet = SendChatMessageOperator(task_id="ask", session_id="ses-1", prompt="q", do_xcom_push=False)
+    assert quiet.operator_extra_links == ()
+
+
+@pytest.mark.skipif(not has_view(), reason="this Airflow has no page")
+def test_airflow_shows_the_link_of_mapped_tasks_and_of_subclasses() -> None:
+    from airflow.providers.common.compat.sdk import DAG
+    from airflow.serialization import serialized_objects
+
+    with DAG("linked") as dag:
+        SendChatMessageOperator.partial(task_id="mapped", session_id="ses-1").expand(prompt=["q"])
+        OwnQuestion(task_id="own", session_id="ses-1", prompt="q")
+        OwnQuestion.partial(task_id="own_mapped", session_id="ses-1").expand(prompt=["q"])
+        ChatBatchOperator(task_id="batch", prompts=["q"])
+    names = ("DagSerialization", "SerializedDAG")  # the latter up to Airflow 3.1
+    form: Any = next(filter(None, (getattr(serialized_objects, name, None) for name in names)))
+    shown = {task.task_id: list(task.extra_links) for task in form.from_dict(form.to_dict(dag)).tasks}
+    assert shown == {name: ["LlamaCloud conversation"] for name in ("mapped", "own", "own_mapped", "batch")}
 
 
 def test_the_setting_is_one_that_airflow_knows() -> None:
