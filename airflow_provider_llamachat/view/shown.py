@@ -143,8 +143,8 @@ def task(task: Task) -> dict[str, Any]:
         "start_date": _time(task.start_date),
         "seconds": _number(task.duration),
         "session_id": None if is_batch else _text(_id(task.rendered.get("session_id"))),
-        "index_ids": None if is_batch else _text(task.rendered.get("index_ids"), 2_000),
-        "skipped_index_ids": [_text(item) for item in _list(xcoms.get("skipped_index_ids"))[:MAX_SOURCES]],
+        "index_ids": [] if is_batch else _ids(task.rendered.get("index_ids")),
+        "skipped_index_ids": _ids(xcoms.get("skipped_index_ids")),
         "question": None if is_batch else _text(task.rendered.get("prompt"), MAX_TEXT),
         "answer": None if is_batch else _text(xcoms.get("return_value"), MAX_TEXT),
         "adopted": adopted if isinstance(adopted, bool) else None,
@@ -154,6 +154,11 @@ def task(task: Task) -> dict[str, Any]:
         "manifest": made,
         "results": [_line(_mapping(item)) for item in lines[:MAX_LINES]],
     }
+
+
+def _ids(given: Any) -> list[str]:
+    ids = given if isinstance(given, list) else [given]
+    return [text for item in ids[:MAX_SOURCES] if (text := _text(item))]
 
 
 def _id(session: Any) -> Any:

@@ -25,7 +25,7 @@ class TwoUsersAuthManager(SimpleAuthManager):
         is_hidden = dag_id.startswith("secret") or (
             dag_id.startswith("private") and access_entity is DagAccessEntity.XCOM
         )
-        if is_hidden and user.role != "ADMIN":
+        if is_hidden and user.username != ADMIN.username:
             return False
         return super().is_authorized_dag(method=method, user=user, access_entity=access_entity, details=details)
 

@@ -17,7 +17,7 @@ function make(space, tag, attributes, children) {
     if (typeof value === "function") element.addEventListener(name, value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined) continue;
     if (child instanceof Node) element.appendChild(child);
     else element.appendChild(document.createTextNode(String(child)));
@@ -46,7 +46,7 @@ function pages(given) {
   return first === last ? `page ${first}` : `pages ${first}–${last}`;
 }
 
-const tag = (outcome) => el("span", { class: `tag ${OUTCOMES.includes(outcome) ? outcome : "unasked"}` }, outcome);
+const tag = (outcome, text) => el("span", { class: `tag ${OUTCOMES.includes(outcome) ? outcome : "unasked"}` }, text || outcome);
 const fact = (name, value) => (value === null || value === undefined || value === "" ? null : el("li", {}, `${name} `, el("b", {}, value)));
 
 /* --- addresses: what is shown is in the part after # --- */
@@ -62,7 +62,9 @@ function address(values) {
 
 function tellAirflow() {
   // So that a reload of Airflow's page, or its copied address, leads to the same place.
-  if (isFramed) window.parent.history.replaceState(window.parent.history.state, "", window.location.hash || "#");
+  if (!isFramed) return;
+  const { history, location } = window.parent;
+  history.replaceState(history.state, "", location.pathname + location.search + window.location.hash);
 }
 
 function airflowLink(path, text) {
@@ -177,7 +179,7 @@ async function showList(now, turn) {
 /* --- charts --- */
 
 function stacked(days, series, valueOf) {
-  const [width, height, left, bottom, top] = [640, 220, 52, 24, 10];
+  const [width, height, left, bottom, top] = [640, 220, 44, 24, 10];
   const total = (day) => series.reduce((sum, one) => sum + valueOf(day, one), 0);
   const most = Math.max(1, ...days.map(total));
   const step = (width - left) / days.length;
@@ -226,10 +228,12 @@ function panel(title, days, series, valueOf) {
 function drawCharts(found) {
   if (!found.days.length) return [];
   const days = new Map();
-  for (const row of found.days) {
-    if (!days.has(row.day)) days.set(row.day, { day: row.day, rows: [] });
-    days.get(row.day).rows.push(row);
+  // Days on which nothing was asked have their place, too.
+  for (let day = new Date(found.days[0].day), last = new Date(found.days[found.days.length - 1].day); day <= last; day.setUTCDate(day.getUTCDate() + 1)) {
+    const name = day.toISOString().slice(0, 10);
+    days.set(name, { day: name, rows: [] });
   }
+  for (const row of found.days) days.get(row.day).rows.push(row);
   const tokens = new Map();
   for (const row of found.days) tokens.set(row.dag_id, (tokens.get(row.dag_id) || 0) + row.input_tokens + row.output_tokens);
   const names = [...tokens.keys()].sort((a, b) => tokens.get(b) - tokens.get(a));
@@ -254,7 +258,7 @@ function said(who, text, kind) {
 
 function evidence(task) {
   if (!task.sources.length) return null;
-  const tools = task.tools.map((tool) => `${tool.name} (${tool.results})`).join(", ");
+  const tools = task.tools.map((tool) => `${tool.name} (${tool.results})`).join(" and ");
   const item = (source) =>
     el(
       "li",
@@ -266,7 +270,7 @@ function evidence(task) {
   return el(
     "details",
     {},
-    el("summary", {}, `${task.sources.length} ${task.sources.length === 1 ? "source" : "sources"} from the tools ${tools}`),
+    el("summary", {}, `${task.sources.length} ${task.sources.length === 1 ? "source" : "sources"}, from ${tools}`),
     el("ol", { class: "sources" }, task.sources.map(item)),
   );
 }
@@ -290,7 +294,7 @@ function facts(task) {
     fact("Attempts", task.try_number),
     fact("Started", task.start_date && when(task.start_date)),
     fact("Session", task.session_id),
-    fact("Indexes", task.index_ids),
+    fact("Indexes", task.index_ids.join(", ")),
     fact("Skipped indexes", task.skipped_index_ids.join(", ")),
   );
 }
@@ -309,7 +313,7 @@ function batch(task) {
   return [
     made ? el("ul", { class: "facts" }, Object.entries(made).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "number" ? value.toLocaleString() : value))) : el("p", { class: "muted" }, "This batch has not returned a manifest."),
     task.results.length
-      ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["Id", "Outcome", "Question and answer", "Tokens out"].map((text) => el("th", { scope: "col" }, text)))), el("tbody", {}, task.results.map(line))))
+      ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["Id", "Outcome", "Question and answer", "Tokens out"].map((text, index) => el("th", { scope: "col", class: index === 3 ? "number" : null }, text)))), el("tbody", {}, task.results.map(line))))
       : made && made.output_path
         ? el("p", { class: "muted" }, "The results are in the file named above. This page does not read files.")
         : null,
@@ -319,7 +323,7 @@ function batch(task) {
 function turn(task, dagId, runId) {
   const mapped = task.map_index >= 0;
   const path = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}/tasks/${encodeURIComponent(task.task_id)}${mapped ? `/mapped/${task.map_index}` : ""}`;
-  const head = el("div", { class: "turn-head" }, el("h3", {}, mapped ? `${task.task_id} [${task.map_index}]` : task.task_id), tag(task.outcome), airflowLink(path, "Open the task"));
+  const head = el("div", { class: "turn-head" }, el("h3", {}, mapped ? `${task.task_id} [${task.map_index}]` : task.task_id), tag(task.outcome, task.is_batch ? task.state : null), airflowLink(path, "Open the task"));
   const missing = "Airflow does not keep the question of this task any more ([core] num_dag_runs_to_retain_rendered_fields).";
   const body = task.is_batch
     ? batch(task)
