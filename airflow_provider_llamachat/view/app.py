@@ -130,8 +130,8 @@ def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str |
     """Return outcomes and tokens per day and Dag."""
     found = queries.asking(session, period)
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
-    tasks = queries.tasks_of_period(session, period, dags, found.operators)
-    return JSONResponse({"days": shown.days(tasks), "is_cut": len(tasks) >= queries.MAX_CHART_TASKS})
+    by_run, tasks = queries.tasks_of_period(session, period, dags, found.operators)
+    return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": len(tasks) >= queries.MAX_CHART_TASKS})
 
 
 @router.get(

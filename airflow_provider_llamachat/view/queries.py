@@ -29,6 +29,9 @@ MAX_CHART_TASKS = 50_000
 SHOWN_XCOMS = ("usage", "return_value", "sources", "session_id", "skipped_index_ids", "results")
 SHOWN_FIELDS = ("prompt", "session_id", "index_ids")
 
+LISTED = (DagRun.id, TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state)
+ALSO_SHOWN = (TaskInstance.operator, TaskInstance.try_number, TaskInstance.start_date, TaskInstance.duration)
+
 
 @dataclass(frozen=True)
 class Period:
@@ -55,20 +58,16 @@ class Asking:
 
 @dataclass
 class Task:
-    """A task instance, and what it pushed and rendered."""
+    """A task instance, and what it pushed and rendered, as far as a query asks for it."""
 
     run: int
-    dag_id: str
-    run_id: str
     task_id: str
     map_index: int
-    operator: str
     state: str | None
-    try_number: int
-    start_date: datetime | None
-    end_date: datetime | None
-    duration: float | None
-    run_after: datetime
+    operator: str | None = None
+    try_number: int = 0
+    start_date: datetime | None = None
+    duration: float | None = None
     xcoms: dict[str, Any] = field(default_factory=dict)
     rendered: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,13 +108,21 @@ def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
 
 def tasks_of_runs(session: Session, run_ids: list[int], operators: Iterable[str]) -> list[Task]:
     """Return the tasks that ask in these runs, with usage and manifest: one statement."""
-    return _with_usage(session, _tasks(operators).where(DagRun.id.in_(run_ids)))
+    return _with_usage(session, operators, DagRun.id.in_(run_ids))
 
 
-def tasks_of_period(session: Session, period: Period, dag_ids: Iterable[str], operators: Iterable[str]) -> list[Task]:
-    """Return the newest tasks that ask in a period, at most :data:`MAX_CHART_TASKS`, with usage and manifest: one statement."""
-    query = _tasks(operators).where(DagRun.dag_id.in_(set(dag_ids)), *period.limits())
-    return _with_usage(session, query.order_by(DagRun.run_after.desc()).limit(MAX_CHART_TASKS))
+def tasks_of_period(
+    session: Session, period: Period, dag_ids: Iterable[str], operators: Iterable[str]
+) -> tuple[dict[int, Any], list[Task]]:
+    """Return the newest tasks that ask in a period, at most :data:`MAX_CHART_TASKS`, with usage and manifest, and their runs by id.
+
+    Two statements, because twenty thousand tasks would repeat what a thousand runs say.
+    """
+    limits = [DagRun.dag_id.in_(set(dag_ids)), *period.limits()]
+    runs_of = select(DagRun.id, DagRun.dag_id, DagRun.run_after).where(*limits)
+    newest = DagRun.run_after.desc()
+    tasks = _with_usage(session, operators, *limits, order_by=newest, limit=MAX_CHART_TASKS)
+    return {row.id: row for row in session.execute(runs_of).all()}, tasks
 
 
 def conversation(
@@ -129,7 +136,7 @@ def conversation(
     offset: int,
 ) -> list[Task]:
     """Return a page of the tasks that ask in a run, and one more, with everything that is shown: three statements."""
-    query = _tasks(operators).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    query = _tasks(operators, *LISTED, *ALSO_SHOWN).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
     if task_id is not None:
         query = query.where(TaskInstance.task_id == task_id)
     if map_index is not None:
@@ -168,25 +175,25 @@ def _is_of(task: Any) -> Any:
     )
 
 
-def _columns() -> list[Any]:
-    ti = TaskInstance
-    own = [ti.task_id, ti.map_index, ti.operator, ti.state, ti.try_number, ti.start_date, ti.end_date, ti.duration]
-    return [DagRun.id, DagRun.dag_id, DagRun.run_id, *own, DagRun.run_after]
-
-
-def _tasks(operators: Iterable[str]) -> Select[Any]:
+def _tasks(operators: Iterable[str], *columns: Any) -> Select[Any]:
     of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
-    return select(*_columns()).join(TaskInstance, of_run).where(TaskInstance.operator.in_(set(operators)))
+    asks = TaskInstance.operator.in_(set(operators))
+    return select(*columns).select_from(DagRun).join(TaskInstance, of_run).where(asks)
 
 
-def _with_usage(session: Session, query: Select[Any]) -> list[Task]:
+def _with_usage(
+    session: Session, operators: Iterable[str], *limits: Any, order_by: Any = None, limit: int | None = None
+) -> list[Task]:
     # Only a batch's return value is its manifest. An answer may be long, and is not needed for the counts.
     manifest = and_(XComModel.key == "return_value", TaskInstance.operator.not_in(QUESTIONS))
     pushed = and_(_is_of(TaskInstance), or_(XComModel.key == "usage", manifest))
-    query = query.add_columns(XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
+    query = _tasks(operators, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
     found: dict[tuple[int, str, int], Task] = {}
-    for row in session.execute(query).all():
-        task = found.setdefault((row[0], row[3], row[4]), Task(*row[:-2]))
-        if row[-2] is not None:
-            task.xcoms[row[-2]] = row[-1]
+    for row in session.execute(query.where(*limits).order_by(order_by).limit(limit)):
+        run, task_id, map_index, state, key, value = row
+        task = found.get((run, task_id, map_index))
+        if task is None:
+            task = found[run, task_id, map_index] = Task(run, task_id, map_index, state)
+        if key is not None:
+            task.xcoms[key] = value
     return list(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +118,17 @@ def run(row: Any, tasks: list[Task]) -> dict[str, Any]:
     }
 
 
-def days(tasks: Iterable[Task]) -> list[dict[str, Any]]:
-    """Return outcomes and tokens per day (UTC) and Dag, oldest first."""
+def days(runs: Mapping[int, Any], tasks: Iterable[Task]) -> list[dict[str, Any]]:
+    """Return outcomes and tokens per day (UTC) and Dag, oldest first.
+
+    :param runs: rows with ``dag_id`` and ``run_after``, by the number that a task knows its run by.
+    """
     groups: dict[tuple[str, str], list[Task]] = {}
+    keys = {number: (row.run_after.date().isoformat(), row.dag_id) for number, row in runs.items()}
     for task in tasks:
-        groups.setdefault((task.run_after.date().isoformat(), task.dag_id), []).append(task)
+        # A run that began between two statements is not there.
+        if key := keys.get(task.run):
+            groups.setdefault(key, []).append(task)
     return [{"day": day, "dag_id": dag_id, **totals(group)} for (day, dag_id), group in sorted(groups.items())]
 
 
