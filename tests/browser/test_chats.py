@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ def chats(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         stack.start(["api-server"])
         stack.run("dags", "reserialize")
-        fill = [sys.executable, "-m", "tests.browser.fill_chats"]
+        fill = [stack.python, "-m", "tests.browser.fill_chats"]
         done = subprocess.run(
             fill, env=stack.environment(), cwd=repository, capture_output=True, text=True, timeout=120, check=False
         )

@@ -197,7 +197,7 @@ function stacked(days, series, valueOf) {
       const bar = svg(
         "rect",
         { class: one.color, x, y: y(below + value), width: Math.min(step * 0.7, 48), height: Math.max(1, y(below) - y(below + value)) },
-        svg("title", {}, `${day.day}, ${one.name}: ${count(value)}`),
+        svg("title", {}, `${day.day}, ${one.name}: ${count(value)}${one.detail ? one.detail(day) : ""}`),
       );
       below += value;
       return bar;
@@ -241,7 +241,11 @@ function drawCharts(found) {
   const series = own.map((name, index) => ({ name, color: `c${index}`, dags: new Set([name]) }));
   if (own.length < names.length) series.push({ name: `${names.length - own.length} other Dags`, color: `c${COLORS - 1}`, dags: new Set(names.slice(own.length)) });
   const sum = (rows, valueOf) => rows.reduce((total, row) => total + valueOf(row), 0);
-  const seen = OUTCOMES.filter((name) => sum(found.days, (row) => row[name])).map((name) => ({ name, color: name }));
+  const seen = OUTCOMES.filter((name) => sum(found.days, (row) => row[name])).map((name) => ({
+    name,
+    color: name,
+    detail: (day) => day.rows.filter((row) => row[name]).map((row) => `\n${row.dag_id}: ${count(row[name])}`).join(""),
+  }));
   const list = [...days.values()];
   return [
     panel("Questions per day", list, seen, (day, one) => sum(day.rows, (row) => row[one.name])),
