@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -144,7 +143,6 @@ def add_runs(session: Session, dag_id: str, runs: dict[str, tuple[datetime, list
             began = when + timedelta(seconds=number)
             made[TaskInstance].append(
                 {
-                    "id": uuid.uuid4(),
                     "operator": asked.operator,
                     "state": asked.state,
                     "try_number": 1,
