@@ -210,7 +210,8 @@ def test_hostile_texts_run_no_script_and_fetch_nothing(bypass_csp: bool, log_in:
     page.goto(f"{chats.url}/llamacloud-chats/#in=hostile")
     expect(page.locator(".runs tbody tr")).to_have_count(1)
     events: list[str] = []
-    page.on("dialog", lambda dialog: (events.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", lambda dialog: events.append(f"dialog {dialog.message}"))
+    page.on("dialog", lambda dialog: dialog.dismiss())
     page.on("console", lambda message: events.append(f"console {message.text}"))
     page.on("pageerror", lambda error: events.append(f"error {error}"))
     page.on("request", lambda request: events.append(request.url.split("?")[0].removeprefix(chats.url)))
