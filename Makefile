@@ -41,8 +41,9 @@ help: ## what there is
 .PHONY: install
 install: $(VENV)/.installed ## the environment (.venv) that everything below uses; made when it is needed
 
+# KEEP=1 leaves Airflow running until Ctrl-C.
 .PHONY: demo
-demo: $(VENV)/.installed ## run the example Dag on a real Airflow against the embedded emulator, and print its XComs
+demo: $(VENV)/.installed ## run the example Dag on a real Airflow against the embedded emulator, and print its XComs and the page to see them on
 	@$(BIN)/python -m tests.system.demo
 
 .PHONY: test

@@ -13,6 +13,7 @@ PACKAGE = "airflow_provider_llamachat"
 EXAMPLES = "dags_examples"
 ENTRY_POINTS = {
     ("apache_airflow_provider", "provider_info"): f"{PACKAGE}.provider_info:get_provider_info",
+    ("airflow.plugins", "llamacloud_chats"): f"{PACKAGE}.view.plugin:plugin",
     ("pytest11", "llamacloud"): f"{PACKAGE}.testing.pytest_plugin",
 }
 SDIST = {PACKAGE, EXAMPLES, "docs", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO", ".gitignore"}

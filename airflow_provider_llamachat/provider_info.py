@@ -73,6 +73,21 @@ _ASSET_URIS: dict[str, Any] = {
     "to_openlineage_converter": f"{_PACKAGE}.airflow_support.lineage.convert_to_openlineage",
 }
 
+_CONFIG: dict[str, Any] = {
+    "llamachat": {
+        "description": "Options of the LlamaCloud Chat provider.",
+        "options": {
+            "view_enabled": {
+                "description": "Whether the page *LlamaCloud chats* and the links to it are there, on Airflow 3.1 and later.\n",
+                "version_added": "1.1.0",
+                "type": "boolean",
+                "example": None,
+                "default": "True",
+            },
+        },
+    },
+}
+
 TEST_NEEDS_A_PORT = ((3, 3, 1), (3, 4, 0))
 """The Airflow versions (from, to before) whose *Test* button rejects a stored connection without a port, with a "Bad Request":
 https://github.com/apache/airflow/pull/73298. The last of them may not need the field."""
@@ -142,4 +157,6 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "llamachat", "class-name": f"{_PACKAGE}.decorators.chat.llamachat_task"},
         ],
+        "extra-links": [f"{_PACKAGE}.airflow_support.conversation_link.LlamaCloudConversationLink"],
+        "config": _CONFIG,
     }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
 from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -118,6 +119,8 @@ class ChatBatchOperator(LlamaCloudOperator):
         "require_all_indexes",
         "turn_timeout",
     )
+
+    operator_extra_links: Any = property(conversation_links)
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
 from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
 from airflow_provider_llamachat.exceptions import (
     BudgetReachedError,
@@ -48,7 +49,9 @@ class SendChatMessageOperator(LlamaCloudOperator):
     """Ask in a chat session, and pay for the answer once.
 
     XComs: ``return_value`` (the answer's text), ``usage`` (``total_input_tokens``, ``total_output_tokens``, ``turns`` (model calls),
-    ``duration_ms``, ``try_number``; also pushed on failure, with None for unknown values), ``skipped_index_ids`` (list of text),
+    ``duration_ms``, ``try_number``, ``outcome`` (``answered``, ``failed``, ``interrupted``), ``adopted`` (whether the answer was found
+    in the session's history, so that this attempt paid nothing); also pushed on failure, with None for unknown values),
+    ``skipped_index_ids`` (list of text),
     ``sources`` (list of what the answer rests on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
 
     The operator reads the session's history before it posts a prompt again. After a retry, a restart of the triggerer or a lost
@@ -92,6 +95,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         "max_total_tokens",
     )
     template_ext: Sequence[str] = arguments.PROMPT_FILES
+
+    operator_extra_links: Any = property(conversation_links)
 
     def __init__(
         self,
@@ -174,7 +179,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             )
             log.answered(turn, has_posted=memory.has_posted)
         record(hook, question.index_ids, client.config.base_url)
-        return self._finish(context, turn)
+        return self._finish(context, turn, adopted=not memory.has_posted)
 
     def _question(self) -> Question:
         from airflow_provider_llamachat.client.calls import question
@@ -251,7 +256,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 deadline = time.time() + client.config.history_lag + READ_TIME
                 turn = client.answer(question, outcome.trace, deadline=deadline, keep=memory.keep)
         record(hook, question.index_ids, client.config.base_url)
-        return self._finish(context, turn)
+        return self._finish(context, turn, adopted=outcome.adopted)
 
     def on_kill(self) -> None:
         """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
@@ -270,12 +275,12 @@ class SendChatMessageOperator(LlamaCloudOperator):
         if self._is_killed:  # while the connection was being read
             client.stop()
 
-    def _finish(self, context: Context, turn: ChatTurn) -> str:
+    def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
-        self._push_usage(context, turn.usage_as_dict())
+        self._push_usage(context, turn.usage_as_dict(), "answered", adopted=adopted)
         count_turn("answered", turn.usage_as_dict())
         self.push(context, "skipped_index_ids", [_without_nul(index_id) for index_id in turn.skipped_index_ids])
         if turn.skipped_index_ids:
@@ -289,9 +294,12 @@ class SendChatMessageOperator(LlamaCloudOperator):
         TurnLog(self.log, shows_texts=self.log_answer).ends(turn, sources)
         return _without_nul(turn.answer)
 
-    def _push_usage(self, context: Context, usage: dict[str, Any] | None) -> None:
+    def _push_usage(
+        self, context: Context, usage: dict[str, Any] | None, outcome: str, *, adopted: bool | None = None
+    ) -> None:
         empty = dict.fromkeys(("total_input_tokens", "total_output_tokens", "turns", "duration_ms"))
-        self.push(context, "usage", {**empty, **(usage or {}), "try_number": context["ti"].try_number})
+        about = {"try_number": context["ti"].try_number, "outcome": outcome, "adopted": adopted}
+        self.push(context, "usage", {**empty, **(usage or {}), **about})
 
     @contextmanager
     def _usage_on_failure(self, context: Context) -> Iterator[None]:
@@ -301,11 +309,12 @@ class SendChatMessageOperator(LlamaCloudOperator):
         except ChatTurnError as problem:
             from airflow_provider_llamachat.airflow_support.metrics import count_turn
 
+            outcome = "failed" if isinstance(problem, ChatTurnFailedError) else "interrupted"
             try:
-                self._push_usage(context, problem.usage)
+                self._push_usage(context, problem.usage, outcome)
             except Exception as another:  # noqa: BLE001  # must not hide why the turn failed
                 self.log.warning("The turn's usage could not be pushed (%s).", type(another).__name__)
-            count_turn("failed" if isinstance(problem, ChatTurnFailedError) else "interrupted", problem.usage)
+            count_turn(outcome, problem.usage)
             raise
 
 

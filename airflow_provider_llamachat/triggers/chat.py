@@ -139,7 +139,7 @@ class ChatTurnTrigger(BaseTrigger):
                     on_event=log,
                 )
             log.answered(turn, has_posted=self._has_posted)
-            event = TurnEvent(ANSWERED, self.question, self._trace)
+            event = TurnEvent(ANSWERED, self.question, self._trace, adopted=not self._has_posted)
         except asyncio.CancelledError:
             if is_first and self._trace.is_open and self.deferred_at is not None:
                 # If the clock was set back meanwhile, no start counts as the first one until it has caught up.

@@ -76,12 +76,14 @@ class TurnEvent:
     :param question: the question.
     :param trace: what is known about the turn.
     :param failure: the error, if ``failed``.
+    :param adopted: whether the trigger found the answer in the session's history and posted nothing; None: unknown.
     """
 
     state: str
     question: Question
     trace: Trace
     failure: Failure = Failure()
+    adopted: bool | None = None
 
     @classmethod
     def of(cls, problem: exceptions.LlamaCloudError, question: Question, trace: Trace) -> TurnEvent:
@@ -96,7 +98,7 @@ class TurnEvent:
     def as_dict(self) -> dict[str, Any]:
         """Return the payload of the event."""
         payload = {"state": self.state, **self.question.as_dict(), **self.trace.as_dict()}
-        return payload | self.failure.as_dict() if self.state == FAILED else payload
+        return payload | (self.failure.as_dict() if self.state == FAILED else {"adopted": self.adopted})
 
     @classmethod
     def parse(cls, payload: Any) -> TurnEvent:
@@ -116,7 +118,8 @@ class TurnEvent:
             trace = replace(trace, accepted=True, answered=True)
         elif (failure.details or {}).get("accepted") is True:
             trace = replace(trace, accepted=True)
-        return cls(values["state"], question, trace, failure)
+        adopted = values.get("adopted")
+        return cls(values["state"], question, trace, failure, adopted if isinstance(adopted, bool) else None)
 
     def raise_for_failure(self) -> None:
         """Raise the error of the trigger, if there is one."""

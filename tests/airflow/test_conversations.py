@@ -51,6 +51,7 @@ def test_the_whole_life_of_a_conversation(llamacloud_emulator: LlamaCloudEmulato
         assert set(usage) >= {"total_input_tokens", "total_output_tokens", "turns", "duration_ms", "try_number"}
         assert usage["total_output_tokens"] > 0
         assert usage["try_number"] == 1
+        assert (usage["outcome"], usage["adopted"]) == ("answered", False)
     prompts = [turn.prompt for turn in llamacloud_emulator.turns]
     assert prompts[0] == "What was the revenue in Q3?"
     assert prompts[1].startswith("And in Q2, 20")
@@ -111,6 +112,7 @@ def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emula
     usage = result.xcom(prompt, "usage")
     assert usage["try_number"] == 2
     assert usage["turns"] is not None
+    assert (usage["outcome"], usage["adopted"]) == ("failed", None)
     assert "return_value" not in result.keys(prompt)
 
 

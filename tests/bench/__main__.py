@@ -12,7 +12,7 @@ import time
 
 from tests.bench.tables import ROOT, machine, versions
 
-PARTS = ("imports", "calls", "loops", "streams", "batch")
+PARTS = ("imports", "calls", "loops", "streams", "batch", "page")
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def mixes_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SendChatMessageOperator,
         "_finish",  # as above
-        lambda self, context, turn: finish(self, context, turn).replace("vault", "code-31676-vault"),
+        lambda self, context, turn, **known: finish(self, context, turn, **known).replace("vault", "code-31676-vault"),
     )
 
 
@@ -67,9 +67,9 @@ def tells_the_key(patch: pytest.MonkeyPatch) -> None:
     """The key is logged."""
     finish = SendChatMessageOperator._finish  # noqa: SLF001  # a mutation of the product, to be found by the judges
 
-    def finish_loudly(self: Any, context: Any, turn: Any) -> Any:
+    def finish_loudly(self: Any, context: Any, turn: Any, **known: Any) -> Any:
         self.log.info("asked with %s", self.get_hook().get_config().api_key)
-        return finish(self, context, turn)
+        return finish(self, context, turn, **known)
 
     patch.setattr(SendChatMessageOperator, "_finish", finish_loudly)  # as above
 
@@ -79,7 +79,7 @@ def invents_usage(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SendChatMessageOperator,
         "_push_usage",  # a mutation, as above
-        lambda self, context, _: self.push(context, "usage", {"total_output_tokens": 1}),
+        lambda self, context, *_, **__: self.push(context, "usage", {"total_output_tokens": 1}),
     )
 
 

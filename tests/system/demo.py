@@ -2,6 +2,8 @@
 
 Without LLAMA_CLOUD_API_KEY it talks to the embedded emulator. With it, to the real service, which needs LLAMA_CLOUD_INDEX_IDS
 (comma-separated), takes LLAMA_CLOUD_REGION (us or eu), LLAMA_CLOUD_PROJECT_ID and LLAMA_CLOUD_PROMPT into account, and costs one turn.
+
+With KEEP=1, Airflow runs on until Ctrl-C, so that one can look at its pages.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, EmulatorProcess
 from tests.system.stack import AirflowStack
@@ -85,9 +88,18 @@ def show_failure(airflow: AirflowStack, run: str) -> None:
             print(f"\n  The log of {name}:\n" + textwrap.indent(airflow.task_log(run, name)[-4000:], "    "))
 
 
+def keep(airflow: AirflowStack, page: str) -> None:
+    """Leave Airflow running until an interruption."""
+    print(f"\nAirflow is still running. See the conversation: {page}\nCtrl-C ends it.", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        while airflow.running("api-server"):
+            time.sleep(0.5)
+
+
 def demo() -> int:
     """Run the example once; return the exit code."""
     began = time.monotonic()
+    keeps = os.environ.get("KEEP", "") not in {"", "0"}
     with contextlib.ExitStack() as stack:
         service = choose_service(stack)
         print(f"Starting Airflow for the Dag {DAG_ID}, which asks {service.name} ...", flush=True)
@@ -103,7 +115,10 @@ def demo() -> int:
         print(f"\nThe run ended: {state}. What its tasks pushed to XCom:")
         states = airflow.task_states(run)
         for task_id in sorted(states, key=lambda name: str(airflow.task(run, name)["start_date"])):
-            show(task_id, states[task_id], airflow.xcoms(run, task_id))
+            pushed = airflow.xcoms(run, task_id)
+            show(
+                task_id, states[task_id], {key: value for key, value in pushed.items() if not key.startswith("_link_")}
+            )
         if state != "success":
             show_failure(airflow, run)
             return 1
@@ -112,12 +127,20 @@ def demo() -> int:
                 f"\n  The emulator was asked {service.emulator.posts()} time(s), finished {service.emulator.completed()} turn(s), "
                 f"and deleted {len(service.emulator.deleted)} session(s)."
             )
+        took = time.monotonic() - began
+        page = f"{airflow.url}/plugin/llamacloud-chats#{urlencode({'dag_id': DAG_ID, 'run_id': run})}"
+        if keeps:
+            keep(airflow, page)
     print(
-        f"\nDone in {time.monotonic() - began:.0f} s; everything that was started has ended."
+        f"\nDone in {took:.0f} s; everything that was started has ended."
         f"\nNext: read {DAG_FILE.relative_to(REPOSITORY)}, put it into your Dags folder, and set up the connection as README.md says."
     )
     if service.emulator is not None:
         print("With your own documents: LLAMA_CLOUD_API_KEY=llx-... LLAMA_CLOUD_INDEX_IDS=id,id make demo")
+    if not keeps:
+        print(
+            f"The page of this conversation was {page}; `make demo KEEP=1` leaves Airflow running, so that you can look at it."
+        )
     return 0
 
 

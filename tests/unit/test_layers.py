@@ -21,6 +21,7 @@ LAYERS = (
     ("triggers",),
     ("operators", "sensors"),
     ("decorators",),
+    ("view",),
 )
 """Lowest first. A room imports itself and lower ones; two rooms of one layer do not know each other."""
 WITHOUT_AIRFLOW = {

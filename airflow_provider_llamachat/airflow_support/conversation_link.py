@@ -1,0 +1,51 @@
+"""The link from a task instance to its conversation, and whether this Airflow has the page that it leads to."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
+
+from airflow_provider_llamachat.provider_info import airflow_core_version
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+FIRST_AIRFLOW = (3, 1)
+"""The first Airflow whose navigation takes pages of plugins."""
+ROUTE = "llamacloud-chats"
+"""Where the page is: ``/plugin/llamacloud-chats`` inside Airflow, and ``/llamacloud-chats/`` by itself."""
+
+
+@cache
+def has_view() -> bool:
+    """Whether the page exists: on Airflow 3.1 and later, unless ``[llamachat] view_enabled`` is False."""
+    release = tuple(int(part) for part in re.findall(r"\d+", airflow_core_version())[:2])
+    return release >= FIRST_AIRFLOW and conf.getboolean("llamachat", "view_enabled", fallback=True)
+
+
+class LlamaCloudConversationLink(BaseOperatorLink):
+    """Button *LlamaCloud conversation* of a task instance. Its address is made of the task instance's key, so failed tasks have it too."""
+
+    name = "LlamaCloud conversation"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the address, or nothing if there is no page."""
+        if not has_view():
+            return ""
+        base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
+        keys = {name: getattr(ti_key, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
+        return f"{base}/plugin/{ROUTE}#{urlencode(keys)}"
+
+
+def conversation_links(operator: Any) -> tuple[LlamaCloudConversationLink, ...]:
+    """Return the extra links of an operator that asks: the value of its property ``operator_extra_links``.
+
+    Airflow stores the address as an XCom of each task, so there is none if ``do_xcom_push`` is False.
+
+    :param operator: the operator. Airflow passes a mapped one before it is expanded.
+    """
+    return (LlamaCloudConversationLink(),) if has_view() and getattr(operator, "do_xcom_push", True) else ()

@@ -1,0 +1,199 @@
+"""What tasks left in Airflow's metadata database, read through Airflow's models. Each function runs a fixed number of statements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.dagrun import DagRun
+from airflow.models.renderedtifields import RenderedTaskInstanceFields
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from sqlalchemy import and_, exists, or_, select, union
+
+from airflow_provider_llamachat.airflow_support.conversation_link import LlamaCloudConversationLink
+
+if TYPE_CHECKING:
+    from sqlalchemy import Select
+    from sqlalchemy.orm import Session
+
+QUESTIONS = ("SendChatMessageOperator", "LlamaChatDecoratedOperator")
+BATCHES = ("ChatBatchOperator",)
+LINK_KEY = LlamaCloudConversationLink().xcom_key
+"""Each task of ours pushes this XCom when it ends, tasks of subclasses included. That is how subclasses are recognized."""
+RUNS_PER_PAGE = 50
+TASKS_PER_PAGE = 100
+MAX_CHART_TASKS = 50_000
+SHOWN_XCOMS = ("usage", "return_value", "sources", "session_id", "skipped_index_ids", "results")
+SHOWN_FIELDS = ("prompt", "session_id", "index_ids")
+
+LISTED = (DagRun.id, TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state)
+ALSO_SHOWN = (TaskInstance.operator, TaskInstance.try_number, TaskInstance.start_date, TaskInstance.duration)
+
+
+@dataclass(frozen=True)
+class Period:
+    """A span of time, by the date after which Airflow may start a run. None: no limit."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def limits(self) -> list[Any]:
+        """Return conditions for a query of runs."""
+        return [
+            *([] if self.since is None else [DagRun.run_after >= self.since]),
+            *([] if self.until is None else [DagRun.run_after < self.until]),
+        ]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What asked in a period: Dags, and the class names of operators."""
+
+    dag_ids: frozenset[str]
+    operators: frozenset[str]
+
+
+@dataclass
+class Task:
+    """A task instance, and what it pushed and rendered, as far as a query asks for it."""
+
+    run: int
+    task_id: str
+    map_index: int
+    state: str | None
+    operator: str | None = None
+    try_number: int = 0
+    start_date: datetime | None = None
+    duration: float | None = None
+    xcoms: dict[str, Any] = field(default_factory=dict)
+    rendered: Mapping[str, Any] = field(default_factory=dict)
+
+
+def asking(session: Session, period: Period, dag_id: str | None = None, run_id: str | None = None) -> Asking:
+    """Find what asked in a period: one statement."""
+    of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
+    limits = [
+        *period.limits(),
+        *([] if dag_id is None else [DagRun.dag_id == dag_id]),
+        *([] if run_id is None else [DagRun.run_id == run_id]),
+    ]
+    ours = select(TaskInstance.dag_id, TaskInstance.operator).join(DagRun, of_run).where(*limits)
+    by_name = ours.where(TaskInstance.operator.in_(QUESTIONS + BATCHES))
+    by_link = ours.join(XComModel, _is_of(TaskInstance)).where(XComModel.key == LINK_KEY)
+    rows = session.execute(union(by_name, by_link)).all()
+    return Asking(frozenset(row[0] for row in rows), frozenset(row[1] for row in rows if row[1]))
+
+
+def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str], offset: int) -> list[Any]:
+    """Return one run more than a page has, newest first: one statement."""
+    asked = exists().where(
+        TaskInstance.dag_id == DagRun.dag_id,
+        TaskInstance.run_id == DagRun.run_id,
+        TaskInstance.operator.in_(found.operators),
+    )
+    query = (
+        select(
+            DagRun.id, DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.run_after, DagRun.start_date, DagRun.end_date
+        )
+        .where(DagRun.dag_id.in_(set(dag_ids)), *period.limits(), asked)
+        .order_by(DagRun.run_after.desc(), DagRun.id.desc())
+        .offset(offset)
+        .limit(RUNS_PER_PAGE + 1)
+    )
+    return list(session.execute(query).all())
+
+
+def tasks_of_runs(session: Session, run_ids: list[int], operators: Iterable[str]) -> list[Task]:
+    """Return the tasks that ask in these runs, with usage and manifest: one statement."""
+    return _with_usage(session, operators, DagRun.id.in_(run_ids))
+
+
+def tasks_of_period(
+    session: Session, period: Period, dag_ids: Iterable[str], operators: Iterable[str]
+) -> tuple[dict[int, Any], list[Task]]:
+    """Return the newest tasks that ask in a period, at most :data:`MAX_CHART_TASKS`, with usage and manifest, and their runs by id.
+
+    Two statements, because twenty thousand tasks would repeat what a thousand runs say.
+    """
+    limits = [DagRun.dag_id.in_(set(dag_ids)), *period.limits()]
+    runs_of = select(DagRun.id, DagRun.dag_id, DagRun.run_after).where(*limits)
+    newest = DagRun.run_after.desc()
+    tasks = _with_usage(session, operators, *limits, order_by=newest, limit=MAX_CHART_TASKS)
+    return {row.id: row for row in session.execute(runs_of).all()}, tasks
+
+
+def conversation(
+    session: Session,
+    dag_id: str,
+    run_id: str,
+    operators: Iterable[str],
+    *,
+    task_id: str | None,
+    map_index: int | None,
+    offset: int,
+) -> list[Task]:
+    """Return a page of the tasks that ask in a run, and one more, with everything that is shown: three statements."""
+    query = _tasks(operators, *LISTED, *ALSO_SHOWN).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    if task_id is not None:
+        query = query.where(TaskInstance.task_id == task_id)
+    if map_index is not None:
+        query = query.where(TaskInstance.map_index == map_index)
+    # Tasks that have not started come last, on every database.
+    query = query.order_by(
+        TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id, TaskInstance.map_index
+    )
+    found = [Task(*row) for row in session.execute(query.offset(offset).limit(TASKS_PER_PAGE + 1)).all()]
+    by_key = {(task.task_id, task.map_index): task for task in found}
+    names = {task.task_id for task in found}
+    pushed = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
+        XComModel.dag_run_id == (found[0].run if found else -1),
+        XComModel.task_id.in_(names),
+        XComModel.key.in_(SHOWN_XCOMS),
+    )
+    fields = RenderedTaskInstanceFields
+    rendered = select(fields.task_id, fields.map_index, fields.rendered_fields).where(
+        fields.dag_id == dag_id, fields.run_id == run_id, fields.task_id.in_(names)
+    )
+    if map_index is not None:
+        pushed = pushed.where(XComModel.map_index == map_index)
+        rendered = rendered.where(fields.map_index == map_index)
+    for row in session.execute(pushed).all():
+        if task := by_key.get((row[0], row[1])):
+            task.xcoms[row[2]] = row[3]
+    for row in session.execute(rendered).all():
+        if (task := by_key.get((row[0], row[1]))) and isinstance(row[2], dict):
+            task.rendered = {name: row[2].get(name) for name in SHOWN_FIELDS}
+    return found
+
+
+def _is_of(task: Any) -> Any:
+    return and_(
+        XComModel.dag_run_id == DagRun.id, XComModel.task_id == task.task_id, XComModel.map_index == task.map_index
+    )
+
+
+def _tasks(operators: Iterable[str], *columns: Any) -> Select[Any]:
+    of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
+    asks = TaskInstance.operator.in_(set(operators))
+    return select(*columns).select_from(DagRun).join(TaskInstance, of_run).where(asks)
+
+
+def _with_usage(
+    session: Session, operators: Iterable[str], *limits: Any, order_by: Any = None, limit: int | None = None
+) -> list[Task]:
+    # Only a batch's return value is its manifest. An answer may be long, and is not needed for the counts.
+    manifest = and_(XComModel.key == "return_value", TaskInstance.operator.not_in(QUESTIONS))
+    pushed = and_(_is_of(TaskInstance), or_(XComModel.key == "usage", manifest))
+    query = _tasks(operators, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
+    found: dict[tuple[int, str, int], Task] = {}
+    for row in session.execute(query.where(*limits).order_by(order_by).limit(limit)):
+        run, task_id, map_index, state, key, value = row
+        task = found.get((run, task_id, map_index))
+        if task is None:
+            task = found[run, task_id, map_index] = Task(run, task_id, map_index, state)
+        if key is not None:
+            task.xcoms[key] = value
+    return list(found.values())

@@ -1,0 +1,199 @@
+"""The application behind the page: who may see what, what it shows, and what it costs the database."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_llamachat.view.app import FILES, HEADERS, STATIC
+from tests.view.rows import ANSWER, NOW, QUESTION, Asked, add_runs, questions
+
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
+
+ROUTES = ["/", "/view.js", "/view.css", "/api/runs", "/api/days", "/api/dags/nightly/conversation?run_id=run/1"]
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """The SQL statements that run meanwhile."""
+    from airflow import settings
+    from sqlalchemy import event
+
+    seen: list[str] = []
+
+    def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(settings.engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(settings.engine, "before_cursor_execute", note)
+
+
+def conversation(client: TestClient, of_dag: str, **query: Any) -> Any:
+    """A conversation's answer."""
+    return client.get(f"/api/dags/{of_dag}/conversation", params={"run_id": "run/1", **query})
+
+
+def test_whoever_has_not_logged_in_sees_nothing(nobody: TestClient) -> None:
+    assert {route: nobody.get(route).status_code for route in ROUTES} == dict.fromkeys(ROUTES, 401)
+
+
+def test_a_dag_that_one_may_not_read_is_refused_and_absent_from_lists(admin: TestClient, guest: TestClient) -> None:
+    assert admin.get("/api/runs").json()["dags"] == ["mapped", "nightly", "private", "secret"]
+    assert guest.get("/api/runs").json()["dags"] == ["mapped", "nightly"]
+    for dag_id in ("secret", "private"):
+        assert conversation(admin, dag_id).status_code == 200
+        assert conversation(guest, dag_id).status_code == 403
+        assert guest.get("/api/runs", params={"dag_id": dag_id}).json()["runs"] == []
+        assert guest.get("/api/days", params={"dag_id": dag_id}).json()["days"] == []
+    seen = guest.get("/api/runs").text + guest.get("/api/days").text
+    assert "secret" not in seen
+    assert "private" not in seen
+
+
+def test_the_query_does_not_get_around_the_right_to_the_dag_of_the_path(guest: TestClient) -> None:
+    for path in ("secret", "~", "nightly"):
+        answer = conversation(guest, path, dag_id="nightly" if path == "secret" else "secret")
+        assert answer.status_code == {"secret": 403, "~": 404, "nightly": 200}[path]
+        assert answer.status_code != 200 or answer.json()["dag_id"] == "nightly"
+
+
+def test_no_route_changes_anything(app: Any, admin: TestClient) -> None:
+    assert {method for route in app.routes for method in route.methods} == {"GET"}
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert admin.request(method, "/api/runs").status_code == 405
+
+
+def test_every_response_has_the_strict_headers(
+    admin: TestClient, nobody: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [admin.get(route) for route in ROUTES]
+    assert [answer.status_code for answer in answers] == [200] * len(ROUTES)
+    monkeypatch.setattr("airflow_provider_llamachat.view.queries.runs", lambda *_: 1 / 0)
+    refused = [nobody.get("/"), admin.get("/nothing"), admin.get("/api/runs?offset=x"), admin.get("/api/runs")]
+    assert [answer.status_code for answer in refused] == [401, 404, 422, 500]
+    for answer in (*answers, *refused):
+        assert HEADERS.items() <= {name.title(): value for name, value in answer.headers.items()}.items()
+    policy = dict(part.strip().split(" ", 1) for part in HEADERS["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["frame-ancestors"] == "'self'"
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+def test_the_page_has_no_way_to_parse_markup_and_nothing_inline() -> None:
+    script, page = (STATIC / "view.js").read_text(), (STATIC / "index.html").read_text()
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|DOMParser|srcdoc", script
+    )
+    assert not re.findall(r"<script(?! src=)|<style|\son\w+=|\sstyle=", page)
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", script + page + (STATIC / "view.css").read_text())
+    assert {path.name for path in STATIC.iterdir()} == {file for file, _ in FILES.values()}
+
+
+def test_the_list_counts_what_was_asked_newest_first(guest: TestClient) -> None:
+    found = guest.get("/api/runs").json()
+    assert [(run["dag_id"], run["run_id"]) for run in found["runs"]] == [
+        ("nightly", "run/2"),
+        ("mapped", "run/1"),
+        ("nightly", "run/1"),
+    ]
+    everything, mapped = found["runs"][2], found["runs"][1]
+    counts = ("answered", "failed", "interrupted", "running", "unasked", "input_tokens", "output_tokens", "seconds")
+    # A batch counts as its three questions.
+    assert [everything[name] for name in counts] == [3, 2, 2, 0, 1, 430, 52, 30.0]
+    assert [mapped[name] for name in counts[:4]] == [1, 0, 0, 1]
+    assert (found["next"], everything["state"], everything["tasks"]) == (None, "success", 6)
+
+
+def test_the_list_is_filtered_by_dag_and_time(guest: TestClient) -> None:
+    def listed(**query: Any) -> list[str]:
+        return [run["run_id"] for run in guest.get("/api/runs", params=query).json()["runs"]]
+
+    day = timedelta(days=1)
+    assert listed(dag_id="mapped") == ["run/1"]
+    assert listed(dag_id="unknown") == []
+    assert listed(since=(NOW - 90 * day).isoformat(), until=(NOW - 30 * day).isoformat()) == ["long ago"]
+    # Without a time zone, UTC is meant.
+    assert listed(since=(NOW - 90 * day).replace(tzinfo=None).isoformat(), dag_id="nightly")[-1] == "long ago"
+
+
+def test_outcomes_and_tokens_per_day_and_dag(guest: TestClient) -> None:
+    found = guest.get("/api/days", params={"dag_id": "nightly"}).json()
+    assert found["is_cut"] is False
+    first = found["days"][0]
+    assert (first["day"], first["dag_id"]) == ((NOW - timedelta(days=1)).date().isoformat(), "nightly")
+    assert sum(day["input_tokens"] for day in found["days"]) == 530
+
+
+def test_a_conversation_shows_question_answer_evidence_and_cost(guest: TestClient) -> None:
+    tasks = {task["task_id"]: task for task in conversation(guest, "nightly").json()["tasks"]}
+    assert list(tasks) == ["ask_00", "ask_01", "failed", "interrupted", "batch", "skipped"]
+    asked = tasks["ask_00"]
+    assert (asked["question"], asked["answer"], asked["outcome"]) == (QUESTION, ANSWER, "answered")
+    assert (asked["adopted"], asked["session_id"], asked["try_number"]) == (False, "ses-1", 1)
+    assert asked["usage"] == {"total_input_tokens": 100, "total_output_tokens": 10, "turns": 2, "duration_ms": 1500.0}
+    assert asked["tools"] == [{"name": "retrieve", "results": 1}, {"name": "grep", "results": 1}]
+    assert (asked["sources"][0]["file_name"], asked["sources"][0]["pages"]) == ("report-q3.pdf", [2, 3])
+    assert [tasks[name]["outcome"] for name in ("failed", "interrupted", "skipped")] == [
+        "failed",
+        "interrupted",
+        "unasked",
+    ]
+    batch = tasks["batch"]
+    assert batch["manifest"]["total"] == 3
+    assert [one["outcome"] for one in batch["results"]] == ["answered", "failed", "interrupted"]
+    assert batch["results"][1]["error"] == "model overloaded"
+
+
+def test_a_mapped_task_and_one_of_a_subclass_have_their_conversation(guest: TestClient) -> None:
+    found = conversation(guest, "mapped", task_id="ask", map_index=1).json()["tasks"]
+    assert [(task["map_index"], task["outcome"], task["question"]) for task in found] == [(1, "running", None)]
+    own = guest.get("/api/dags/nightly/conversation", params={"run_id": "run/2"}).json()["tasks"]
+    assert [(task["task_id"], task["answer"]) for task in own] == [("subclass", ANSWER)]
+
+
+def test_what_is_not_there_is_not_found(guest: TestClient) -> None:
+    for query in ({"run_id": "none"}, {"task_id": "none"}, {"map_index": 7}, {"run_id": "asked nothing"}):
+        assert conversation(guest, "nightly", **query).status_code == 404
+    assert conversation(guest, "no_such_dag").status_code == 404
+
+
+def test_long_lists_have_pages_and_the_number_of_statements_does_not_grow(guest: TestClient) -> None:
+    from airflow.utils.session import create_session
+
+    def cost(path: str, **query: Any) -> tuple[int, Any]:
+        with statements() as seen:
+            answer = guest.get(path, params=query)
+        return len(seen), answer.json()
+
+    paths = ["/api/runs", "/api/days", "/api/dags/many/conversation"]
+    with create_session() as session:
+        add_runs(session, "many", {"first": (NOW, questions(1))})
+    few = [cost(path, dag_id="many", run_id="first")[0] for path in paths * 2][3:]
+    with create_session() as session:
+        add_runs(session, "many", {f"run_{number}": (NOW, questions(3)) for number in range(60)})
+        add_runs(session, "many", {"wide": (NOW, [Asked("ask", map_index=number) for number in range(120)])})
+    many = [cost(path, dag_id="many", run_id="wide") for path in paths]
+    assert [count for count, _ in many] == few
+    # One of these is Airflow's own, which looks whether the login was revoked.
+    assert few == [6, 6, 5]
+    runs, _, wide = (found for _, found in many)
+    assert (len(runs["runs"]), runs["next"], len(wide["tasks"]), wide["next"]) == (50, 50, 100, 100)
+    rest = cost("/api/runs", dag_id="many", offset=50)[1]
+    assert (len(rest["runs"]), rest["next"]) == (12, None)
+    assert len(cost(paths[2], run_id="wide", offset=100)[1]["tasks"]) == 20
+
+
+def test_nothing_of_a_connection_or_a_key_is_sent(guest: TestClient) -> None:
+    sent = json.dumps([conversation(guest, "nightly").json(), guest.get("/api/runs").json()])
+    assert "conn_id" not in sent
+    assert "llx-" not in sent
