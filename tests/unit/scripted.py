@@ -95,6 +95,7 @@ class World:
             kwargs.pop("stall", 60.0),
             max_posts,
             lag=kwargs.pop("lag", LAG),
+            poll=kwargs.pop("poll", 1.0),
             pause=lambda n, after: after or float(n),
         )
         steps = ask(QUESTION, trace or Trace(0), limits, now=lambda: self.clock, **kwargs)

@@ -128,22 +128,42 @@ def test_a_busy_session_is_waited_for_as_long_as_the_server_asks() -> None:
 
 
 def test_a_session_that_stays_busy_is_an_error_after_which_a_retry_asks() -> None:
-    world = World([BUSY] * 1000, [(0.0, [asked("Something else")])])
-    problem = world.fails(errors.SessionBusyError, deadline=60.0)
-    assert (world.clock, problem.status, problem.retryable) == (60.0, 409, True)
-    assert "busy with another turn until turn_timeout passed" in str(problem)
+    busy = errors.SessionBusyError("busy", status=409, request_id="req-1")
+    world = World([busy] * 1000, [(0.0, [asked("Something else")])])
+    problem = world.fails(errors.SessionBusyError, deadline=60.25)
+    assert (world.clock, problem.retryable) == (60.25, True)
+    assert (problem.status, problem.request_id, problem.session_id) == (409, "req-1", "ses-1")
+    assert str(problem).startswith("The session was busy with another turn until turn_timeout passed")
+    assert str(problem).endswith("Session: ses-1. Cause: busy")
     assert not world.kept.is_open
+    assert max(step.seconds for step in world.of(Pause)) == 5.0
 
 
 def test_a_conflict_without_another_turn_fails_for_good_when_the_history_had_its_time() -> None:
-    world = World([CONFLICT] * 1000)
-    problem = world.fails(errors.RequestRefusedError)
-    assert LAG <= world.clock < 2 * LAG
-    assert (problem.status, problem.retryable) == (409, False)
+    conflict = errors.ConflictError("no", status=409, request_id="req-1")
+    world = World([conflict] * 1000, clock=1000.0)
+    problem = world.fails(errors.RequestRefusedError, deadline=1600.0)
+    assert LAG <= world.clock - 1000.0 < 2 * LAG
+    assert (problem.status, problem.request_id, problem.session_id) == (409, "req-1", "ses-1")
+    assert not problem.retryable
     assert "no other turn is running" in str(problem)
-    at_once = World([CONFLICT])
+    assert str(problem).endswith("Session: ses-1. Cause: no")
+    at_once = World([conflict])
     at_once.fails(errors.RequestRefusedError, lag=0.0)
     assert (at_once.posts, at_once.clock) == (1, 0.0)
+
+
+def test_the_log_says_once_that_a_session_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    World([BUSY] * 3).run()
+    waiting = [record.getMessage() for record in caplog.records if "busy" in record.getMessage()]
+    assert waiting == ["Session ses-1 is busy with another turn. Waiting until it has ended."]
+
+
+def test_a_short_wish_of_the_server_does_not_lengthen_the_pause() -> None:
+    world = World([errors.SessionBusyError("busy", status=409, retry_after=0.0)])
+    world.run(poll=0.25)
+    assert [step.seconds for step in world.of(Pause)] == [0.25]
 
 
 def test_a_conflict_while_the_history_shows_another_turn_is_waited_for() -> None:
@@ -157,6 +177,9 @@ def test_a_busy_session_whose_history_cannot_be_read_is_still_waited_for() -> No
     assert world.run().answer == "a"
     gone = World([BUSY], [(0.0, GONE)])
     assert gone.fails(errors.NotFoundError) is GONE
+    empty = World([BUSY], [(0.0, [])], job_metadata={"turns": 1})
+    assert empty.run().answer == "a"
+    assert [step.position for step in empty.of(Post)] == [0, 0]
 
 
 def test_a_server_that_refuses_a_prompt_that_it_accepted_is_not_paid_again() -> None:

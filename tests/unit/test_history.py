@@ -19,7 +19,9 @@ from airflow_provider_llamachat.conversation.history import (
     count_turns,
     fold,
     indexes_to_ask,
+    is_running,
     judge,
+    turns,
 )
 from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -367,3 +369,29 @@ def test_an_anchor_ends_with_the_first_turn_even_if_that_was_cut_off() -> None:
     cut = turn("a")[:2]
     assert anchor(events(cut, turn("b")), 2) == anchor(events(cut, turn("c")), 2)
     assert len(anchor([], 0)) == 24
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_it"),
+    [
+        ([], False),
+        (["user_input"], True),
+        (["user_input", "text"], True),
+        (["user_input", "stop"], False),
+        (["user_input", "stop", "user_input"], True),
+        (["user_input", "user_input", "stop"], False),
+    ],
+)
+def test_a_history_that_ends_without_a_stop_has_a_running_turn(kinds: list[str], is_it: bool) -> None:
+    events = [event for kind in kinds if (event := parse_event({"type": kind, "content": "x"}))]
+    assert is_running(events) is is_it
+
+
+def test_all_turns_of_a_session_are_in_their_order_and_keep_what_belongs_to_them() -> None:
+    first = [{"type": "user_input", "content": "One?"}, {"type": "text", "content": "1"}, {"type": "stop"}]
+    second = [{"type": "user_input", "content": "Two?"}, {"type": "text", "content": "2"}]
+    session = Session.model_validate(
+        {"session_id": "ses-1", "events": [{"type": "text", "content": "0"}, *first, *second]}
+    )
+    found = [(turn.session_id, turn.position, turn.prompt, turn.answer, turn.finished) for turn in turns(session)]
+    assert found == [("ses-1", 0, "One?", "1", True), ("ses-1", 1, "Two?", "2", False)]
