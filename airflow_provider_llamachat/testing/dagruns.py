@@ -140,7 +140,8 @@ def choose(dags: Mapping[str, Any], dag_id: str | None, file: Path) -> Any:
     if dag_id is None and len(dags) == 1:
         return next(iter(dags.values()))
     if dag_id is None or dag_id not in dags:
-        raise ValueError(f"{file} has no Dag {dag_id!r}. Name one of its Dags: {sorted(dags)}")
+        what = f"defines {len(dags)} Dags" if dag_id is None else f"has no Dag {dag_id!r}"
+        raise ValueError(f"{file} {what}. Name one of its Dags: {sorted(dags)}")
     return dags[dag_id]
 
 
@@ -244,7 +245,6 @@ class _Tee(io.TextIOBase):
 @contextlib.contextmanager
 def own_airflow(home: Path, database: Path) -> Iterator[None]:
     """Let this process's Airflow use ``database`` and no folder but ``home``, even if it was imported before."""
-    settings: Any = None
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(_NOT_OURS):
@@ -263,7 +263,7 @@ def own_airflow(home: Path, database: Path) -> Iterator[None]:
         for name, value in own.items():
             patch.setenv(name, str(value))
         (home / "dags").mkdir(parents=True, exist_ok=True)
-        settings = importlib.import_module("airflow.settings")
+        settings: Any = importlib.import_module("airflow.settings")
         before = dict(vars(settings))
         settings.configure_vars()
         settings.configure_orm()
