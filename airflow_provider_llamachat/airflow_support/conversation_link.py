@@ -44,8 +44,12 @@ class LlamaCloudConversationLink(BaseOperatorLink):
 def conversation_links(operator: Any) -> tuple[LlamaCloudConversationLink, ...]:
     """Return the extra links of an operator that asks: the value of its property ``operator_extra_links``.
 
-    Airflow stores the address as an XCom of each task, so there is none if ``do_xcom_push`` is False.
+    The plugin gives the button to the provider's own operators, but Airflow has no such way for subclasses. Tasks of subclasses push
+    the address as an XCom when they end, unless ``do_xcom_push`` is False.
 
     :param operator: the operator. Airflow passes a mapped one before it is expanded.
     """
-    return (LlamaCloudConversationLink(),) if has_view() and getattr(operator, "do_xcom_push", True) else ()
+    of_class = getattr(operator, "operator_class", type(operator))
+    is_own = str(getattr(of_class, "__module__", "")).startswith("airflow_provider_llamachat.")
+    pushes = getattr(operator, "do_xcom_push", True)
+    return (LlamaCloudConversationLink(),) if has_view() and pushes and not is_own else ()

@@ -113,7 +113,7 @@ def runs(
     rows = queries.runs(session, period, found, _chosen(dags, dag_id), offset)
     page_of = rows[: queries.RUNS_PER_PAGE]
     by_run: dict[int, list[queries.Task]] = {row.id: [] for row in page_of}
-    for task in queries.tasks_of_runs(session, list(by_run), found.operators):
+    for task in queries.tasks_of_runs(session, list(by_run), found):
         by_run[task.run].append(task)
     return JSONResponse(
         {
@@ -130,7 +130,7 @@ def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str |
     """Return outcomes and tokens per day and Dag."""
     found = queries.asking(session, period)
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
-    by_run, tasks = queries.tasks_of_period(session, period, dags, found.operators)
+    by_run, tasks = queries.tasks_of_period(session, period, found, dags)
     return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": len(tasks) >= queries.MAX_CHART_TASKS})
 
 
@@ -147,10 +147,7 @@ def conversation(
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Return what a run, or one task of it, asked and was told, in the order in which tasks started."""
-    found = queries.asking(session, queries.Period(), dag_id, run_id)
-    tasks = queries.conversation(
-        session, dag_id, run_id, found.operators, task_id=task_id, map_index=map_index, offset=offset
-    )
+    tasks = queries.conversation(session, dag_id, run_id, task_id=task_id, map_index=map_index, offset=offset)
     if not tasks:
         raise HTTPException(404, "This run has no task that asked LlamaCloud, or there is no such run.")
     page_of = tasks[: queries.TASKS_PER_PAGE]

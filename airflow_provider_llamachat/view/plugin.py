@@ -35,7 +35,7 @@ class LlamaCloudChatsPlugin(AirflowPlugin):
 
     @cached_property
     def operator_extra_links(self) -> list[Any]:  # type: ignore[override]  # as above
-        """Return the button, which Airflow shows for these classes even if a task was killed. Subclasses bring their own."""
+        """Return the button, which Airflow shows for tasks of these classes whatever they pushed. Subclasses bring their own."""
         from airflow_provider_llamachat.decorators.chat import LlamaChatDecoratedOperator
         from airflow_provider_llamachat.operators.batch import ChatBatchOperator
         from airflow_provider_llamachat.operators.chat import SendChatMessageOperator

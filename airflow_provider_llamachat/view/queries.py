@@ -11,7 +11,7 @@ from airflow.models.dagrun import DagRun
 from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import and_, exists, or_, select, union
+from sqlalchemy import and_, exists, or_, select, tuple_, union
 
 from airflow_provider_llamachat.airflow_support.conversation_link import LlamaCloudConversationLink
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("SendChatMessageOperator", "LlamaChatDecoratedOperator")
 BATCHES = ("ChatBatchOperator",)
 LINK_KEY = LlamaCloudConversationLink().xcom_key
-"""Each task of ours pushes this XCom when it ends, tasks of subclasses included. That is how subclasses are recognized."""
+"""Tasks of subclasses push this XCom when they end. That is how they are recognized."""
 RUNS_PER_PAGE = 50
 TASKS_PER_PAGE = 100
 MAX_CHART_TASKS = 50_000
@@ -50,10 +50,20 @@ class Period:
 
 @dataclass(frozen=True)
 class Asking:
-    """What asked in a period: Dags, and the class names of operators."""
+    """What asked in a period.
+
+    :ivar dag_ids: Dags.
+    :ivar subclasses: Dag and class name of operators that are not the provider's own. What one Dag pushes says nothing about another's.
+    """
 
     dag_ids: frozenset[str]
-    operators: frozenset[str]
+    subclasses: frozenset[tuple[str, str]]
+
+    def condition(self) -> Any:
+        """Return the condition by which a query of task instances finds those that ask."""
+        named = TaskInstance.operator.in_(QUESTIONS + BATCHES)
+        own = tuple_(TaskInstance.dag_id, TaskInstance.operator).in_(self.subclasses)
+        return or_(named, own) if self.subclasses else named
 
 
 @dataclass
@@ -84,7 +94,8 @@ def asking(session: Session, period: Period, dag_id: str | None = None, run_id: 
     by_name = ours.where(TaskInstance.operator.in_(QUESTIONS + BATCHES))
     by_link = ours.join(XComModel, _is_of(TaskInstance)).where(XComModel.key == LINK_KEY)
     rows = session.execute(union(by_name, by_link)).all()
-    return Asking(frozenset(row[0] for row in rows), frozenset(row[1] for row in rows if row[1]))
+    subclasses = frozenset((row[0], row[1]) for row in rows if row[1] and row[1] not in QUESTIONS + BATCHES)
+    return Asking(frozenset(row[0] for row in rows), subclasses)
 
 
 def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str], offset: int) -> list[Any]:
@@ -92,7 +103,7 @@ def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
     asked = exists().where(
         TaskInstance.dag_id == DagRun.dag_id,
         TaskInstance.run_id == DagRun.run_id,
-        TaskInstance.operator.in_(found.operators),
+        found.condition(),
     )
     query = (
         select(
@@ -106,13 +117,13 @@ def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
     return list(session.execute(query).all())
 
 
-def tasks_of_runs(session: Session, run_ids: list[int], operators: Iterable[str]) -> list[Task]:
+def tasks_of_runs(session: Session, run_ids: list[int], found: Asking) -> list[Task]:
     """Return the tasks that ask in these runs, with usage and manifest: one statement."""
-    return _with_usage(session, operators, DagRun.id.in_(run_ids))
+    return _with_usage(session, found, DagRun.id.in_(run_ids))
 
 
 def tasks_of_period(
-    session: Session, period: Period, dag_ids: Iterable[str], operators: Iterable[str]
+    session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
 ) -> tuple[dict[int, Any], list[Task]]:
     """Return the newest tasks that ask in a period, at most :data:`MAX_CHART_TASKS`, with usage and manifest, and their runs by id.
 
@@ -121,7 +132,7 @@ def tasks_of_period(
     limits = [DagRun.dag_id.in_(set(dag_ids)), *period.limits()]
     runs_of = select(DagRun.id, DagRun.dag_id, DagRun.run_after).where(*limits)
     newest = DagRun.run_after.desc()
-    tasks = _with_usage(session, operators, *limits, order_by=newest, limit=MAX_CHART_TASKS)
+    tasks = _with_usage(session, found, *limits, order_by=newest, limit=MAX_CHART_TASKS)
     return {row.id: row for row in session.execute(runs_of).all()}, tasks
 
 
@@ -129,14 +140,15 @@ def conversation(
     session: Session,
     dag_id: str,
     run_id: str,
-    operators: Iterable[str],
     *,
     task_id: str | None,
     map_index: int | None,
     offset: int,
 ) -> list[Task]:
-    """Return a page of the tasks that ask in a run, and one more, with everything that is shown: three statements."""
-    query = _tasks(operators, *LISTED, *ALSO_SHOWN).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    """Return a page of the tasks that ask in a run, and one more, with everything that is shown: four statements."""
+    query = _tasks(asking(session, Period(), dag_id, run_id), *LISTED, *ALSO_SHOWN).where(
+        DagRun.dag_id == dag_id, DagRun.run_id == run_id
+    )
     if task_id is not None:
         query = query.where(TaskInstance.task_id == task_id)
     if map_index is not None:
@@ -175,25 +187,24 @@ def _is_of(task: Any) -> Any:
     )
 
 
-def _tasks(operators: Iterable[str], *columns: Any) -> Select[Any]:
+def _tasks(found: Asking, *columns: Any) -> Select[Any]:
     of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
-    asks = TaskInstance.operator.in_(set(operators))
-    return select(*columns).select_from(DagRun).join(TaskInstance, of_run).where(asks)
+    return select(*columns).select_from(DagRun).join(TaskInstance, of_run).where(found.condition())
 
 
 def _with_usage(
-    session: Session, operators: Iterable[str], *limits: Any, order_by: Any = None, limit: int | None = None
+    session: Session, found: Asking, *limits: Any, order_by: Any = None, limit: int | None = None
 ) -> list[Task]:
     # Only a batch's return value is its manifest. An answer may be long, and is not needed for the counts.
     manifest = and_(XComModel.key == "return_value", TaskInstance.operator.not_in(QUESTIONS))
     pushed = and_(_is_of(TaskInstance), or_(XComModel.key == "usage", manifest))
-    query = _tasks(operators, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
-    found: dict[tuple[int, str, int], Task] = {}
+    query = _tasks(found, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
+    tasks: dict[tuple[int, str, int], Task] = {}
     for row in session.execute(query.where(*limits).order_by(order_by).limit(limit)):
         run, task_id, map_index, state, key, value = row
-        task = found.get((run, task_id, map_index))
+        task = tasks.get((run, task_id, map_index))
         if task is None:
-            task = found[run, task_id, map_index] = Task(run, task_id, map_index, state)
+            task = tasks[run, task_id, map_index] = Task(run, task_id, map_index, state)
         if key is not None:
             task.xcoms[key] = value
-    return list(found.values())
+    return list(tasks.values())

@@ -18,12 +18,14 @@ from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 
 PLUGIN = "airflow_provider_llamachat.view.plugin"
-ASKING = SendChatMessageOperator(task_id="ask", session_id="ses-1", prompt="q")
 KEY: Any = SimpleNamespace(dag_id="a dag", run_id="manual__2026-01-01T00:00:00+00:00", task_id="group.ask", map_index=3)
 
 
 class OwnQuestion(SendChatMessageOperator):
     """An operator of a user's own."""
+
+
+ASKING = OwnQuestion(task_id="ask", session_id="ses-1", prompt="q")
 
 
 def loaded() -> Any:
@@ -32,19 +34,24 @@ def loaded() -> Any:
 
 
 @pytest.fixture
-def on_airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Pretend to be another version of Airflow."""
+def on_airflow() -> Iterator[Callable[..., None]]:
+    """Pretend to be another version of Airflow, with other variables of the environment."""
+    with pytest.MonkeyPatch.context() as patch:
 
-    def pretend(version: str) -> None:
-        monkeypatch.setattr(conversation_link, "airflow_core_version", lambda: version)
-        has_view.cache_clear()
+        def pretend(version: str, **environment: str) -> None:
+            patch.setattr(conversation_link, "airflow_core_version", lambda: version)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            has_view.cache_clear()
 
-    yield pretend
+        yield pretend
     has_view.cache_clear()
+    # Airflow may load its plugins later in this process.
+    loaded()
 
 
 @pytest.mark.parametrize("version", ["3.1.0", "3.1.8", "3.3.2", "3.10.0", "4.0.0.dev0"])
-def test_the_page_is_there_from_airflow_3_1_on(version: str, on_airflow: Callable[[str], None]) -> None:
+def test_the_page_is_there_from_airflow_3_1_on(version: str, on_airflow: Callable[..., None]) -> None:
     on_airflow(version)
     assert loaded().__name__ == "LlamaCloudChatsPlugin"
     assert LlamaCloudConversationLink().get_link(None, ti_key=KEY) == (  # type: ignore[arg-type]  # needs no operator
@@ -54,24 +61,26 @@ def test_the_page_is_there_from_airflow_3_1_on(version: str, on_airflow: Callabl
 
 
 @pytest.mark.parametrize("version", ["", "3.0.6"])
-def test_older_airflows_have_neither_page_nor_link(version: str, on_airflow: Callable[[str], None]) -> None:
+def test_older_airflows_have_neither_page_nor_link(version: str, on_airflow: Callable[..., None]) -> None:
     on_airflow(version)
     assert loaded() is None
     assert ASKING.operator_extra_links == ()
     assert LlamaCloudConversationLink().get_link(None, ti_key=KEY) == ""  # type: ignore[arg-type]  # as above
 
 
-def test_one_setting_switches_it_off(on_airflow: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AIRFLOW__LLAMACHAT__VIEW_ENABLED", "False")
-    on_airflow("3.3.2")
+def test_one_setting_switches_it_off(on_airflow: Callable[..., None]) -> None:
+    on_airflow("3.3.2", AIRFLOW__LLAMACHAT__VIEW_ENABLED="False")
     assert loaded() is None
     assert ASKING.operator_extra_links == ()
 
 
-def test_a_task_that_pushes_nothing_does_not_push_the_link_either(on_airflow: Callable[[str], None]) -> None:
+def test_only_subclasses_that_push_have_an_xcom_for_their_link(on_airflow: Callable[..., None]) -> None:
     on_airflow("3.3.2")
-    quiet = SendChatMessageOperator(task_id="ask", session_id="ses-1", prompt="q", do_xcom_push=False)
-    assert quiet.operator_extra_links == ()
+    own: dict[str, Any] = {"task_id": "ask", "session_id": "ses-1", "prompt": "q"}
+    assert len(OwnQuestion(**own).operator_extra_links) == 1
+    assert OwnQuestion(**own, do_xcom_push=False).operator_extra_links == ()
+    assert SendChatMessageOperator(**own).operator_extra_links == ()
+    assert ChatBatchOperator(task_id="batch", prompts=["q"]).operator_extra_links == ()
 
 
 @pytest.mark.skipif(not has_view(), reason="this Airflow has no page")
@@ -86,7 +95,7 @@ def test_airflow_shows_the_link_of_mapped_tasks_and_of_subclasses() -> None:
         ChatBatchOperator(task_id="batch", prompts=["q"])
     names = ("DagSerialization", "SerializedDAG")  # the latter up to Airflow 3.1
     form: Any = next(filter(None, (getattr(serialized_objects, name, None) for name in names)))
-    shown = {task.task_id: list(task.extra_links) for task in form.from_dict(form.to_dict(dag)).tasks}
+    shown: dict[str, Any] = {task.task_id: list(task.extra_links) for task in form.from_dict(form.to_dict(dag)).tasks}
     assert shown == {name: ["LlamaCloud conversation"] for name in ("mapped", "own", "own_mapped", "batch")}
 
 
@@ -99,10 +108,9 @@ def test_the_setting_is_one_that_airflow_knows() -> None:
 
 
 def test_the_link_starts_with_the_address_of_airflow(
-    on_airflow: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    on_airflow: Callable[..., None],
 ) -> None:
-    on_airflow("3.3.2")
-    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/team/")
+    on_airflow("3.3.2", AIRFLOW__API__BASE_URL="https://airflow.example/team/")
     link = LlamaCloudConversationLink().get_link(None, ti_key=KEY)  # type: ignore[arg-type]  # as above
     assert link.startswith("https://airflow.example/team/plugin/llamacloud-chats#dag_id=")
     assert loaded()().external_views[0]["href"] == "/team/llamacloud-chats/"

@@ -36,6 +36,7 @@ def filled(airflow_database: Path) -> None:
         for dag_id in ("secret", "private"):
             add_runs(session, dag_id, {"run/1": (NOW - timedelta(hours=2), questions(1))})
         mapped = [Asked("ask", map_index=0), Asked("ask", map_index=1, state="running", xcoms={}, rendered=None)]
+        add_runs(session, "mapped", {"not ours": (NOW, [Asked("other", "MyOwnQuestion")])})
         add_runs(session, "mapped", {"run/1": (NOW - timedelta(hours=3), mapped)})
 
 

@@ -159,6 +159,9 @@ def test_a_mapped_task_and_one_of_a_subclass_have_their_conversation(guest: Test
     assert [(task["map_index"], task["outcome"], task["question"]) for task in found] == [(1, "running", None)]
     own = guest.get("/api/dags/nightly/conversation", params={"run_id": "run/2"}).json()["tasks"]
     assert [(task["task_id"], task["answer"]) for task in own] == [("subclass", ANSWER)]
+    # That a class of this name asks in one Dag says nothing about another Dag.
+    assert guest.get("/api/dags/mapped/conversation", params={"run_id": "not ours"}).status_code == 404
+    assert "not ours" not in guest.get("/api/runs").text
 
 
 def test_what_is_not_there_is_not_found(guest: TestClient) -> None:
