@@ -31,7 +31,7 @@ def attachment() -> dict[str, str]:
 @pytest.fixture
 def masked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     secrets: list[str] = []
-    monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", secrets.append)
+    monkeypatch.setattr("airflow_provider_llamachat.hooks.llamacloud.mask_secret", secrets.append)
     return secrets
 
 

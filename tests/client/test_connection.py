@@ -107,7 +107,7 @@ def test_a_region_causes_no_warning_about_short_secrets() -> None:
 
 def test_a_key_that_airflow_masked_is_not_masked_again(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     masked: list[str] = []
-    monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", masked.append)
+    monkeypatch.setattr("airflow_provider_llamachat.hooks.llamacloud.mask_secret", masked.append)
     connect(password="llx-0123456789").get_config()
     assert masked == []
     connect(password=" llx-0123456789\n").get_config()

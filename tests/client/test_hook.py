@@ -292,7 +292,7 @@ def test_masking_the_key_never_blocks_a_triggerers_loop(
         masked.append(secret)
 
     connect(password=password)
-    monkeypatch.setattr("airflow.providers.common.compat.sdk.mask_secret", tell_the_supervisor)
+    monkeypatch.setattr("airflow_provider_llamachat.hooks.llamacloud.mask_secret", tell_the_supervisor)
 
     async def run() -> None:
         async with await LlamaCloudHook().get_async_conn() as client:
