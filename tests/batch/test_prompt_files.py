@@ -251,7 +251,7 @@ def test_a_remote_file_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) 
 def test_the_memory_for_a_prompt_does_not_depend_on_its_length(tmp_path: Path) -> None:
     def held(length: int) -> int:
         path = tmp_path / "q.csv"
-        path.write_text("prompt,note\n" + f"{'x' * length},{'y' * length}\n" * 2000)
+        path.write_text("prompt,note\n" + f"{'x' * length},{'y' * length}\n" * 500)
         gc.collect()
         tracemalloc.start()
         items = prompt_files.read(path, index_ids=IDS)
