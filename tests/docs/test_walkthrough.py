@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from airflow_provider_llamachat.testing.dagruns import DagRunner
 from tests.airflow.runner import AIRFLOW
 
@@ -22,6 +24,7 @@ def alike(text: str) -> str:
     return VARIES.sub("*", text)
 
 
+@pytest.mark.airflow
 def test_the_lines_and_xcoms_of_the_walkthrough_are_those_of_a_run(
     tmp_path: Path, llamacloud_run_dag: DagRunner
 ) -> None:

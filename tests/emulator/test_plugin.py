@@ -21,6 +21,7 @@ def test_pytest_finds_it() -> None:
     assert entry.value == "airflow_provider_llamachat.testing.pytest_plugin"
 
 
+@pytest.mark.long
 def test_fixtures(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
