@@ -69,20 +69,21 @@ SHORT = (
     "tests/emulator/test_plugin.py",
     "tests/indexes",
     "tests/unit/test_provider_info.py",
+    "tests/unit/test_view_plugin.py",
     "tests/upgrade",
+    "tests/view",
 )
 """What the short form runs on the oldest and the newest Airflow: tests of what imports Airflow. The others differ from those of the main
 suite only by the versions of httpx, aiohttp, pydantic and Python."""
 
 SHORTER = (
-    "tests/airflow/test_decorated.py",
     "tests/airflow/test_examples.py",
-    "tests/airflow/test_secrets.py",
     "tests/client/test_hook.py",
-    "tests/docs",
+    "tests/docs/test_documentation.py::test_airflow_discovers_the_provider",
     "tests/emulator/test_plugin.py",
     "tests/indexes/test_waiting.py",
     "tests/unit/test_provider_info.py",
+    "tests/unit/test_view_plugin.py",
     "tests/upgrade",
 )
 """What it runs on the others, without whole Dag runs. A whole Airflow answers and deletes in each of them."""
