@@ -183,8 +183,6 @@ def _wait_for_others(
     if not others.refusals:
         others.since = now()
     others.refusals += 1
-    if not others.are_seen and now() - others.since >= limits.lag:
-        raise refused(question, problem)
     if others.refusals == 1:
         log.info("Session %s is busy with another turn. Waiting until it has ended.", question.session_id)
     wished = getattr(problem, "retry_after", None) or 0.0
@@ -197,6 +195,8 @@ def _wait_for_others(
         if verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure:
             return replace(trace, intended_at=now())  # a server that refuses what it accepted is not paid again
         trace = trace if verdict.state is State.TRUNCATED else begin(session, question, now=now())
+    if not others.are_seen and now() - others.since >= limits.lag:
+        raise refused(question, problem)
     if now() >= limits.deadline:
         raise busy(question, problem)
     return trace
@@ -307,8 +307,6 @@ def _settle(
     # If the end was seen, it may have been seen a moment ago.
     since = begin if trace.answered or trace.intended_at is None else min(begin, trace.intended_at)
     shown_by = since + limits.lag
-    # The server accepted the prompt, or it keeps the session busy. Then it is not absent because the history does not show it.
-    may_come = trace.accepted or trace.answered or isinstance(problem, ConflictError)
     verdict: Verdict | None = None
     while True:
         is_late = now() >= shown_by
@@ -320,6 +318,9 @@ def _settle(
                 yield Remember(trace)
             if (turn := _turn_of(verdict, trace, is_late=is_late)) is not None:
                 return _Settled(trace, verdict, turn)
+            # The server accepted the prompt, or it keeps the session busy. Then it is not absent because the history does not show it.
+            is_busy = isinstance(problem, ConflictError) and not verdict.is_other_running
+            may_come = trace.accepted or trace.answered or is_busy
             if is_late and verdict.state is State.ABSENT and not may_come:
                 return _Settled(trace.withdrawn(), verdict)
             if verdict.size != size:

@@ -173,6 +173,7 @@ class Verdict:
     :param recorded: fingerprint of the prompt as the server recorded it. None if there is no turn of ours.
     :param is_sure: False for a turn at our position whose prompt may be ours, cut or with something added.
     :param turns: number of turns that the history shows.
+    :param is_other_running: the history ends with a turn without a ``stop``, and none of its turns is ours.
     """
 
     state: State
@@ -183,6 +184,7 @@ class Verdict:
     recorded: str | None = None
     is_sure: bool = True
     turns: int = 0
+    is_other_running: bool = False
 
 
 def count_turns(events: Iterable[Event]) -> int:
@@ -265,7 +267,8 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
     if not found:
         if len(starts) == baseline + 1:
             return replace(verdict(baseline, State.FOREIGN), recorded=None)
-        return Verdict(State.FOREIGN if len(starts) > baseline else State.ABSENT, turns=len(starts))
+        state = State.FOREIGN if len(starts) > baseline else State.ABSENT
+        return Verdict(state, turns=len(starts), is_other_running=is_running(events))
     verdicts = [verdict(position) for position in found]
     return next((one for one in verdicts if one.turn and one.turn.finished and not one.turn.is_error), verdicts[-1])
 

@@ -148,9 +148,9 @@ def test_a_conflict_without_another_turn_fails_for_good_when_the_history_had_its
     assert not problem.retryable
     assert "no other turn is running" in str(problem)
     assert str(problem).endswith("Session: ses-1. Cause: no")
-    at_once = World([conflict])
-    at_once.fails(errors.RequestRefusedError, lag=0.0)
-    assert (at_once.posts, at_once.clock) == (1, 0.0)
+    once = World([conflict])
+    once.fails(errors.RequestRefusedError, lag=0.0)
+    assert (once.posts, once.reads, once.clock) == (1, 1, 1.0)
 
 
 def test_the_log_says_once_that_a_session_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +170,24 @@ def test_a_conflict_while_the_history_shows_another_turn_is_waited_for() -> None
     world = World([CONFLICT] * 12, [(0.0, [asked("Something else")]), (40.0, THEIRS)])
     assert world.run().answer == "a"
     assert world.clock > 4 * LAG
+
+
+def test_a_conflict_of_a_server_without_a_lag_is_waited_for_if_the_history_shows_another_turn() -> None:
+    world = World([CONFLICT] * 3, [(0.0, [asked("Something else")]), (4.0, THEIRS)])
+    assert world.run(lag=0.0).answer == "a"
+
+
+@pytest.mark.parametrize(("outcomes", "trace"), [([BUSY] * 12, DOUBT), ([LOST, *[BUSY] * 12], Trace(1))])
+def test_an_attempt_in_doubt_waits_for_a_turn_that_began_before_its_own_could(
+    outcomes: list[Any], trace: Trace
+) -> None:
+    # The turn that the history shows explains why the session is busy, so no earlier post of ours is running.
+    running = [asked("Something else")]
+    world = World(list(outcomes), [(0.0, running), (400.0, THEIRS)])
+    trace = replace(trace, baseline=1)
+    assert world.run(trace).answer == "a"
+    assert world.clock > 2 * 60.0, "longer than a turn may stop growing"
+    assert (world.kept.baseline, world.kept.answered) == (1, True)
 
 
 def test_a_busy_session_whose_history_cannot_be_read_is_still_waited_for() -> None:
