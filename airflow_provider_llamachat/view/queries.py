@@ -160,18 +160,21 @@ def conversation(
     found = [Task(*row) for row in session.execute(query.offset(offset).limit(TASKS_PER_PAGE + 1)).all()]
     by_key = {(task.task_id, task.map_index): task for task in found}
     names = {task.task_id for task in found}
+    # A task may be mapped a thousand times, and each value may be long.
+    indexes = {task.map_index for task in found}
     pushed = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id == (found[0].run if found else -1),
         XComModel.task_id.in_(names),
+        XComModel.map_index.in_(indexes),
         XComModel.key.in_(SHOWN_XCOMS),
     )
     fields = RenderedTaskInstanceFields
     rendered = select(fields.task_id, fields.map_index, fields.rendered_fields).where(
-        fields.dag_id == dag_id, fields.run_id == run_id, fields.task_id.in_(names)
+        fields.dag_id == dag_id,
+        fields.run_id == run_id,
+        fields.task_id.in_(names),
+        fields.map_index.in_(indexes),
     )
-    if map_index is not None:
-        pushed = pushed.where(XComModel.map_index == map_index)
-        rendered = rendered.where(fields.map_index == map_index)
     for row in session.execute(pushed).all():
         if task := by_key.get((row[0], row[1])):
             task.xcoms[row[2]] = row[3]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -200,3 +201,27 @@ def test_nothing_of_a_connection_or_a_key_is_sent(guest: TestClient) -> None:
     sent = json.dumps([conversation(guest, "nightly").json(), guest.get("/api/runs").json()])
     assert "conn_id" not in sent
     assert "llx-" not in sent
+
+
+def test_a_conversation_of_a_widely_mapped_task_reads_only_what_its_page_shows(admin: TestClient) -> None:
+    from airflow.utils.session import create_session
+
+    from airflow_provider_llamachat.view import queries
+
+    read = 0
+
+    def count(done: Any) -> Any:
+        nonlocal read
+        rows = done.all()
+        read += len(rows)
+        return SimpleNamespace(all=lambda: rows)
+
+    with create_session() as session:
+        wide = [Asked("ask", map_index=number) for number in range(300)]
+        add_runs(session, "wide", {"run/1": (NOW - 200 * timedelta(days=1), wide)})
+        counting: Any = SimpleNamespace(execute=lambda query: count(session.execute(query)))
+        found = queries.conversation(counting, "wide", "run/1", task_id=None, map_index=None, offset=100)
+    assert [task.map_index for task in found] == list(range(100, 201))
+    assert all(task.xcoms["usage"] and task.rendered["prompt"] for task in found)
+    # What asked, and of each task itself, three XComs and the rendered fields.
+    assert read == 1 + len(found) * (1 + 3 + 1)
