@@ -58,9 +58,12 @@ router = APIRouter(dependencies=[Depends(get_user)])
 
 
 def period_of(since: datetime | None = None, until: datetime | None = None) -> queries.Period:
-    """Return the period of a request. Dates without a time zone are UTC. Default: the last 30 days."""
-    given = (since or datetime.now(UTC) - DEFAULT_PERIOD, until)
-    return queries.Period(*(value.replace(tzinfo=UTC) if value and value.tzinfo is None else value for value in given))
+    """Return the period of a request. Dates without a time zone are UTC. Default: the last 30 days, or those before ``until``."""
+    since, until = (date.replace(tzinfo=UTC) if date and date.tzinfo is None else date for date in (since, until))
+    try:
+        return queries.Period(since or (until or datetime.now(UTC)) - DEFAULT_PERIOD, until)
+    except OverflowError:  # the first month of the year 1
+        return queries.Period(None, until)
 
 
 PeriodDep = Annotated[queries.Period, Depends(period_of)]

@@ -125,6 +125,9 @@ def test_the_list_is_filtered_by_dag_and_time(guest: TestClient) -> None:
     assert listed(since=(NOW - 90 * day).isoformat(), until=(NOW - 30 * day).isoformat()) == ["long ago"]
     # Without a time zone, UTC is meant.
     assert listed(since=(NOW - 90 * day).replace(tzinfo=None).isoformat(), dag_id="nightly")[-1] == "long ago"
+    # Without a beginning, the page shows the thirty days before the end.
+    assert listed(until=(NOW - 45 * day).isoformat()) == ["long ago"]
+    assert listed(until=(NOW - 20 * day).replace(tzinfo=None).isoformat()) == []
 
 
 def test_outcomes_and_tokens_per_day_and_dag(guest: TestClient) -> None:
