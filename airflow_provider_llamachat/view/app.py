@@ -5,6 +5,7 @@ There are only GET routes, and none of them calls LlamaCloud or reads a connecti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,7 +131,8 @@ def runs(
 
 @router.get("/api/days")
 def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str | None = None) -> Response:
-    """Return outcomes and tokens per day and Dag."""
+    """Return outcomes and tokens per day and Dag, up to now unless the request names an end."""
+    period = replace(period, until=period.until or datetime.now(UTC))
     found = queries.asking(session, period)
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
     by_run, tasks = queries.tasks_of_period(session, period, found, dags)

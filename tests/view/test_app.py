@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -228,3 +228,16 @@ def test_a_conversation_of_a_widely_mapped_task_reads_only_what_its_page_shows(a
     assert all(task.xcoms["usage"] and task.rendered["prompt"] for task in found)
     # What asked, and of each task itself, three XComs and the rendered fields.
     assert read == 1 + len(found) * (1 + 3 + 1)
+
+
+def test_charts_end_today_unless_one_asks_for_the_future(admin: TestClient) -> None:
+    from airflow.utils.session import create_session
+
+    far = datetime(9999, 1, 2, tzinfo=UTC)
+    with create_session() as session:
+        add_runs(session, "far", {"today": (NOW, questions(1)), "far": (far, questions(1))})
+    charted = [
+        [day["day"] for day in admin.get("/api/days", params={"dag_id": "far", **limits}).json()["days"]]
+        for limits in ({}, {"until": "9999-02-01", "since": NOW.isoformat()})
+    ]
+    assert charted == [[NOW.date().isoformat()], [NOW.date().isoformat(), "9999-01-02"]]
