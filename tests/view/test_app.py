@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -192,7 +192,7 @@ def test_long_lists_have_pages_and_the_number_of_statements_does_not_grow(guest:
     many = [cost(path, dag_id="many", run_id="wide") for path in paths]
     assert [count for count, _ in many] == few
     # One of these is Airflow's own, which looks whether the login was revoked.
-    assert few == [6, 6, 5]
+    assert few == [5, 5, 5]
     runs, _, wide = (found for _, found in many)
     assert (len(runs["runs"]), runs["next"], len(wide["tasks"]), wide["next"]) == (50, 50, 100, 100)
     rest = cost("/api/runs", dag_id="many", offset=50)[1]
@@ -241,3 +241,98 @@ def test_charts_end_today_unless_one_asks_for_the_future(admin: TestClient) -> N
         for limits in ({}, {"until": "9999-02-01", "since": NOW.isoformat()})
     ]
     assert charted == [[NOW.date().isoformat()], [NOW.date().isoformat(), "9999-01-02"]]
+
+
+def test_rights_cost_the_same_for_two_dags_and_for_twenty(
+    admin: TestClient, guest: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.utils.session import create_session
+
+    from tests.view.auth import TwoUsersAuthManager
+
+    asked: list[tuple[str, int]] = []
+
+    def watched(name: str, size: Callable[[Any, Any], int]) -> None:
+        real = getattr(TwoUsersAuthManager, name)
+
+        def call(manager: Any, *given: Any, **named: Any) -> Any:
+            asked.append((name, size(given, named)))
+            return real(manager, *given, **named)
+
+        monkeypatch.setattr(TwoUsersAuthManager, name, call)
+
+    watched("filter_authorized_dag_ids", lambda _, named: len(named["dag_ids"]))
+    watched("batch_is_authorized_dag", lambda given, _: len(given[0]))
+
+    def cost(client: TestClient, path: str) -> tuple[int, list[tuple[str, int]], Any]:
+        limits = {"since": (NOW - timedelta(days=300)).isoformat(), "until": (NOW - timedelta(days=250)).isoformat()}
+        client.get(path, params=limits)
+        asked.clear()
+        with statements() as seen:
+            answer = client.get(path, params=limits)
+        return len(seen), asked.copy(), answer.json()
+
+    names = [f"dag_{number:02}" for number in range(20)]
+    at, paths = NOW - timedelta(days=260), ("/api/runs", "/api/days")
+    spent = []
+    for some in (names[:2], names[2:]):
+        with create_session() as session:
+            for name in some:
+                add_runs(session, name, {"run/1": (at, questions(1))})
+        spent.append([cost(admin, path) for path in paths])
+    few, many = ([count for count, *_ in of] for of in spent)
+    assert few == many
+    # Nobody is asked about Dags that asked nothing, and about two rights to each of the others.
+    for of, size in zip(spent, (2, 20), strict=True):
+        rights = [("filter_authorized_dag_ids", size), ("batch_is_authorized_dag", 2 * size)]
+        assert [calls for _, calls, _ in of] == [rights] * 2
+    assert spent[1][0][2]["dags"] == names
+    # A Dag whose XComs one may not read does not hide the others.
+    with create_session() as session:
+        add_runs(session, "private_old", {"run/1": (at, questions(1))})
+    assert cost(guest, paths[0])[2]["dags"] == names
+
+
+def test_each_team_is_asked_for_its_own_dags(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.models.dag import DagModel
+
+    from airflow_provider_llamachat.view import app
+
+    calls: list[Any] = []
+
+    def filtered(*, dag_ids: set[str], user: str, method: str, team_name: str | None = None) -> set[str]:
+        calls.append((team_name, sorted(dag_ids)))
+        return dag_ids - {"b"}
+
+    def refused(requests: list[Any], *, user: str) -> bool:
+        calls.append([(one["details"].id, one["details"].team_name) for one in requests])
+        return False
+
+    manager = SimpleNamespace(
+        filter_authorized_dag_ids=filtered,
+        batch_is_authorized_dag=refused,
+        is_authorized_dag=lambda **given: given["details"].id != "c",
+    )
+    monkeypatch.setattr(app, "get_auth_manager", lambda: manager)
+    teams = {"a": "red", "b": "red", "d": "blue"}
+    monkeypatch.setattr(DagModel, "get_dag_id_to_team_name_mapping", lambda *_, **__: teams, raising=False)
+    session: Any = None
+    assert app.readable("user", frozenset("abcd"), session) == ["a", "d"]
+    rights = [(name, teams.get(name)) for name in "acd" for _ in app.NEEDED]
+    assert calls == [("red", ["a", "b"]), (None, ["c"]), ("blue", ["d"]), rights]
+    # Airflow 3.1 does not pass teams.
+    manager.filter_authorized_dag_ids = lambda *, dag_ids, user, method: dag_ids - {"b"}
+    assert app.readable("user", frozenset("abcd"), session) == ["a", "d"]
+    assert app.readable("user", frozenset(), session) == []
+
+
+def test_an_airflow_that_knows_the_team_of_one_dag_only_is_asked_once_for_all(
+    admin: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.models.dag import DagModel
+
+    monkeypatch.delattr(DagModel, "get_dag_id_to_team_name_mapping", raising=False)
+    with statements() as seen:
+        answer = admin.get("/api/runs").json()
+    assert {"nightly", "secret"} <= set(answer["dags"])
+    assert sum(" team" in statement for statement in seen) == 1
