@@ -160,8 +160,8 @@ def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str |
     period = replace(period, until=period.until or datetime.now(UTC))
     found = queries.asking(session, period)
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
-    by_run, tasks = queries.tasks_of_period(session, period, found, dags)
-    return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": len(tasks) >= queries.MAX_CHART_TASKS})
+    by_run, tasks, is_cut = queries.tasks_of_period(session, period, found, dags)
+    return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": is_cut})
 
 
 @router.get(

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_llamachat.view.app import FILES, HEADERS, STATIC
-from tests.view.rows import ANSWER, NOW, QUESTION, Asked, add_runs, questions
+from tests.view.rows import ANSWER, BATCH, NOW, QUESTION, Asked, add_runs, questions, usage
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -336,3 +337,23 @@ def test_an_airflow_that_knows_the_team_of_one_dag_only_is_asked_once_for_all(
         answer = admin.get("/api/runs").json()
     assert {"nightly", "secret"} <= set(answer["dags"])
     assert sum(" team" in statement for statement in seen) == 1
+
+
+def test_charts_say_when_they_are_cut(admin: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.utils.session import create_session
+
+    from airflow_provider_llamachat.view import queries
+
+    at = NOW - timedelta(days=400)
+    batches = [
+        replace(BATCH, task_id=f"batch_{number}", xcoms={**BATCH.xcoms, "usage": usage()}) for number in range(2)
+    ]
+    with create_session() as session:
+        add_runs(session, "cut", {"run/1": (at, batches)})
+    limits = {"since": (at - timedelta(days=1)).isoformat(), "until": (at + timedelta(days=1)).isoformat()}
+    seen = {}
+    # Two batches with two values each are four rows.
+    for most in (3, 4):
+        monkeypatch.setattr(queries, "MAX_CHART_ROWS", most)
+        seen[most] = admin.get("/api/days", params=limits).json()["is_cut"]
+    assert seen == {3: True, 4: False}

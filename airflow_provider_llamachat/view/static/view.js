@@ -260,7 +260,7 @@ function drawCharts(found) {
   return [
     panel("Questions per day", list, seen, (day, one) => sum(day.rows, (row) => row[one.name])),
     panel("Tokens per day and Dag", list, series, (day, one) => sum(day.rows.filter((row) => one.dags.has(row.dag_id)), (row) => row.input_tokens + row.output_tokens)),
-    found.is_cut ? el("p", { class: "muted" }, "The charts cover the newest 50,000 tasks of this period only.") : null,
+    found.is_cut ? el("p", { class: "muted" }, "This period has more tasks than the charts can show. They cover the newest of them only.") : null,
   ].filter(Boolean);
 }
 
