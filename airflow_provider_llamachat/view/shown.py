@@ -25,7 +25,7 @@ MAX_SOURCE_TEXT = 2_000
 MAX_NAME = 512
 OUTCOMES = ("answered", "failed", "interrupted", "running", "unasked")
 MAX_COUNT = 2**53
-"""Largest number that JavaScript counts exactly. Sums ignore larger numbers, so they stay finite."""
+"""Largest number that JavaScript counts exactly. Sums ignore larger and negative numbers, so they stay finite."""
 _ENDS = {"success": "answered", "failed": "failed"}
 _NOT_ASKED = frozenset({None, "skipped", "upstream_failed", "removed"})
 _MANIFEST = (

@@ -357,11 +357,12 @@ async function showConversation(now, turnNumber) {
   if (turnNumber !== latest) return;
   const all = address({ dag_id: dagId, run_id: runId });
   const whole = now.get("task_id") ? el("li", {}, el("a", { href: all }, "All questions of this run")) : null;
+  const counted = found.next === null && !Number(now.get("offset") || 0) ? "" : " on this page";
   const more = found.next === null ? null : el("p", {}, el("a", { href: `${all}&offset=${found.next}` }, "More tasks of this run"));
   const run = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}`;
   main.replaceChildren(
     el("h2", {}, dagId),
-    el("ul", { class: "facts" }, el("li", {}, airflowLink(run, runId)), el("li", {}, el("a", { href: "#" }, "All runs")), whole, ...OUTCOMES.filter((name) => found.totals[name]).map((name) => fact(name, count(found.totals[name])))),
+    el("ul", { class: "facts" }, el("li", {}, airflowLink(run, runId)), el("li", {}, el("a", { href: "#" }, "All runs")), whole, ...OUTCOMES.filter((name) => found.totals[name]).map((name) => fact(`${name}${counted}`, count(found.totals[name])))),
     ...found.tasks.map((task) => turn(task, dagId, runId)),
     ...(more ? [more] : []),
   );
