@@ -358,7 +358,7 @@ async function showConversation(now, turnNumber) {
   const all = address({ dag_id: dagId, run_id: runId });
   const whole = now.get("task_id") ? el("li", {}, el("a", { href: all }, "All questions of this run")) : null;
   const counted = found.next === null && !Number(now.get("offset") || 0) ? "" : " on this page";
-  const more = found.next === null ? null : el("p", {}, el("a", { href: `${all}&offset=${found.next}` }, "More tasks of this run"));
+  const more = found.next === null ? null : el("p", {}, el("a", { href: address({ ...query, dag_id: dagId, offset: found.next }) }, now.get("task_id") ? "More of this task" : "More tasks of this run"));
   const run = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}`;
   main.replaceChildren(
     el("h2", {}, dagId),
