@@ -167,14 +167,14 @@ def optional_choice(value: Any, name: str, kind: Any) -> str | None:
 def flag(value: Any, name: str) -> bool:
     """Return ``value`` as a bool. A rendered template gives it as text.
 
-    :raises InvalidArgumentError: it is neither a bool nor one of true, false, 1, 0, yes, no.
+    :raises InvalidArgumentError: it is neither a bool nor one of true, false, t, f, 1, 0, yes, no, on, off.
     """
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
-    if text in {"true", "1", "yes"}:
+    if text in {"true", "t", "1", "yes", "on"}:
         return True
-    if text in {"false", "0", "no", "none", ""}:
+    if text in {"false", "f", "0", "no", "off", "none", ""}:
         return False
     raise InvalidArgumentError(f"{name} must be true or false, got {_shown(value)}.")
 

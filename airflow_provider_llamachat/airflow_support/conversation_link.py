@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,14 @@ from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.provider_info import airflow_core_version
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+
+log = logging.getLogger(__name__)
 
 FIRST_AIRFLOW = (3, 1)
 """The first Airflow whose navigation takes pages of plugins."""
@@ -22,9 +27,17 @@ ROUTE = "llamacloud-chats"
 
 @cache
 def has_view() -> bool:
-    """Whether the page exists: on Airflow 3.1 and later, unless ``[llamachat] view_enabled`` is False."""
+    """Whether the page exists: on Airflow 3.1 and later, unless ``[llamachat] view_enabled`` is False.
+
+    Dags are parsed with it, so a setting that is neither true nor false only switches the page off.
+    """
     release = tuple(int(part) for part in re.findall(r"\d+", airflow_core_version())[:2])
-    return release >= FIRST_AIRFLOW and conf.getboolean("llamachat", "view_enabled", fallback=True)
+    given = str(conf.get("llamachat", "view_enabled", fallback="True")).partition("#")[0]
+    try:
+        return release >= FIRST_AIRFLOW and arguments.flag(given, "[llamachat] view_enabled")
+    except InvalidArgumentError as error:
+        log.warning("The page LlamaCloud chats is off. %s", error)
+        return False
 
 
 class LlamaCloudConversationLink(BaseOperatorLink):
@@ -52,4 +65,4 @@ def conversation_links(operator: Any) -> tuple[LlamaCloudConversationLink, ...]:
     of_class = getattr(operator, "operator_class", type(operator))
     is_own = str(getattr(of_class, "__module__", "")).startswith("airflow_provider_llamachat.")
     pushes = getattr(operator, "do_xcom_push", True)
-    return (LlamaCloudConversationLink(),) if has_view() and pushes and not is_own else ()
+    return (LlamaCloudConversationLink(),) if not is_own and pushes and has_view() else ()

@@ -5,21 +5,29 @@ There are only GET routes, and none of them calls LlamaCloud or reads a connecti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, get_user, requires_access_dag
 from airflow.models.dag import DagModel
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.team import Team
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.types import Message, Receive, Scope, Send
 
 from airflow_provider_llamachat.view import queries, shown
+
+if TYPE_CHECKING:
+    from airflow.api_fastapi.auth.managers.models.batch_apis import IsAuthorizedDagRequest
 
 STATIC = Path(__file__).parent / "static"
 FILES = {
@@ -58,9 +66,12 @@ router = APIRouter(dependencies=[Depends(get_user)])
 
 
 def period_of(since: datetime | None = None, until: datetime | None = None) -> queries.Period:
-    """Return the period of a request. Dates without a time zone are UTC. Default: the last 30 days."""
-    given = (since or datetime.now(UTC) - DEFAULT_PERIOD, until)
-    return queries.Period(*(value.replace(tzinfo=UTC) if value and value.tzinfo is None else value for value in given))
+    """Return the period of a request. Dates without a time zone are UTC. Default: the last 30 days, or those before ``until``."""
+    since, until = (date.replace(tzinfo=UTC) if date and date.tzinfo is None else date for date in (since, until))
+    try:
+        return queries.Period(since or (until or datetime.now(UTC)) - DEFAULT_PERIOD, until)
+    except OverflowError:  # the first month of the year 1
+        return queries.Period(None, until)
 
 
 PeriodDep = Annotated[queries.Period, Depends(period_of)]
@@ -69,20 +80,38 @@ PeriodDep = Annotated[queries.Period, Depends(period_of)]
 def readable(user: Any, dag_ids: frozenset[str], session: Session) -> list[str]:
     """Return those of the Dags whose XComs and task instances the user may read."""
     manager = get_auth_manager()
-    allowed = dag_ids & manager.get_authorized_dag_ids(user=user, method="GET")
-    # Airflow 3.1 knows the team of one Dag only.
+    teams = _teams(sorted(dag_ids), session)
+    # Airflow 3.1 does not pass teams.
+    takes_team = "team_name" in signature(manager.filter_authorized_dag_ids).parameters
+    by_team: dict[str | None, set[str]] = {}
+    for dag_id in sorted(dag_ids):
+        by_team.setdefault(teams.get(dag_id), set()).add(dag_id)
+    allowed: list[str] = []
+    for team, own in by_team.items():
+        of_team: dict[str, Any] = {"team_name": team} if takes_team else {}
+        allowed += manager.filter_authorized_dag_ids(dag_ids=own, user=user, method="GET", **of_team)
+    allowed.sort()
+
+    def requests(*names: str) -> list[IsAuthorizedDagRequest]:
+        details = [DagDetails(id=dag_id, team_name=teams.get(dag_id)) for dag_id in names]
+        return [{"method": "GET", "access_entity": entity, "details": one} for one in details for entity in NEEDED]
+
+    # An auth manager may be a server: one question about all Dags, and about each only if the answer is no.
+    if not allowed or manager.batch_is_authorized_dag(requests(*allowed), user=user):
+        return allowed
+    return [
+        dag_id for dag_id in allowed if all(manager.is_authorized_dag(**one, user=user) for one in requests(dag_id))
+    ]
+
+
+def _teams(dag_ids: list[str], session: Session) -> dict[str, str | None]:
     several = getattr(DagModel, "get_dag_id_to_team_name_mapping", None)
-    teams = (
-        several(sorted(allowed), session=session)
-        if several
-        else {dag_id: DagModel.get_team_name(dag_id, session=session) for dag_id in allowed}
-    )
-
-    def may_read(dag_id: str, entity: DagAccessEntity) -> bool:
-        details = DagDetails(id=dag_id, team_name=teams.get(dag_id))
-        return manager.is_authorized_dag(method="GET", access_entity=entity, details=details, user=user)
-
-    return sorted(dag_id for dag_id in allowed if all(may_read(dag_id, entity) for entity in NEEDED))
+    if several:
+        return dict(several(dag_ids, session=session))
+    # Airflow 3.1 has a function for one Dag only.
+    query = select(DagModel.dag_id, Team.name).join(DagBundleModel.teams)
+    query = query.join(DagModel, DagModel.bundle_name == DagBundleModel.name).where(DagModel.dag_id.in_(dag_ids))
+    return {row[0]: row[1] for row in session.execute(query).all()}
 
 
 def _chosen(dags: list[str], dag_id: str | None) -> list[str]:
@@ -127,11 +156,12 @@ def runs(
 
 @router.get("/api/days")
 def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str | None = None) -> Response:
-    """Return outcomes and tokens per day and Dag."""
+    """Return outcomes and tokens per day and Dag, up to now unless the request names an end."""
+    period = replace(period, until=period.until or datetime.now(UTC))
     found = queries.asking(session, period)
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
-    by_run, tasks = queries.tasks_of_period(session, period, found, dags)
-    return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": len(tasks) >= queries.MAX_CHART_TASKS})
+    by_run, tasks, is_cut = queries.tasks_of_period(session, period, found, dags)
+    return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": is_cut})
 
 
 @router.get(

@@ -25,7 +25,8 @@ LINK_KEY = LlamaCloudConversationLink().xcom_key
 """Tasks of subclasses push this XCom when they end. That is how they are recognized."""
 RUNS_PER_PAGE = 50
 TASKS_PER_PAGE = 100
-MAX_CHART_TASKS = 50_000
+MAX_CHART_ROWS = 50_000
+"""Maximum number of rows that charts are made of. A question has one, and a batch may have two."""
 SHOWN_XCOMS = ("usage", "return_value", "sources", "session_id", "skipped_index_ids", "results")
 SHOWN_FIELDS = ("prompt", "session_id", "index_ids")
 
@@ -119,21 +120,21 @@ def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
 
 def tasks_of_runs(session: Session, run_ids: list[int], found: Asking) -> list[Task]:
     """Return the tasks that ask in these runs, with usage and manifest: one statement."""
-    return _with_usage(session, found, DagRun.id.in_(run_ids))
+    return _with_usage(session, found, DagRun.id.in_(run_ids))[0]
 
 
 def tasks_of_period(
     session: Session, period: Period, found: Asking, dag_ids: Iterable[str]
-) -> tuple[dict[int, Any], list[Task]]:
-    """Return the newest tasks that ask in a period, at most :data:`MAX_CHART_TASKS`, with usage and manifest, and their runs by id.
+) -> tuple[dict[int, Any], list[Task], bool]:
+    """Return the runs of a period by id, the newest tasks that ask in them, with usage and manifest, and whether older ones are missing.
 
     Two statements, because twenty thousand tasks would repeat what a thousand runs say.
     """
     limits = [DagRun.dag_id.in_(set(dag_ids)), *period.limits()]
     runs_of = select(DagRun.id, DagRun.dag_id, DagRun.run_after).where(*limits)
     newest = DagRun.run_after.desc()
-    tasks = _with_usage(session, found, *limits, order_by=newest, limit=MAX_CHART_TASKS)
-    return {row.id: row for row in session.execute(runs_of).all()}, tasks
+    tasks, is_cut = _with_usage(session, found, *limits, order_by=newest, most=MAX_CHART_ROWS)
+    return {row.id: row for row in session.execute(runs_of).all()}, tasks, is_cut
 
 
 def conversation(
@@ -160,18 +161,21 @@ def conversation(
     found = [Task(*row) for row in session.execute(query.offset(offset).limit(TASKS_PER_PAGE + 1)).all()]
     by_key = {(task.task_id, task.map_index): task for task in found}
     names = {task.task_id for task in found}
+    # A task may be mapped a thousand times, and each value may be long.
+    indexes = {task.map_index for task in found}
     pushed = select(XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id == (found[0].run if found else -1),
         XComModel.task_id.in_(names),
+        XComModel.map_index.in_(indexes),
         XComModel.key.in_(SHOWN_XCOMS),
     )
     fields = RenderedTaskInstanceFields
     rendered = select(fields.task_id, fields.map_index, fields.rendered_fields).where(
-        fields.dag_id == dag_id, fields.run_id == run_id, fields.task_id.in_(names)
+        fields.dag_id == dag_id,
+        fields.run_id == run_id,
+        fields.task_id.in_(names),
+        fields.map_index.in_(indexes),
     )
-    if map_index is not None:
-        pushed = pushed.where(XComModel.map_index == map_index)
-        rendered = rendered.where(fields.map_index == map_index)
     for row in session.execute(pushed).all():
         if task := by_key.get((row[0], row[1])):
             task.xcoms[row[2]] = row[3]
@@ -193,18 +197,19 @@ def _tasks(found: Asking, *columns: Any) -> Select[Any]:
 
 
 def _with_usage(
-    session: Session, found: Asking, *limits: Any, order_by: Any = None, limit: int | None = None
-) -> list[Task]:
+    session: Session, found: Asking, *limits: Any, order_by: Any = None, most: int | None = None
+) -> tuple[list[Task], bool]:
     # Only a batch's return value is its manifest. An answer may be long, and is not needed for the counts.
     manifest = and_(XComModel.key == "return_value", TaskInstance.operator.not_in(QUESTIONS))
     pushed = and_(_is_of(TaskInstance), or_(XComModel.key == "usage", manifest))
     query = _tasks(found, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
     tasks: dict[tuple[int, str, int], Task] = {}
-    for row in session.execute(query.where(*limits).order_by(order_by).limit(limit)):
+    rows = session.execute(query.where(*limits).order_by(order_by).limit(most and most + 1)).all()
+    for row in rows[:most]:
         run, task_id, map_index, state, key, value = row
         task = tasks.get((run, task_id, map_index))
         if task is None:
             task = tasks[run, task_id, map_index] = Task(run, task_id, map_index, state)
         if key is not None:
             task.xcoms[key] = value
-    return list(tasks.values())
+    return list(tasks.values()), most is not None and len(rows) > most

@@ -24,6 +24,8 @@ MAX_SOURCES = 100
 MAX_SOURCE_TEXT = 2_000
 MAX_NAME = 512
 OUTCOMES = ("answered", "failed", "interrupted", "running", "unasked")
+MAX_COUNT = 2**53
+"""Largest number that JavaScript counts exactly. Sums ignore larger and negative numbers, so they stay finite."""
 _ENDS = {"success": "answered", "failed": "failed"}
 _NOT_ASKED = frozenset({None, "skipped", "upstream_failed", "removed"})
 _MANIFEST = (
@@ -57,6 +59,11 @@ def _text(value: Any, limit: int = MAX_NAME) -> str | None:
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return plain(value) if is_number else None
+
+
+def _count(value: Any) -> float:
+    number = _number(value) or 0
+    return number if 0 <= number <= MAX_COUNT else 0
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -97,11 +104,11 @@ def totals(tasks: Iterable[Task]) -> dict[str, float]:
         usage = made or _mapping(task.xcoms.get("usage"))
         if made:
             for name in ("answered", "failed", "interrupted", "unasked"):
-                found[name] += made[name] or 0
+                found[name] += _count(made[name])
         else:
             found[outcome(task)] += 1
         for name in ("input", "output"):
-            found[f"{name}_tokens"] += _number(usage.get(f"total_{name}_tokens")) or 0
+            found[f"{name}_tokens"] += _count(usage.get(f"total_{name}_tokens"))
     return found
 
 

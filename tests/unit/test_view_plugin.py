@@ -74,6 +74,30 @@ def test_one_setting_switches_it_off(on_airflow: Callable[..., None]) -> None:
     assert ASKING.operator_extra_links == ()
 
 
+@pytest.mark.parametrize("value", ["", "off", "no", "f", "0", "disabled", "False  # not here"])
+def test_a_setting_that_says_no_or_nothing_sensible_switches_it_off_and_breaks_no_dag(
+    value: str, on_airflow: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    on_airflow("3.3.2", AIRFLOW__LLAMACHAT__VIEW_ENABLED=value)
+    assert loaded() is None
+    assert [ASKING.operator_extra_links for _ in range(3)] == [()] * 3
+    said = [record.getMessage() for record in caplog.records if "view_enabled" in record.getMessage()]
+    assert len(said) == (value == "disabled")
+
+
+@pytest.mark.parametrize("value", ["on", "yes", "t", "1", "TRUE"])
+def test_every_usual_word_for_yes_switches_it_on(value: str, on_airflow: Callable[..., None]) -> None:
+    on_airflow("3.3.2", AIRFLOW__LLAMACHAT__VIEW_ENABLED=value)
+    assert loaded() is not None
+
+
+def test_the_setting_is_not_read_for_operators_that_need_no_xcom_of_their_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conversation_link, "has_view", lambda: 1 / 0)
+    assert ChatBatchOperator(task_id="batch", prompts=["q"]).operator_extra_links == ()
+
+
 def test_only_subclasses_that_push_have_an_xcom_for_their_link(on_airflow: Callable[..., None]) -> None:
     on_airflow("3.3.2")
     own: dict[str, Any] = {"task_id": "ask", "session_id": "ses-1", "prompt": "q"}

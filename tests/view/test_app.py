@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_llamachat.view.app import FILES, HEADERS, STATIC
-from tests.view.rows import ANSWER, NOW, QUESTION, Asked, add_runs, questions
+from tests.view.rows import ANSWER, BATCH, NOW, QUESTION, Asked, add_runs, questions, usage
 
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
@@ -124,6 +126,9 @@ def test_the_list_is_filtered_by_dag_and_time(guest: TestClient) -> None:
     assert listed(since=(NOW - 90 * day).isoformat(), until=(NOW - 30 * day).isoformat()) == ["long ago"]
     # Without a time zone, UTC is meant.
     assert listed(since=(NOW - 90 * day).replace(tzinfo=None).isoformat(), dag_id="nightly")[-1] == "long ago"
+    # Without a beginning, the page shows the thirty days before the end.
+    assert listed(until=(NOW - 45 * day).isoformat()) == ["long ago"]
+    assert listed(until=(NOW - 20 * day).replace(tzinfo=None).isoformat()) == []
 
 
 def test_outcomes_and_tokens_per_day_and_dag(guest: TestClient) -> None:
@@ -187,8 +192,8 @@ def test_long_lists_have_pages_and_the_number_of_statements_does_not_grow(guest:
         add_runs(session, "many", {"wide": (NOW, [Asked("ask", map_index=number) for number in range(120)])})
     many = [cost(path, dag_id="many", run_id="wide") for path in paths]
     assert [count for count, _ in many] == few
-    # One of these is Airflow's own, which looks whether the login was revoked.
-    assert few == [6, 6, 5]
+    # Airflow's own are among these: whether the login was revoked (not on 3.1), and each right to a conversation's Dag (on 3.1).
+    assert [count <= most for count, most in zip(few, (5, 5, 6), strict=True)] == [True] * 3, few
     runs, _, wide = (found for _, found in many)
     assert (len(runs["runs"]), runs["next"], len(wide["tasks"]), wide["next"]) == (50, 50, 100, 100)
     rest = cost("/api/runs", dag_id="many", offset=50)[1]
@@ -200,3 +205,155 @@ def test_nothing_of_a_connection_or_a_key_is_sent(guest: TestClient) -> None:
     sent = json.dumps([conversation(guest, "nightly").json(), guest.get("/api/runs").json()])
     assert "conn_id" not in sent
     assert "llx-" not in sent
+
+
+def test_a_conversation_of_a_widely_mapped_task_reads_only_what_its_page_shows(admin: TestClient) -> None:
+    from airflow.utils.session import create_session
+
+    from airflow_provider_llamachat.view import queries
+
+    read = 0
+
+    def count(done: Any) -> Any:
+        nonlocal read
+        rows = done.all()
+        read += len(rows)
+        return SimpleNamespace(all=lambda: rows)
+
+    with create_session() as session:
+        wide = [Asked("ask", map_index=number) for number in range(300)]
+        add_runs(session, "wide", {"run/1": (NOW - 200 * timedelta(days=1), wide)})
+        counting: Any = SimpleNamespace(execute=lambda query: count(session.execute(query)))
+        found = queries.conversation(counting, "wide", "run/1", task_id=None, map_index=None, offset=100)
+    assert [task.map_index for task in found] == list(range(100, 201))
+    assert all(task.xcoms["usage"] and task.rendered["prompt"] for task in found)
+    # What asked, and of each task itself, three XComs and the rendered fields.
+    assert read == 1 + len(found) * (1 + 3 + 1)
+
+
+def test_charts_end_today_unless_one_asks_for_the_future(admin: TestClient) -> None:
+    from airflow.utils.session import create_session
+
+    far = datetime(9999, 1, 2, tzinfo=UTC)
+    with create_session() as session:
+        add_runs(session, "far", {"today": (NOW, questions(1)), "far": (far, questions(1))})
+    charted = [
+        [day["day"] for day in admin.get("/api/days", params={"dag_id": "far", **limits}).json()["days"]]
+        for limits in ({}, {"until": "9999-02-01", "since": NOW.isoformat()})
+    ]
+    assert charted == [[NOW.date().isoformat()], [NOW.date().isoformat(), "9999-01-02"]]
+
+
+def test_rights_cost_the_same_for_two_dags_and_for_twenty(
+    admin: TestClient, guest: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.utils.session import create_session
+
+    from tests.view.auth import TwoUsersAuthManager
+
+    asked: list[tuple[str, int]] = []
+
+    def watched(name: str, size: Callable[[Any, Any], int]) -> None:
+        real = getattr(TwoUsersAuthManager, name)
+
+        def call(manager: Any, *given: Any, **named: Any) -> Any:
+            asked.append((name, size(given, named)))
+            return real(manager, *given, **named)
+
+        monkeypatch.setattr(TwoUsersAuthManager, name, call)
+
+    watched("filter_authorized_dag_ids", lambda _, named: len(named["dag_ids"]))
+    watched("batch_is_authorized_dag", lambda given, _: len(given[0]))
+
+    def cost(client: TestClient, path: str) -> tuple[int, list[tuple[str, int]], Any]:
+        limits = {"since": (NOW - timedelta(days=300)).isoformat(), "until": (NOW - timedelta(days=250)).isoformat()}
+        client.get(path, params=limits)
+        asked.clear()
+        with statements() as seen:
+            answer = client.get(path, params=limits)
+        return len(seen), asked.copy(), answer.json()
+
+    names = [f"dag_{number:02}" for number in range(20)]
+    at, paths = NOW - timedelta(days=260), ("/api/runs", "/api/days")
+    spent = []
+    for some in (names[:2], names[2:]):
+        with create_session() as session:
+            for name in some:
+                add_runs(session, name, {"run/1": (at, questions(1))})
+        spent.append([cost(admin, path) for path in paths])
+    few, many = ([count for count, *_ in of] for of in spent)
+    assert few == many
+    # Nobody is asked about Dags that asked nothing, and about two rights to each of the others.
+    for of, size in zip(spent, (2, 20), strict=True):
+        rights = [("filter_authorized_dag_ids", size), ("batch_is_authorized_dag", 2 * size)]
+        assert [calls for _, calls, _ in of] == [rights] * 2
+    assert spent[1][0][2]["dags"] == names
+    # A Dag whose XComs one may not read does not hide the others.
+    with create_session() as session:
+        add_runs(session, "private_old", {"run/1": (at, questions(1))})
+    assert cost(guest, paths[0])[2]["dags"] == names
+
+
+def test_each_team_is_asked_for_its_own_dags(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.models.dag import DagModel
+
+    from airflow_provider_llamachat.view import app
+
+    calls: list[Any] = []
+
+    def filtered(*, dag_ids: set[str], user: str, method: str, team_name: str | None = None) -> set[str]:
+        calls.append((team_name, sorted(dag_ids)))
+        return dag_ids - {"b"}
+
+    def refused(requests: list[Any], *, user: str) -> bool:
+        calls.append([(one["details"].id, one["details"].team_name) for one in requests])
+        return False
+
+    manager = SimpleNamespace(
+        filter_authorized_dag_ids=filtered,
+        batch_is_authorized_dag=refused,
+        is_authorized_dag=lambda **given: given["details"].id != "c",
+    )
+    monkeypatch.setattr(app, "get_auth_manager", lambda: manager)
+    teams = {"a": "red", "b": "red", "d": "blue"}
+    monkeypatch.setattr(DagModel, "get_dag_id_to_team_name_mapping", lambda *_, **__: teams, raising=False)
+    session: Any = None
+    assert app.readable("user", frozenset("abcd"), session) == ["a", "d"]
+    rights = [(name, teams.get(name)) for name in "acd" for _ in app.NEEDED]
+    assert calls == [("red", ["a", "b"]), (None, ["c"]), ("blue", ["d"]), rights]
+    # Airflow 3.1 does not pass teams.
+    manager.filter_authorized_dag_ids = lambda *, dag_ids, user, method: dag_ids - {"b"}
+    assert app.readable("user", frozenset("abcd"), session) == ["a", "d"]
+    assert app.readable("user", frozenset(), session) == []
+
+
+def test_an_airflow_that_knows_the_team_of_one_dag_only_is_asked_once_for_all(
+    admin: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.models.dag import DagModel
+
+    monkeypatch.delattr(DagModel, "get_dag_id_to_team_name_mapping", raising=False)
+    with statements() as seen:
+        answer = admin.get("/api/runs").json()
+    assert {"nightly", "secret"} <= set(answer["dags"])
+    assert sum(" team" in statement for statement in seen) == 1
+
+
+def test_charts_say_when_they_are_cut(admin: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.utils.session import create_session
+
+    from airflow_provider_llamachat.view import queries
+
+    at = NOW - timedelta(days=400)
+    batches = [
+        replace(BATCH, task_id=f"batch_{number}", xcoms={**BATCH.xcoms, "usage": usage()}) for number in range(2)
+    ]
+    with create_session() as session:
+        add_runs(session, "cut", {"run/1": (at, batches)})
+    limits = {"since": (at - timedelta(days=1)).isoformat(), "until": (at + timedelta(days=1)).isoformat()}
+    seen = {}
+    # Two batches with two values each are four rows.
+    for most in (3, 4):
+        monkeypatch.setattr(queries, "MAX_CHART_ROWS", most)
+        seen[most] = admin.get("/api/days", params=limits).json()["is_cut"]
+    assert seen == {3: True, 4: False}

@@ -77,3 +77,12 @@ def test_a_mapped_question_shows_the_id_of_its_session() -> None:
         shown.task(task_with(rendered={"session_id": {"session_id": "ses-9", "title": "x"}}))["session_id"] == "ses-9"
     )
     assert shown.task(task_with(rendered={"session_id": "ses-8"}))["session_id"] == "ses-8"
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 2.0**60])
+def test_sums_of_huge_numbers_stay_numbers(value: float) -> None:
+    batch = task_with("ChatBatchOperator", return_value=dict.fromkeys(MANIFEST, value))
+    ask = task_with(usage={"total_input_tokens": value, "total_output_tokens": 3})
+    found = shown.totals([ask, batch, ask, batch])
+    assert found == dict.fromkeys(found, 0) | {"answered": 2, "output_tokens": 6}
+    json.dumps(found, allow_nan=False)

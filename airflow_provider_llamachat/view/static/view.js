@@ -5,6 +5,7 @@ const main = document.getElementById("main");
 const filters = document.getElementById("filters");
 const OUTCOMES = ["answered", "failed", "interrupted", "running", "unasked"];
 const COLORS = 6;
+const MAX_FILLED_DAYS = 400;
 const isFramed = window.parent !== window;
 const root = window.location.pathname.replace(/\/[^/]*\/$/, "");
 let latest = 0;
@@ -172,8 +173,13 @@ async function showList(now, turn) {
     ? el("div", { class: "scroll" }, runsTable(found))
     : el("p", { class: "message muted" }, "No Dag run asked LlamaCloud in this period, or you may not read the XComs of those that did.");
   main.replaceChildren(charts, el("h2", {}, "Runs"), table, pager(now, found, 50));
-  const perDay = await load("api/days", query);
-  if (turn === latest) charts.replaceChildren(...drawCharts(perDay));
+  try {
+    const perDay = await load("api/days", query);
+    if (turn === latest) charts.replaceChildren(...drawCharts(perDay));
+  } catch (problem) {
+    // The list does not need the charts.
+    if (turn === latest) charts.replaceChildren(el("p", { class: "message error", role: "alert" }, `The charts cannot be shown. ${problem.message}`));
+  }
 }
 
 /* --- charts --- */
@@ -181,7 +187,7 @@ async function showList(now, turn) {
 function stacked(days, series, valueOf) {
   const [width, height, left, bottom, top] = [640, 220, 44, 24, 10];
   const total = (day) => series.reduce((sum, one) => sum + valueOf(day, one), 0);
-  const most = Math.max(1, ...days.map(total));
+  const most = days.reduce((found, day) => Math.max(found, total(day)), 1);
   const step = (width - left) / days.length;
   const y = (value) => top + (height - top - bottom) * (1 - value / most);
   const marks = [0, most / 2, most].map((value) => [
@@ -228,12 +234,16 @@ function panel(title, days, series, valueOf) {
 function drawCharts(found) {
   if (!found.days.length) return [];
   const days = new Map();
-  // Days on which nothing was asked have their place, too.
-  for (let day = new Date(found.days[0].day), last = new Date(found.days[found.days.length - 1].day); day <= last; day.setUTCDate(day.getUTCDate() + 1)) {
-    const name = day.toISOString().slice(0, 10);
-    days.set(name, { day: name, rows: [] });
+  const put = (name) => days.has(name) || days.set(name, { day: name, rows: [] });
+  const [first, last] = [new Date(found.days[0].day), new Date(found.days[found.days.length - 1].day)];
+  // Days on which nothing was asked have their place, too, unless there are too many.
+  if (last - first < MAX_FILLED_DAYS * 86_400_000) {
+    for (const day = first; day <= last; day.setUTCDate(day.getUTCDate() + 1)) put(day.toISOString().slice(0, 10));
   }
-  for (const row of found.days) days.get(row.day).rows.push(row);
+  for (const row of found.days) {
+    put(row.day);
+    days.get(row.day).rows.push(row);
+  }
   const tokens = new Map();
   for (const row of found.days) tokens.set(row.dag_id, (tokens.get(row.dag_id) || 0) + row.input_tokens + row.output_tokens);
   const names = [...tokens.keys()].sort((a, b) => tokens.get(b) - tokens.get(a));
@@ -250,7 +260,7 @@ function drawCharts(found) {
   return [
     panel("Questions per day", list, seen, (day, one) => sum(day.rows, (row) => row[one.name])),
     panel("Tokens per day and Dag", list, series, (day, one) => sum(day.rows.filter((row) => one.dags.has(row.dag_id)), (row) => row.input_tokens + row.output_tokens)),
-    found.is_cut ? el("p", { class: "muted" }, "The charts cover the newest 50,000 tasks of this period only.") : null,
+    found.is_cut ? el("p", { class: "muted" }, "This period has more tasks than the charts can show. They cover the newest of them only.") : null,
   ].filter(Boolean);
 }
 
@@ -347,11 +357,12 @@ async function showConversation(now, turnNumber) {
   if (turnNumber !== latest) return;
   const all = address({ dag_id: dagId, run_id: runId });
   const whole = now.get("task_id") ? el("li", {}, el("a", { href: all }, "All questions of this run")) : null;
-  const more = found.next === null ? null : el("p", {}, el("a", { href: `${all}&offset=${found.next}` }, "More tasks of this run"));
+  const counted = found.next === null && !Number(now.get("offset") || 0) ? "" : " on this page";
+  const more = found.next === null ? null : el("p", {}, el("a", { href: address({ ...query, dag_id: dagId, offset: found.next }) }, now.get("task_id") ? "More of this task" : "More tasks of this run"));
   const run = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}`;
   main.replaceChildren(
     el("h2", {}, dagId),
-    el("ul", { class: "facts" }, el("li", {}, airflowLink(run, runId)), el("li", {}, el("a", { href: "#" }, "All runs")), whole, ...OUTCOMES.filter((name) => found.totals[name]).map((name) => fact(name, count(found.totals[name])))),
+    el("ul", { class: "facts" }, el("li", {}, airflowLink(run, runId)), el("li", {}, el("a", { href: "#" }, "All runs")), whole, ...OUTCOMES.filter((name) => found.totals[name]).map((name) => fact(`${name}${counted}`, count(found.totals[name])))),
     ...found.tasks.map((task) => turn(task, dagId, runId)),
     ...(more ? [more] : []),
   );
