@@ -224,7 +224,7 @@ class Batch:
                     ready.put_nowait((prepared, lane))
                 else:
                     ahead.release()
-                if self._problem is not None or self._lanes.has_parked:
+                if self._problem is not None:
                     return
 
         async with asyncio.TaskGroup() as group:
@@ -236,13 +236,10 @@ class Batch:
     async def _prepare_next(self, lane: Lane) -> Prepared | None:
         """Prepare the first item of the lane that can be asked, and make its intent durable."""
         while lane and self._problem is None:
-            item = self._items[lane[0]]
-            was_intended = self._preparer.was_intended(item.position)
-            # What may have been asked before is looked for in any case.
-            if not was_intended and not self._may_ask(item):
+            if (position := self._take_next(lane)) is None:
                 self._lanes.park(lane)
                 return None
-            lane.popleft()
+            item, was_intended = self._items[position], self._preparer.was_intended(position)
             try:
                 prepared = await self._preparer.prepare(item)
             except FATAL as problem:
@@ -263,6 +260,16 @@ class Batch:
                     await self._committer.commit(intent)
                     return prepared
         return None
+
+    def _take_next(self, lane: Lane) -> int | None:
+        """Take the next item out of the lane. Return None if none may be asked now."""
+        if self._preparer.was_intended(lane[0]) or self._may_ask(self._items[lane[0]]):
+            return lane.popleft()
+        # What may have been asked before is looked for in any case.
+        position = next(filter(self._preparer.was_intended, lane), None)
+        if position is not None:
+            lane.remove(position)
+        return position
 
     def _may_ask(self, item: Item) -> bool:
         was_stopped = self._budget.stopped_by

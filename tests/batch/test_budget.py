@@ -13,7 +13,7 @@ from airflow_provider_llamachat.client import LlamaCloudClient, calls
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError, ChatBatchRefusedError, InvalidArgumentError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.airflow.tries import a_try
 from tests.batch.conftest import Runner, kill_when, once_each, outcomes, prompts, running
 
@@ -193,3 +193,29 @@ def test_the_manifest_names_the_limit(llamacloud_emulator: LlamaCloudEmulator) -
     task = ChatBatchOperator(task_id="batch", prompts=["Why?", "How?"], index_ids=[INDEX_FILINGS], max_turns="1")
     manifest = task.execute(a_try(task, 1))
     assert (manifest["answered"], manifest["unasked"], manifest["stopped_by"]) == (1, 1, "max_turns")
+
+
+def test_answers_in_flight_are_taken_up_behind_prompts_for_which_the_budget_is_used_up(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    with LlamaCloudClient(runner.config) as client:
+        sessions = [client.create_session([INDEX_FILINGS]).session_id for _ in range(3)]
+        for session_id in sessions:
+            client.send_message(session_id, "This binds the session to its index.")
+    # The first prompt of each session is refused, so the second one is in flight at the kill.
+    runner.prompts = [
+        item | {"session_id": sessions[n // 2]} | ({} if n % 2 else {"index_ids": [INDEX_HANDBOOK]})
+        for n, item in enumerate(prompts(6))
+    ]
+    emulator.settings.turn_latency = 1.0
+
+    def during(batch: Batch) -> None:
+        kill_when(batch, lambda: running(emulator) == 3)
+
+    with pytest.raises(ChatBatchError, match="The task was stopped"):
+        runner.run(during, max_concurrency=3)
+    report = runner.run(max_turns=3, max_concurrency=1)
+    assert (report.settled, report.stopped_by) == (3, "max_turns")
+    assert outcomes(runner) == ["failed", "answered"] * 3
+    assert emulator.posts() == 6
