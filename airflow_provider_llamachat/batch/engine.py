@@ -337,6 +337,7 @@ class Batch:
     async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
         item, key = prepared.item, prepared.item.key(self._scope)
         trace = prepared.trace
+        may_again = trace.is_open and prepared.earlier and self._options.ask_again
         has_streamed = False
 
         async def keep(known: Trace, is_intent: bool) -> None:
@@ -359,18 +360,24 @@ class Batch:
                 prepared.trace,
                 # Waiting for the rate limit does not count as part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
-                ask_again=prepared.trace.is_open and prepared.earlier and self._options.ask_again,
+                ask_again=may_again,
                 keep=keep,
                 on_event=seen,
             )
         except FATAL as problem:
             self._stop(problem)
             return problem
+        except BudgetReachedError as problem:
+            if may_again and trace.is_open:  # the turn that would have been asked once more may still end
+                self._record(item, replace(prepared, trace=trace), problem, outcome=records.INTERRUPTED)
+                return problem
+            if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
+                entry = records.line(item, None, problem, outcome=records.UNASKED)
+                self._note(records.result(key, entry, trace=None))
+            self._note(records.release(key))
+            return problem
         except LlamaCloudError as problem:
-            if isinstance(problem, BudgetReachedError) and not prepared.trace.is_open:
-                self._note(records.release(key))
-            else:
-                self._record(item, replace(prepared, trace=trace), problem)
+            self._record(item, replace(prepared, trace=trace), problem)
             return problem
         finally:
             self.in_flight -= 1
@@ -390,14 +397,21 @@ class Batch:
         trace = replace(prepared.trace, intended_at=time.time())
         return records.intent(key, prepared.question.session_id, trace, opened=prepared.opened, ahead=ahead)
 
-    def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
-        entry = records.line(item, prepared, result)
+    def _record(
+        self,
+        item: Item,
+        prepared: Prepared | None,
+        result: ChatTurn | LlamaCloudError,
+        *,
+        outcome: str | None = None,
+    ) -> None:
+        entry = records.line(item, prepared, result, outcome=outcome)
         trace = prepared.trace if prepared else None
         self._note(records.result(item.key(self._scope), entry, trace=trace))
         self._outcomes.add(item, result, entry)
         if prepared is not None:
             self._asked.update(prepared.question.index_ids)
-        if isinstance(result, LlamaCloudError):
+        if isinstance(result, LlamaCloudError) and not isinstance(result, BudgetReachedError):
             self._take_failure(item, prepared, result, entry)
 
     def _take_failure(

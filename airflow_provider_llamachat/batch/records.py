@@ -82,10 +82,13 @@ def line(
     return values
 
 
-def is_turn(line: dict[str, Any]) -> bool:
-    """Whether the server accepted, or may have accepted, the prompt."""
-    error = line.get("error") or {}
-    return line["outcome"] in {ANSWERED, INTERRUPTED} or error.get("type") == ChatTurnFailedError.__name__
+def is_turn(record: dict[str, Any]) -> bool:
+    """Whether the server accepted, or may have accepted, the prompt of a result."""
+    line = record["line"]
+    if line["outcome"] == INTERRUPTED:
+        trace = Trace.read(record)  # not open: the time was over before the prompt was accepted
+        return trace is not None and trace.is_open
+    return line["outcome"] == ANSWERED or (line.get("error") or {}).get("type") == ChatTurnFailedError.__name__
 
 
 def tokens(line: dict[str, Any]) -> int:
