@@ -111,6 +111,7 @@ class Batch:
     async def _resume(self, positions: dict[str, int]) -> None:
         past = await asyncio.to_thread(self._journal.load, positions)
         self._done, self._was_complete = past.answered, past.is_complete
+        self._was_stopped_by = past.stopped_by
         if self._done or past.intents:
             self._log.info(
                 "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
@@ -150,6 +151,7 @@ class Batch:
             self._options.needed(len(self._items)),
             self._outcomes,
             self._budget,
+            is_final=self._was_complete,
             then=self._later(),
             output=self._journal.output,
         )
@@ -160,7 +162,7 @@ class Batch:
         if self._problem is not None:  # it was stopped
             raise self._problem
         if failure is None:
-            await asyncio.to_thread(self._journal.forget)
+            await asyncio.to_thread(self._journal.forget, self._budget.stopped_by)
         throttle = self._client.throttle
         return Report(
             results,
@@ -171,7 +173,7 @@ class Batch:
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
             index_ids=sorted(self._asked),
-            stopped_by=self._budget.stopped_by,
+            stopped_by=self._budget.stopped_by or self._was_stopped_by,
             failure=failure,
         )
 
