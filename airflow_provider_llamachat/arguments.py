@@ -238,7 +238,8 @@ def count_or_share(value: Any, name: str) -> int | Fraction | None:
 
 
 _FILE_NAME = re.compile(
-    r"[^\s?!]+\.(txt|md|markdown|prompt|jinja2?|j2|json|jsonl|ya?ml|csv|sql|docx?|pdf|html?)", re.IGNORECASE
+    r"([a-z]:)?[\w.\-/\\~]+\.(txt|md|markdown|prompt|jinja2?|j2|json|jsonl|ya?ml|csv|sql|docx?|pdf|html?)",
+    re.IGNORECASE | re.ASCII,  # a sentence in a script without spaces is no name
 )
 
 

@@ -65,6 +65,16 @@ def resolved_path(given: Any, name: str) -> Any:
     return path
 
 
+def is_same_file(one: Any, other: Any) -> bool:
+    """Whether two results of :func:`resolved_path` are the same file. Connections do not tell files apart."""
+    return bool(_place(one) == _place(other))
+
+
+def _place(path: Any) -> tuple[str, str]:
+    is_local = path.protocol in {"", "file", "local"}
+    return ("file", str(Path(path.path).resolve())) if is_local else (path.protocol, path.path)
+
+
 def _local(text: str, name: str) -> str:
     try:
         local = Path(text).expanduser()

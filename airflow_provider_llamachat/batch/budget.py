@@ -37,7 +37,8 @@ class Budget:
     def reason(self) -> str:
         """Why nothing more is asked."""
         spent = f"{self._tokens} tokens in {len(self._turns)} turns were spent, over all attempts"
-        return f"{self.stopped_by} is reached: {spent}. Turns in flight end, and nothing more is asked."
+        ahead = f", and {len(self._places)} turns are in flight or about to be asked" if self._places else ""
+        return f"{self.stopped_by} is reached: {spent}{ahead}. Turns in flight end, and nothing more is asked."
 
     def take(self, written: Iterable[dict[str, Any] | None]) -> None:
         """Count records, oldest first. None is a damaged record."""
@@ -51,7 +52,7 @@ class Budget:
                     self._places.discard(key)
                 case {"kind": "result", "key": key, "line": dict(line), "baseline": baseline}:
                     self._places.discard(key)
-                    if records.is_turn(line) and baseline is not None:
+                    if records.is_turn(record) and baseline is not None:
                         self._count(line, hash((line.get("session_id"), baseline)))
 
     def _count(self, line: dict[str, Any], turn: int) -> None:

@@ -111,6 +111,7 @@ class Batch:
     async def _resume(self, positions: dict[str, int]) -> None:
         past = await asyncio.to_thread(self._journal.load, positions)
         self._done, self._was_complete = past.answered, past.is_complete
+        self._was_stopped_by = past.stopped_by
         if self._done or past.intents:
             self._log.info(
                 "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
@@ -150,6 +151,7 @@ class Batch:
             self._options.needed(len(self._items)),
             self._outcomes,
             self._budget,
+            is_final=self._was_complete,
             then=self._later(),
             output=self._journal.output,
         )
@@ -160,7 +162,7 @@ class Batch:
         if self._problem is not None:  # it was stopped
             raise self._problem
         if failure is None:
-            await asyncio.to_thread(self._journal.forget)
+            await asyncio.to_thread(self._journal.forget, self._budget.stopped_by)
         throttle = self._client.throttle
         return Report(
             results,
@@ -171,7 +173,7 @@ class Batch:
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
             index_ids=sorted(self._asked),
-            stopped_by=self._budget.stopped_by,
+            stopped_by=self._budget.stopped_by or self._was_stopped_by,
             failure=failure,
         )
 
@@ -224,7 +226,7 @@ class Batch:
                     ready.put_nowait((prepared, lane))
                 else:
                     ahead.release()
-                if self._problem is not None or self._lanes.has_parked:
+                if self._problem is not None:
                     return
 
         async with asyncio.TaskGroup() as group:
@@ -236,13 +238,10 @@ class Batch:
     async def _prepare_next(self, lane: Lane) -> Prepared | None:
         """Prepare the first item of the lane that can be asked, and make its intent durable."""
         while lane and self._problem is None:
-            item = self._items[lane[0]]
-            was_intended = self._preparer.was_intended(item.position)
-            # What may have been asked before is looked for in any case.
-            if not was_intended and not self._may_ask(item):
+            if (position := self._take_next(lane)) is None:
                 self._lanes.park(lane)
                 return None
-            lane.popleft()
+            item, was_intended = self._items[position], self._preparer.was_intended(position)
             try:
                 prepared = await self._preparer.prepare(item)
             except FATAL as problem:
@@ -263,6 +262,16 @@ class Batch:
                     await self._committer.commit(intent)
                     return prepared
         return None
+
+    def _take_next(self, lane: Lane) -> int | None:
+        """Take the next item out of the lane. Return None if none may be asked now."""
+        if self._preparer.was_intended(lane[0]) or self._may_ask(self._items[lane[0]]):
+            return lane.popleft()
+        # What may have been asked before is looked for in any case.
+        position = next(filter(self._preparer.was_intended, lane), None)
+        if position is not None:
+            lane.remove(position)
+        return position
 
     def _may_ask(self, item: Item) -> bool:
         was_stopped = self._budget.stopped_by
@@ -330,6 +339,7 @@ class Batch:
     async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
         item, key = prepared.item, prepared.item.key(self._scope)
         trace = prepared.trace
+        may_again = trace.is_open and prepared.earlier and self._options.ask_again
         has_streamed = False
 
         async def keep(known: Trace, is_intent: bool) -> None:
@@ -352,18 +362,24 @@ class Batch:
                 prepared.trace,
                 # Waiting for the rate limit does not count as part of the turn.
                 deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
-                ask_again=prepared.trace.is_open and prepared.earlier and self._options.ask_again,
+                ask_again=may_again,
                 keep=keep,
                 on_event=seen,
             )
         except FATAL as problem:
             self._stop(problem)
             return problem
+        except BudgetReachedError as problem:
+            if may_again and trace.is_open:  # the turn that would have been asked once more may still end
+                self._record(item, replace(prepared, trace=trace), problem, outcome=records.INTERRUPTED)
+                return problem
+            if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
+                entry = records.line(item, None, problem, outcome=records.UNASKED)
+                self._note(records.result(key, entry, trace=None))
+            self._note(records.release(key))
+            return problem
         except LlamaCloudError as problem:
-            if isinstance(problem, BudgetReachedError) and not prepared.trace.is_open:
-                self._note(records.release(key))
-            else:
-                self._record(item, replace(prepared, trace=trace), problem)
+            self._record(item, replace(prepared, trace=trace), problem)
             return problem
         finally:
             self.in_flight -= 1
@@ -383,14 +399,21 @@ class Batch:
         trace = replace(prepared.trace, intended_at=time.time())
         return records.intent(key, prepared.question.session_id, trace, opened=prepared.opened, ahead=ahead)
 
-    def _record(self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError) -> None:
-        entry = records.line(item, prepared, result)
+    def _record(
+        self,
+        item: Item,
+        prepared: Prepared | None,
+        result: ChatTurn | LlamaCloudError,
+        *,
+        outcome: str | None = None,
+    ) -> None:
+        entry = records.line(item, prepared, result, outcome=outcome)
         trace = prepared.trace if prepared else None
         self._note(records.result(item.key(self._scope), entry, trace=trace))
         self._outcomes.add(item, result, entry)
         if prepared is not None:
             self._asked.update(prepared.question.index_ids)
-        if isinstance(result, LlamaCloudError):
+        if isinstance(result, LlamaCloudError) and not isinstance(result, BudgetReachedError):
             self._take_failure(item, prepared, result, entry)
 
     def _take_failure(

@@ -115,8 +115,11 @@ class Journal(abc.ABC):
         """
 
     @abc.abstractmethod
-    def forget(self) -> None:
-        """Remove all records, because the batch is complete. Clearing its task asks again."""
+    def forget(self, stopped_by: str | None = None) -> None:
+        """Remove all records, because the batch is complete. Clearing its task asks again.
+
+        :param stopped_by: name of the limit because of which prompts were not asked.
+        """
 
 
 class PartsJournal(Journal):
@@ -144,6 +147,7 @@ class PartsJournal(Journal):
         self._recent: list[bytes] = []
         self._recent_size = 0
         self._complete = False
+        self._stopped_by: str | None = None
         self._mark = b""
 
     @property
@@ -186,7 +190,7 @@ class PartsJournal(Journal):
                 self._above.url,
             )
         if self._is_complete(positions):
-            return Past(answered=set(positions.values()), is_complete=True)
+            return Past(answered=set(positions.values()), is_complete=True, stopped_by=self._stopped_by)
         self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
         past = self.past(positions)
         if past.damaged:
@@ -206,7 +210,9 @@ class PartsJournal(Journal):
             mark = b"".join(self._folder.lines(COMPLETE))
         else:
             mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
-        if mark == _mark(positions) and self._beside.has(self._name):
+        batch, _, stopped_by = mark.partition(b" ")
+        if batch == _mark(positions) and self._beside.has(self._name):
+            self._stopped_by = stopped_by.decode() or None
             log.info("A previous attempt completed this batch. Its results are in place.")
             self._complete = True
             return True
@@ -297,12 +303,13 @@ class PartsJournal(Journal):
                 output.write(line)
         return results
 
-    def forget(self) -> None:
+    def forget(self, stopped_by: str | None = None) -> None:
         """Remove the parts of this batch, but not those of other runs."""
         if not self._complete:
-            self._folder.write(COMPLETE, self._mark)
+            mark = f"{self._mark.decode()} {stopped_by or ''}".rstrip()
+            self._folder.write(COMPLETE, mark.encode())
             if self._memory is not None:
-                self._memory.set_in_round(REMEMBERED, self._mark.decode())
+                self._memory.set_in_round(REMEMBERED, mark)
         # Otherwise it would be written again to the removed folder.
         self._claim.release()
         self._folder.remove([name for name in self._folder.names() if name != COMPLETE])
@@ -373,8 +380,8 @@ class MemoryJournal(Journal):
             results.add(line)
         return results
 
-    def forget(self) -> None:
-        """Mark the batch as complete."""
+    def forget(self, stopped_by: str | None = None) -> None:
+        """Mark the batch as complete. Its records tell a later attempt what was spent."""
         if self.remembers:
             self._store.set_in_round(REMEMBERED, self._mark.decode())
             self._store.set("batch", {"open": False, "parts": self._written})

@@ -28,6 +28,7 @@ class Lanes:
         self._coming: Iterator[Lane] = iter(())
         self._waiting: deque[Lane] = deque()
         self._parked: list[Lane] = []
+        self._was_intended: Callable[[int], bool] = lambda _position: False
 
     def begin(self, positions: Iterable[int], was_intended: Callable[[int], bool]) -> None:
         """Begin with these items.
@@ -36,6 +37,7 @@ class Lanes:
         """
         self._waiting.clear()
         self._parked.clear()
+        self._was_intended = was_intended
         self._coming = self._ordered(list(positions), was_intended)
 
     def _ordered(self, positions: list[int], was_intended: Callable[[int], bool]) -> Iterator[Lane]:
@@ -53,7 +55,12 @@ class Lanes:
         return self
 
     def __next__(self) -> Lane:
-        return self._waiting.popleft() if self._waiting else next(self._coming)
+        lane = self._waiting.popleft() if self._waiting else next(self._coming)
+        # While nothing may be asked, only lanes with items that may have been asked before go on. They come first.
+        if self._parked and not any(map(self._was_intended, lane)):
+            self._waiting.appendleft(lane)
+            raise StopIteration
+        return lane
 
     def park(self, lane: Lane) -> None:
         """Put a lane aside, because nothing may be asked now."""

@@ -118,12 +118,27 @@ def _json_lines(lines: Iterator[Line]) -> Rows:
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_object)
+        except _NamedTwiceError as problem:
+            _refuse(number, f"names the field {problem} twice. Name each field of a prompt once.")
         except (ValueError, RecursionError) as problem:
             whole = " The file looks like one JSON list." if number == 1 and text.lstrip().startswith("[") else ""
             cause = excerpt(str(problem), limit=100)
             _refuse(number, f"is not JSON.{whole} Write one object with a prompt in each line. Cause: {cause}.")
         yield number, value
+
+
+class _NamedTwiceError(ValueError):
+    """An object has a field twice. Of two prompts, one would be lost."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _NamedTwiceError(excerpt(repr(name), limit=80))
+        fields[name] = value
+    return fields
 
 
 def _csv(lines: Iterator[Line]) -> Rows:

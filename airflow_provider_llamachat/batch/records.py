@@ -82,10 +82,13 @@ def line(
     return values
 
 
-def is_turn(line: dict[str, Any]) -> bool:
-    """Whether the server accepted, or may have accepted, the prompt."""
-    error = line.get("error") or {}
-    return line["outcome"] in {ANSWERED, INTERRUPTED} or error.get("type") == ChatTurnFailedError.__name__
+def is_turn(record: dict[str, Any]) -> bool:
+    """Whether the server accepted, or may have accepted, the prompt of a result."""
+    line = record["line"]
+    if line["outcome"] == INTERRUPTED:
+        trace = Trace.read(record)  # not open: the time was over before the prompt was accepted
+        return trace is not None and trace.is_open
+    return line["outcome"] == ANSWERED or (line.get("error") or {}).get("type") == ChatTurnFailedError.__name__
 
 
 def tokens(line: dict[str, Any]) -> int:
@@ -170,6 +173,7 @@ class Past:
     :ivar shared_session: the session that all prompts share, if it was opened.
     :ivar turns: by session, how many turns it has at least, because the last of them was answered.
     :ivar is_complete: whether the results are in place, although some prompts may have no answer.
+    :ivar stopped_by: if it is complete, name of the limit because of which prompts were not asked.
     :ivar foreign: number of records of items that are not in the batch.
     :ivar damaged: number of damaged records.
     """
@@ -179,6 +183,7 @@ class Past:
     shared_session: str | None = None
     turns: dict[str, int] = field(default_factory=dict)
     is_complete: bool = False
+    stopped_by: str | None = None
     foreign: int = 0
     damaged: int = 0
 

@@ -39,11 +39,12 @@ class Report:
 
 
 def shortfall(
-    results: Results, needed: int, outcomes: Outcomes, budget: Budget, *, then: str, output: str | None
+    results: Results, needed: int, outcomes: Outcomes, budget: Budget, *, is_final: bool, then: str, output: str | None
 ) -> ChatBatchError | None:
     """Return the error of a batch with too few answers, or None. It is retryable if a retry may answer one of the other prompts.
 
     :param needed: how many prompts have to be answered.
+    :param is_final: an earlier attempt completed the batch, so that a retry asks nothing.
     :param then: what a retry does.
     :param output: the path of the results.
     """
@@ -51,7 +52,8 @@ def shortfall(
     if (answered := counts[records.ANSWERED]) >= needed:
         return None
     is_over = budget.stopped_by is not None
-    retryable = counts[records.INTERRUPTED] > 0 or (outcomes.retry_may_help and not is_over)
+    may_help = counts[records.INTERRUPTED] > 0 or (outcomes.retry_may_help and not is_over)
+    retryable = may_help and not is_final
     others = ", ".join(f"{count} {name}" for name, count in counts.items() if count and name != records.ANSWERED)
     parts = (
         f"Only {answered} of the {total} prompts were answered"

@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
-from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
+from airflow_provider_llamachat.airflow_support.paths import given_path, is_same_file, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
@@ -174,7 +174,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         rate = self._rate()
         on_empty = arguments.choice(self.on_empty, "on_empty", arguments.OnEmpty)
         path = resolved_path(self.output_path, "output_path")
-        with self._items(options) as items:
+        with self._items(options, path) as items:
             if not items and on_empty != "succeed":
                 text = f"The batch has no prompts, and on_empty is {on_empty!r}."
                 raise AirflowSkipException(text) if on_empty == "skip" else InvalidArgumentError(text)
@@ -211,7 +211,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             self._is_killed = False
 
     @contextlib.contextmanager
-    def _items(self, options: Options) -> Iterator[Sequence[Item] | StoredItems]:
+    def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item] | StoredItems]:
         from airflow_provider_llamachat.batch import items, prompt_files
 
         path = resolved_path(self.prompts_path, "prompts_path")
@@ -222,6 +222,11 @@ class ChatBatchOperator(LlamaCloudOperator):
         if path is None:
             yield items.parse(self.prompts, **how)
             return
+        if output is not None and is_same_file(path, output):
+            raise InvalidArgumentError(
+                f"prompts_path and output_path are the same file, so the results would replace the prompts. Set another output_path. "
+                f"Nothing was asked. File: {path}"
+            )
         with contextlib.closing(prompt_files.read(path, **how)) as stored:
             self.log.info("Read %d prompts from %s.", len(stored), path)
             yield stored

@@ -51,7 +51,19 @@ def test_the_name_of_a_file_is_not_asked(prompt: str, llamacloud_emulator: Llama
     assert llamacloud_emulator.requests == []
 
 
-@pytest.mark.parametrize("prompt", ["What is in report.pdf", "report.pdf?", "Node.js", "Revenue in Q3, in Mio.", "3.5"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What is in report.pdf",
+        "report.pdf?",
+        "Node.js",
+        "Revenue in Q3, in Mio.",
+        "3.5",
+        "\u8bf7\u603b\u7ed32023\u5e74\u5e74\u62a5.pdf",  # Please summarize the annual report of 2023.pdf
+        "https://example.com/a.html",
+        "a@b.html",
+    ],
+)
 def test_a_question_that_names_a_file_is_asked(prompt: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
     session_id = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
     task = SendChatMessageOperator(task_id="ask", session_id=session_id, prompt=prompt)

@@ -9,18 +9,22 @@ import pytest
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.budget import Budget
 from airflow_provider_llamachat.batch.engine import Batch
+from airflow_provider_llamachat.batch.items import parse
+from airflow_provider_llamachat.batch.journal import PartsJournal
 from airflow_provider_llamachat.client import LlamaCloudClient, calls
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError, ChatBatchRefusedError, InvalidArgumentError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.airflow.tries import a_try
 from tests.batch.conftest import Runner, kill_when, once_each, outcomes, prompts, running
 
 
-def result(key: str, outcome: str = "answered", *, turn: int = 0, tokens: int = 11, error: str = "") -> dict[str, Any]:
+def result(
+    key: str, outcome: str = "answered", *, turn: int = 0, tokens: int = 11, error: str = "", accepted: bool = True
+) -> dict[str, Any]:
     line = {"outcome": outcome, "session_id": f"ses-{key}", "usage": {"total_input_tokens": tokens}}
-    return records.result(key, line | ({"error": {"type": error}} if error else {}), trace=Trace(turn))
+    return records.result(key, line | ({"error": {"type": error}} if error else {}), trace=Trace(turn, accepted=accepted))
 
 
 def intent(key: str) -> dict[str, Any]:
@@ -60,6 +64,23 @@ def test_what_an_earlier_attempt_may_have_posted_has_a_place() -> None:
     budget.take([intent("a")])
     assert not budget.reserve("b")
     assert budget.reserve("a")
+
+
+def test_a_prompt_whose_time_was_over_before_it_was_accepted_is_no_turn() -> None:
+    budget = Budget(max_turns=1)
+    budget.take([intent("a"), result("a", "interrupted", tokens=0, accepted=False)])
+    assert budget.reserve("a")
+    budget.take([result("a", "interrupted", tokens=0)])
+    assert not budget.reserve("b")
+
+
+def test_the_reason_names_the_turns_that_are_not_over() -> None:
+    budget = Budget(max_turns=2)
+    budget.take([result("a"), intent("b")])
+    assert not budget.reserve("c")
+    assert "11 tokens in 1 turns were spent, over all attempts, and 1 turns are in flight" in budget.reason
+    budget.take([result("b")])
+    assert "in flight or about" not in budget.reason
 
 
 def test_without_a_limit_nothing_is_counted() -> None:
@@ -155,9 +176,10 @@ def test_a_turn_in_doubt_is_looked_for_but_not_paid_for_again(
     with pytest.raises(ChatBatchError, match="2 unasked"):
         runner.run(max_turns=2, min_answered=4, max_concurrency=1)
     assert outcomes(runner) == ["answered", "interrupted", "unasked", "unasked"]
-    with pytest.raises(ChatBatchRefusedError):
+    with pytest.raises(ChatBatchError, match="1 interrupted, 2 unasked"):
         runner.run(max_turns=2, min_answered=4, max_concurrency=1, ask_again=True)
     assert llamacloud_emulator.posts() == 2
+    assert outcomes(runner) == ["answered", "interrupted", "unasked", "unasked"]
     assert runner.lines[1]["error"]["type"] == "BudgetReachedError"
 
 
@@ -193,3 +215,55 @@ def test_the_manifest_names_the_limit(llamacloud_emulator: LlamaCloudEmulator) -
     task = ChatBatchOperator(task_id="batch", prompts=["Why?", "How?"], index_ids=[INDEX_FILINGS], max_turns="1")
     manifest = task.execute(a_try(task, 1))
     assert (manifest["answered"], manifest["unasked"], manifest["stopped_by"]) == (1, 1, "max_turns")
+
+
+def test_answers_in_flight_are_taken_up_behind_prompts_for_which_the_budget_is_used_up(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    with LlamaCloudClient(runner.config) as client:
+        sessions = [client.create_session([INDEX_FILINGS]).session_id for _ in range(3)]
+        for session_id in sessions:
+            client.send_message(session_id, "This binds the session to its index.")
+    # The first prompt of each session is refused, so the second one is in flight at the kill.
+    runner.prompts = [
+        item | {"session_id": sessions[n // 2]} | ({} if n % 2 else {"index_ids": [INDEX_HANDBOOK]})
+        for n, item in enumerate(prompts(6))
+    ]
+    emulator.settings.turn_latency = 1.0
+
+    def during(batch: Batch) -> None:
+        kill_when(batch, lambda: running(emulator) == 3)
+
+    with pytest.raises(ChatBatchError, match="The task was stopped"):
+        runner.run(during, max_concurrency=3)
+    report = runner.run(max_turns=3, max_concurrency=1)
+    assert (report.settled, report.stopped_by) == (3, "max_turns")
+    assert outcomes(runner) == ["failed", "answered"] * 3
+    assert emulator.posts() == 6
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+@pytest.mark.parametrize("was_interrupted", [False, True])
+def test_a_prompt_in_flight_that_never_arrived_is_unasked_when_the_tokens_are_used_up(
+    was_interrupted: bool, fail_fast: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(3)
+    first, lost, _ = parse(runner.prompts, index_ids=[INDEX_FILINGS])
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+    trace, key = Trace(0, intended_at=1.0), lost.key(runner.scope)
+    answered = {"outcome": "answered", "usage": {"total_input_tokens": 11}}
+    written = [
+        records.result(first.key(runner.scope), answered, trace=Trace(0)),
+        records.intent(key, session_id, trace, opened=True),
+    ]
+    if was_interrupted:
+        written.append(records.result(key, {"outcome": "interrupted", "session_id": session_id}, trace=trace))
+    PartsJournal(runner.output, runner.scope).write(written)
+    with pytest.raises(ChatBatchRefusedError, match="The others: 2 unasked"):
+        runner.run(max_total_tokens=10, fail_fast=fail_fast, min_answered=3)
+    assert outcomes(runner) == ["answered", "unasked", "unasked"]
+    assert llamacloud_emulator.posts() == 0
+    runner.run(max_total_tokens=10**6, min_answered=3)
+    assert llamacloud_emulator.posts() == 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
+from airflow_provider_llamachat.client import calls
 from airflow_provider_llamachat.exceptions import (
     ChatBatchError,
     ChatBatchRefusedError,
@@ -153,3 +154,26 @@ def test_an_attempt_after_a_complete_batch_with_failures_takes_its_results(
     manifest = task.execute(a_try(task, 2, store=store))  # Airflow did not store the success of the first one
     assert (manifest["answered"], manifest["failed"], manifest["kept"]) == (9, 1, 9)
     assert len(llamacloud_emulator.turns) == 9
+
+
+def test_an_attempt_after_a_complete_batch_knows_the_limit_that_stopped_it(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    task, store = batch(tmp_path, max_turns=4), Store()
+    assert task.execute(a_try(task, 1, store=store))["stopped_by"] == "max_turns"
+    manifest = task.execute(a_try(task, 2, store=store))  # Airflow did not store the success of the first one
+    assert (manifest["answered"], manifest["unasked"], manifest["stopped_by"]) == (4, 6, "max_turns")
+    assert len(llamacloud_emulator.turns) == 4
+
+
+def test_more_answers_than_a_complete_batch_has_are_not_retried(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "STALL", 0.01)
+    llamacloud_emulator.settings.survives_disconnect = False
+    llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", prompt="Question 3:", after_events=2))
+    task, store = batch(tmp_path), Store()
+    assert task.execute(a_try(task, 1, store=store))["interrupted"] == 1
+    task = batch(tmp_path, min_answered=10)
+    with pytest.raises(ChatBatchRefusedError, match="A retry would answer no more"):
+        task.execute(a_try(task, 2, store=store))

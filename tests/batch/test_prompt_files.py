@@ -110,6 +110,11 @@ BAD: dict[str, tuple[str, bytes | str, str]] = {
         '{"prompt": "Why?"}\n{"prompt": }\n',
         "line 2 is not JSON. Write one object with a prompt in each line",
     ),
+    "a field twice": (
+        "q.jsonl",
+        '"Why?"\n{"prompt": "How?", "id": 1, "prompt": "When?"}\n',
+        "line 2 names the field 'prompt' twice. Name each field of a prompt once",
+    ),
     "one list": ("q.jsonl", '[\n{"prompt": "Why?"}\n]\n', "line 1 is not JSON. The file looks like one JSON list"),
     "a number": ("q.jsonl", '"Why?"\n7\n', "line 2 must be a prompt or an object with one, got int 7"),
     "misspelled prompt": (
@@ -162,6 +167,39 @@ def test_nothing_is_asked_of_what_cannot_be_read(
     task = batch(**arguments)
     with pytest.raises(InvalidArgumentError, match=says):
         task.execute(a_try(task, 1))
+    assert llamacloud_emulator.requests == []
+
+
+@pytest.mark.usefixtures("llamacloud_connection")
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("{folder}/q.csv", "file://{folder}/q.csv"),
+        ("{folder}/q.csv", "{folder}/other/../q.csv"),
+        ("{folder}/link.csv", "{folder}/q.csv"),
+    ],
+)
+def test_results_do_not_replace_the_prompts(
+    source: str, output: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    (tmp_path / "q.csv").write_text("prompt\nWhy?\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "q.csv")
+    source, output = (text.replace("{folder}", str(tmp_path)) for text in (source, output))
+    task = batch(prompts_path=source, output_path=output)
+    with pytest.raises(InvalidArgumentError, match=r"prompts_path and output_path are the same file.*Nothing was asked"):
+        task.execute(a_try(task, 1))
+    assert (tmp_path / "q.csv").read_text() == "prompt\nWhy?\n"
+    assert llamacloud_emulator.requests == []
+
+
+@pytest.mark.usefixtures("llamacloud_connection")
+def test_results_do_not_replace_the_prompts_in_an_object_store(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    path = Buckets("answers").at("answers/q.csv")
+    path.write_bytes(b"prompt\nWhy?\n")
+    task = batch(prompts_path=path, output_path=path)
+    with pytest.raises(InvalidArgumentError, match="prompts_path and output_path are the same file"):
+        task.execute(a_try(task, 1))
+    assert path.read_bytes() == b"prompt\nWhy?\n"
     assert llamacloud_emulator.requests == []
 
 

@@ -38,9 +38,9 @@ def arm(point: str) -> None:
             remove(folder, names[: len(names) // 2])
             die()
 
-        def forget_half(journal: PartsJournal) -> None:
+        def forget_half(journal: PartsJournal, stopped_by: str | None) -> None:
             setattr(Folder, "remove", remove_half)  # noqa: B010  # a plain assignment is not what mypy allows
-            forget(journal)
+            forget(journal, stopped_by)
 
         setattr(PartsJournal, "forget", forget_half)  # noqa: B010  # as above
         return
