@@ -98,8 +98,12 @@ class ClientConfig:
     @property
     def is_plain_http(self) -> bool:
         """Whether the key would be sent unencrypted over a network (plain http, except to loopback)."""
-        parts = urlsplit(self.base_url)
-        return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+        return urlsplit(self.base_url).scheme == "http" and not self.is_loopback
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the base URL leads to this machine."""
+        return _is_loopback(urlsplit(self.base_url).hostname or "")
 
 
 def checked_api_key(api_key: str | None) -> str:

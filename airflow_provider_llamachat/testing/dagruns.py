@@ -88,10 +88,10 @@ class DagRunner:
         :raises ValueError: the file cannot be imported, or ``dag_id`` does not name one of its Dags.
         """
         posted, begun = len(self._emulator.prompts), len(self._emulator.turns)
-        with pytest.MonkeyPatch.context() as patch:
+        with contextlib.ExitStack() as stack:
             if isinstance(dag, str | os.PathLike):
                 file = Path(dag).resolve()
-                patch.syspath_prepend(str(dags_folder or file.parent))
+                stack.enter_context(_importing(Path(dags_folder or file.parent).resolve()))
                 dag = choose(load(file), dag_id, file)
             ended = run(dag, conf)
         return replace(ended, prompts=self._emulator.prompts[posted:], turns=self._emulator.turns[begun:])
@@ -114,6 +114,29 @@ def run(dag: Any, conf: Mapping[str, Any] | None = None) -> DagRunResult:
         xcoms=dict(_xcoms(dag.dag_id, made.run_id)),
         logs=logs(),
     )
+
+
+@contextlib.contextmanager
+def _importing(folder: Path) -> Iterator[None]:
+    """Let a Dag import the modules of ``folder``, and forget them afterwards: the next Dag may have others of the same names."""
+    before = set(sys.modules)
+    known = str(folder) in sys.path  # then the test can import them too, and must not get them twice
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        try:
+            yield
+        finally:
+            for name in set(sys.modules) - before:
+                if not known and _is_of(folder, name):
+                    del sys.modules[name]
+
+
+def _is_of(folder: Path, name: str) -> bool:
+    """Whether the module was found in the folder itself, not in a virtual environment below it."""
+    module = sys.modules[name]
+    top = folder / name.partition(".")[0]
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(place and (Path(place).is_relative_to(top) or Path(place) == top.with_suffix(".py")) for place in places)
 
 
 def _name(ti: Any) -> str:

@@ -5,6 +5,7 @@ pytest loads it in every environment where the provider is installed, so it impo
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def llamacloud_connection(
     """The emulator, to which the Airflow connection ``llamacloud_default`` points while the test runs.
 
     Secrets backends are disabled for the test: they come before the environment, and may have the real service's key. The test fails
-    before it starts if Airflow resolves the connection to anything else.
+    before it starts if Airflow resolves the connection to anything else. Other connections are refused unless they lead to this machine.
     """
     if "llamacloud_run_dag" in request.fixturenames:
         request.getfixturevalue("_llamacloud_airflow")  # the first import of Airflow decides where its home is
@@ -80,6 +81,7 @@ def llamacloud_connection(
             f" Remove its other source, or patch that in the test. Host found: {found.host}; emulator: {llamacloud_emulator.url}",
             pytrace=False,
         )
+    _refuse_other_machines(monkeypatch)
     yield llamacloud_emulator
     _forget_backends()
 
@@ -114,6 +116,26 @@ def llamacloud_run_dag(
     from airflow_provider_llamachat.testing.dagruns import DagRunner
 
     return DagRunner(llamacloud_emulator)
+
+
+def _refuse_other_machines(patch: pytest.MonkeyPatch) -> None:
+    """Let the hook, which makes every client of a connection, take only base URLs of this machine."""
+    from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
+
+    hook: Any = importlib.import_module("airflow_provider_llamachat.hooks.llamacloud")
+    read = hook.read
+
+    def read_local(connection: Any, conn_id: str) -> Any:
+        config = read(connection, conn_id)
+        if not config.is_loopback:
+            raise LlamaCloudConfigError(
+                f"The connection {conn_id!r} does not lead to an emulator, and this test must not call the real service. Nothing was sent."
+                f" Set AIRFLOW_CONN_{conn_id.upper()} to llamacloud_emulator.airflow_connection_json in the test, or use {_CONNECTION}."
+                f" Base URL: {config.base_url}."
+            )
+        return config
+
+    patch.setattr(hook, "read", read_local)
 
 
 def _forget_backends() -> None:

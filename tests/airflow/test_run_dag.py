@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,36 @@ def test_it_runs_a_dag_that_a_test_makes_and_leaves_it_as_it_was(llamacloud_run_
         run = llamacloud_run_dag(dag)
         assert (run.state, run.prompts) == ("failed", [])
     assert task.retry_delay == timedelta(hours=1)
+
+
+def test_a_dag_gets_the_modules_of_its_own_folder(
+    tmp_path: Path, llamacloud_run_dag: DagRunner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    before = set(sys.modules)
+    for quarter in ("Q1", "Q2"):
+        folder = tmp_path / quarter
+        (folder / "shared").mkdir(parents=True)
+        (folder / "shared" / "words.py").write_text(f'QUESTION = "What was the revenue in {quarter}?"\n')
+        (folder / "wording.py").write_text("from shared.words import QUESTION\n")
+        (folder / "asks.py").write_text(DAG)
+        assert llamacloud_run_dag(folder / "asks.py").state == "success"
+    assert llamacloud_emulator.prompts == ["What was the revenue in Q1?", "What was the revenue in Q2?"]
+    assert {"wording", "shared", "shared.words"}.isdisjoint(set(sys.modules) - before)
+
+
+def test_modules_that_are_not_the_dag_folders_own_stay_imported(
+    tmp_path: Path, llamacloud_run_dag: DagRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A virtual environment often lies in the folder of the project.
+    packages = tmp_path / ".venv" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "installed_package.py").touch()
+    monkeypatch.syspath_prepend(str(packages))
+    (tmp_path / "wording.py").write_text("import installed_package\nQUESTION = 'What was the revenue?'\n")
+    (tmp_path / "asks.py").write_text(DAG)
+    assert llamacloud_run_dag(tmp_path / "asks.py").state == "success"
+    assert "installed_package" in sys.modules
+    monkeypatch.delitem(sys.modules, "installed_package")
 
 
 def test_airflow_is_as_before_after_the_test(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 import pytest
+
+from airflow_provider_llamachat.exceptions import LlamaCloudConfigError
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
 pytest_plugins = ["pytester"]
 
@@ -257,6 +264,36 @@ def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.P
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*could reach the real service*Host found: https://production;*"])
     assert "llx-secret" not in result.stdout.str()
+
+
+@pytest.mark.usefixtures("llamacloud_connection")
+@pytest.mark.parametrize(
+    "reach",
+    [lambda hook: hook.get_conn(), lambda hook: asyncio.run(hook.get_async_conn())],
+    ids=["worker", "triggerer"],
+)
+@pytest.mark.parametrize("host", [None, "https://llamacloud.example.com"])
+def test_no_other_connection_leads_to_another_machine(
+    host: str | None, reach: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+    made = {"conn_type": "llamacloud", "password": "llx-production", "host": host}
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_PROD", json.dumps(made))
+    with pytest.raises(LlamaCloudConfigError, match="'llamacloud_prod' does not lead to an emulator") as caught:
+        reach(LlamaCloudHook("llamacloud_prod"))
+    assert "AIRFLOW_CONN_LLAMACLOUD_PROD" in str(caught.value), "it says what to set"
+    assert str(caught.value).endswith(f"{host or 'https://api.cloud.llamaindex.ai'}.")
+
+
+@pytest.mark.usefixtures("llamacloud_connection")
+def test_another_connection_may_lead_to_another_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+    with LlamaCloudEmulator() as other:
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", other.airflow_connection_json)
+        LlamaCloudHook("other").create_session()
+        assert len(other.sessions) == 1
 
 
 @pytest.mark.airflow
