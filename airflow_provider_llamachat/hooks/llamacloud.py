@@ -115,12 +115,22 @@ class LlamaCloudHook(BaseHook):
 
     async def get_async_conn(self) -> AsyncLlamaCloudClient:
         """Return a new asynchronous client without blocking the event loop. Close it, or use ``async with``."""
+        config = await self.get_async_config()
+        from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+
+        return await AsyncLlamaCloudClient.open(config)
+
+    async def get_async_config(self) -> ClientConfig:
+        """Return the validated configuration of the connection without blocking the event loop.
+
+        :raises LlamaCloudConfigError: the connection is invalid.
+        """
         from airflow.providers.common.compat.sdk import AirflowNotFoundException, Connection
         from asgiref.sync import sync_to_async
 
         conn_id = arguments.connection_id(self.llamacloud_conn_id)
         # The first import takes about a quarter of a second.
-        client = await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
+        await asyncio.to_thread(importlib.import_module, "airflow_provider_llamachat.client")
         with without_noise():
             connection = None
             # Before Airflow 3.3.2, aget_connection masks synchronously, which raises DeadlockImminentError when many triggers start in
@@ -136,8 +146,7 @@ class LlamaCloudHook(BaseHook):
         if config.api_key != connection.password:
             # In Airflow 3.0's triggerer, mask_secret must not be called in the event loop.
             await sync_to_async(mask_secret)(config.api_key)
-        opened: AsyncLlamaCloudClient = await client.AsyncLlamaCloudClient.open(config)
-        return opened
+        return config
 
     def get_config(self) -> ClientConfig:
         """Return the validated configuration of the connection.

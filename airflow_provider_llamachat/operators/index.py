@@ -90,7 +90,8 @@ class SyncIndexOperator(IndexWaitingOperator):
 
     A task that waits for a sync that it started cancels the sync when it is stopped: on a worker when a user stops the task or
     ``execution_timeout`` passes, and in the triggerer when a user stops the task (Airflow 3.3 and later). A sync that outlasts
-    ``sync_timeout`` is not cancelled, and a retry waits for it.
+    ``sync_timeout`` is not cancelled, and a retry waits for it. Neither is the sync of a task that is stopped while it starts the sync,
+    before LlamaCloud has answered: it may be another task's.
 
     API: POST /api/v1/indexes/{index_id}/sync, POST /api/v1/indexes/{index_id}/sync/cancel
     (https://developers.llamaindex.ai/reference/).
@@ -139,6 +140,7 @@ class SyncIndexOperator(IndexWaitingOperator):
         self.sync_timeout = sync_timeout
         self.poke_interval = poke_interval
         self._client: LlamaCloudClient | None = None
+        self._starting: str | None = None
         self._started: str | None = None
         self._is_killed = False
 
@@ -155,7 +157,9 @@ class SyncIndexOperator(IndexWaitingOperator):
             if self._is_killed:  # while the connection was being read
                 client.stop()
             before = client.get_index(index_id, **self.scope()).last_synced_at if wait else None
+            self._starting = index_id if wait else None
             started = client.sync_index(index_id, **self.scope())
+            self._starting = None
             self.log.info("Index %s: %s.", index_id, "sync started" if started else "a sync was already running")
             if not wait:
                 return {"index_id": index_id, "started": started}
@@ -220,6 +224,12 @@ class SyncIndexOperator(IndexWaitingOperator):
     def _cancel(self) -> None:
         from airflow_provider_llamachat.client import LlamaCloudClient
 
+        if self._starting is not None:
+            self.log.warning(
+                "The task was stopped before LlamaCloud confirmed the sync of index %s. The sync may have started, and continues in that "
+                "case. A retry waits for it.",
+                self._starting,
+            )
         index_id, self._started = self._started, None
         if index_id is None or self._client is None:
             return

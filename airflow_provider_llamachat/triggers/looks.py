@@ -8,17 +8,25 @@ indexes of all triggers that are due, and the others use what it read. Airflow's
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from airflow_provider_llamachat.exceptions import AuthenticationError, LlamaCloudProtocolError, RequestRefusedError
+from airflow_provider_llamachat.exceptions import (
+    AuthenticationError,
+    LlamaCloudStatusError,
+    RateLimitError,
+    RequestRefusedError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Scope
     from airflow_provider_llamachat.models import Index
+
+log = logging.getLogger(__name__)
 
 AGE = 0.5
 """Maximum age of what another trigger has read, as a fraction of the pause before it is used."""
@@ -28,6 +36,9 @@ GATHER = 0.25
 
 PAGE = 100
 """Number of indexes that are requested at once."""
+
+PATIENCE = 15.0
+"""Seconds after which the triggers of the other indexes no longer wait for a slow list or a slow index."""
 
 
 class _Seen(NamedTuple):
@@ -46,6 +57,7 @@ class Watch:
     """The looks of one trigger.
 
     :ivar due: when what is read is recent enough for the next look, by the clock of the event loop.
+    :ivar began: when what the last look used was read, by the same clock; None before the first look.
     """
 
     def __init__(self, board: _Board, index_ids: list[str], *, expand_sync: bool) -> None:
@@ -54,17 +66,17 @@ class Watch:
         # Whatever was read before a trigger started may be older than what its task knows.
         self.due = asyncio.get_running_loop().time()
         self._board = board
-        self._began: float | None = None
+        self.began: float | None = None
 
     async def look(self) -> list[Index]:
         """Return the indexes. They were read after the previous look, not necessarily by this trigger.
 
         :raises Exception: the connection or an index could not be read.
         """
-        if self._began is None:
+        if self.began is None:
             await asyncio.sleep(GATHER)
         seen = await self._board.look(self)
-        self._began = min(state.began for state in seen)
+        self.began = min(state.began for state in seen)
         indexes = []
         for state in seen:
             if isinstance(state.result, Exception):
@@ -78,7 +90,7 @@ class Watch:
         So triggers that have used the same read also come to the next one together.
         """
         now = asyncio.get_running_loop().time()
-        began = now if self._began is None else self._began
+        began = now if self.began is None else self.began
         wait = min(seconds, max(AGE * seconds, began + seconds - now))
         self.due = now + (1 - AGE) * wait
         await asyncio.sleep(wait)
@@ -92,6 +104,7 @@ class _Board:
         self._conn_id = llamacloud_conn_id
         self._scope = scope
         self._seen: dict[str, _Seen] = {}
+        self._slow: dict[str, asyncio.Task[Index | Exception]] = {}
         self._reading = asyncio.Lock()
         self._client: AsyncLlamaCloudClient | None = None
         # Number of indexes that cost fewer requests one by one than by the pages of the list.
@@ -99,10 +112,16 @@ class _Board:
 
     async def look(self, watch: Watch) -> list[_Seen]:
         """Return what is known of the indexes of ``watch``, and read them first if that is too old."""
-        async with self._reading:
-            if not all(self._is_recent(watch, index_id) for index_id in watch.index_ids):
-                await self._read(watch)
+        while self._outdated(watch):
+            async with self._reading:
+                if self._outdated(watch):
+                    await self._read(watch)
+            if slow := [self._slow[index_id] for index_id in watch.index_ids if index_id in self._slow]:
+                await asyncio.wait(slow)
         return [self._seen[index_id] for index_id in watch.index_ids]
+
+    def _outdated(self, watch: Watch) -> set[str]:
+        return {index_id for index_id in watch.index_ids if not self._is_recent(watch, index_id)}
 
     def _is_recent(self, watch: Watch, index_id: str) -> bool:
         seen = self._seen.get(index_id)
@@ -112,58 +131,146 @@ class _Board:
         """Read the indexes of this watch, and of all others that will accept the result."""
         began = asyncio.get_running_loop().time()
         expanded, plain = set[str](), set[str]()
-        for other in {watch, *(other for other in self.watches if other.due <= began)}:
-            wanted = {index_id for index_id in other.index_ids if not self._is_recent(other, index_id)}
-            (expanded if other.expand_sync else plain).update(wanted)
+        watches = {watch, *(other for other in self.watches if other.due <= began)}
+        for other in watches:
+            (expanded if other.expand_sync else plain).update(self._outdated(other) - set(self._slow))
         plain -= expanded
+        if not expanded | plain:
+            return
+        # A new trigger may have been started because of a change of the connection.
+        is_current = self._client is None or any(other.began is None for other in watches)
         try:
-            if self._client is None:
-                from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
-
-                self._client = await LlamaCloudHook(self._conn_id).get_async_conn()
-            found = await self._listed(self._client, plain)
-            missing = [*expanded, *(plain - set(found))]
-            read = await asyncio.gather(*(self._one(self._client, index_id, expanded) for index_id in missing))
-            results: dict[str, Index | Exception] = {**found, **dict(zip(missing, read, strict=True))}
+            client, _ = await self._connected(again=is_current)
+            results = await self._results(client, began, expanded, plain)
+            refused = {index_id for index_id, result in results.items() if isinstance(result, RequestRefusedError)}
+            if refused and not is_current:
+                client, is_new = await self._connected(again=True)
+                if is_new:
+                    results |= await self._results(client, began, expanded & refused, plain & refused)
         except Exception as problem:  # noqa: BLE001  # each trigger decides what an error means
             results = dict.fromkeys(expanded | plain, problem)
         for index_id, result in results.items():
             self._seen[index_id] = _Seen(began, index_id in expanded or isinstance(result, Exception), result)
-        if any(isinstance(result, Exception) for result in results.values()):
+        if any(map(_is_about_the_connection, results.values())):
             # The connection may be corrected before the next look.
             await self.close()
 
-    async def _listed(self, client: AsyncLlamaCloudClient, index_ids: set[str]) -> dict[str, Index]:
-        """Return those of the indexes that a list shows which takes fewer requests than reading them one by one."""
+    async def _connected(self, *, again: bool) -> tuple[AsyncLlamaCloudClient, bool]:
+        """Return the client, and whether it is a new one.
+
+        :param again: read the connection again, and open a new client if it has changed.
+        """
+        from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
+
+        old = self._client
+        if old is not None and not again:
+            return old, False
+        try:
+            config = await LlamaCloudHook(self._conn_id).get_async_config()
+        except Exception as problem:
+            if old is None:
+                raise
+            log.warning(
+                "The connection %s could not be read again, so what was read earlier is used (%s).",
+                self._conn_id,
+                type(problem).__name__,
+            )
+            return old, False
+        if old is not None and old.config == config:
+            return old, False
+        from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+
+        await self.close()
+        self._client = await AsyncLlamaCloudClient.open(config)
+        return self._client, True
+
+    async def _results(
+        self, client: AsyncLlamaCloudClient, began: float, expanded: set[str], plain: set[str]
+    ) -> dict[str, Index | Exception]:
+        """Read these indexes. Those that take long are absent from the result, and stored when they arrive."""
+        found, problem = await self._listed(client, plain)
+        missing = plain - set(found)
+        results: dict[str, Index | Exception] = {**found}
+        if problem is not None:
+            results |= dict.fromkeys(missing, problem)
+            missing = set()
+        reads = {
+            index_id: asyncio.create_task(self._one(client, index_id, expanded)) for index_id in [*expanded, *missing]
+        }
+        if not reads:
+            return results
+        try:
+            await asyncio.wait(reads.values(), timeout=PATIENCE)
+        except asyncio.CancelledError:
+            for task in reads.values():
+                task.cancel()
+            raise
+        for index_id, task in reads.items():
+            if task.done():
+                results[index_id] = task.result()
+            else:
+                self._store_later(index_id, task, began, is_expanded=index_id in expanded)
+        return results
+
+    def _store_later(
+        self, index_id: str, task: asyncio.Task[Index | Exception], began: float, *, is_expanded: bool
+    ) -> None:
+        def store(_: object) -> None:
+            if self._slow.get(index_id) is task:
+                del self._slow[index_id]
+                result = task.result()
+                self._seen[index_id] = _Seen(began, is_expanded or isinstance(result, Exception), result)
+
+        self._slow[index_id] = task
+        task.add_done_callback(store)
+
+    async def _listed(
+        self, client: AsyncLlamaCloudClient, index_ids: set[str]
+    ) -> tuple[dict[str, Index], Exception | None]:
+        """Return those of the indexes that a list shows which takes fewer requests than reading them one by one.
+
+        The exception is one that reading the other indexes one by one would meet too.
+        """
         found: dict[str, Index] = {}
         if len(index_ids) <= self._few:
-            return found
+            return found, None
         try:
-            pages = client.list_indexes(page_size=PAGE, max_pages=len(index_ids) - 1, **self._scope)
-            async for index in pages:
-                if index.id in index_ids and index.metadata.status is not None:
-                    found[index.id] = index
-                    if len(found) == len(index_ids):
-                        return found
-        except AuthenticationError:
-            raise
-        except (LlamaCloudProtocolError, RequestRefusedError):
-            pass  # reading one by one tells which index it is about
+            async with asyncio.timeout(PATIENCE):
+                pages = client.list_indexes(page_size=PAGE, max_pages=len(index_ids) - 1, **self._scope)
+                async for index in pages:
+                    if index.id in index_ids and index.metadata.status is not None:
+                        found[index.id] = index
+                        if len(found) == len(index_ids):
+                            return found, None
+        except (AuthenticationError, RateLimitError) as problem:
+            return found, problem
+        except Exception as problem:  # noqa: BLE001  # reading one by one tells which index it is about
+            log.info("The list of indexes could not be read, so they are read one by one. %s", problem)
         if 2 * len(found) < len(index_ids):
             self._few = len(index_ids)
-        return found
+        return found, None
 
     async def _one(self, client: AsyncLlamaCloudClient, index_id: str, expanded: Iterable[str]) -> Index | Exception:
         try:
             return await client.get_index(index_id, expand_sync=index_id in expanded, **self._scope)
-        except Exception as problem:  # noqa: BLE001  # as above
+        except Exception as problem:  # noqa: BLE001  # as in _read
             return problem
 
     async def close(self) -> None:
-        """Close the client. The next read makes another one."""
+        """Close the client. The next read makes another one, and repeats what was being read."""
+        slow, self._slow = self._slow, {}
+        for task in slow.values():
+            task.cancel()
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
+
+
+def _is_about_the_connection(result: Index | Exception) -> bool:
+    """Whether a corrected connection may help. Other statuses are about the index, or will pass."""
+    if isinstance(result, LlamaCloudStatusError):
+        return isinstance(result, AuthenticationError)
+    return isinstance(result, Exception)
 
 
 _boards: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None, str | None], _Board]] = (

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import AsyncLlamaCloudClient
+from airflow_provider_llamachat.client.retry import no_backoff
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.triggers import looks
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from airflow_provider_llamachat.triggers.looks import Watch, watching
 
@@ -204,3 +207,184 @@ def test_other_projects_and_connections_are_read_by_themselves(llamacloud_emulat
 
     asyncio.run(use())
     assert endpoints(llamacloud_emulator) == ["index"] * 2
+
+
+# The connection ---------------------------------------------------------------------------------------------------------
+
+
+def change_key(emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the server refuse the key that it accepted, and put another one into the connection."""
+    old = emulator.airflow_connection_json
+    monkeypatch.setattr(emulator, "_api_key", "llx-the-new-key")
+    monkeypatch.setattr(emulator, "_keys", ["llx-the-new-key"])
+    assert emulator.airflow_connection_json != old
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", emulator.airflow_connection_json)
+
+
+@pytest.mark.parametrize("expand_sync", [False, True], ids=["list", "single"])
+def test_a_changed_key_is_used_by_the_triggers_that_run(
+    expand_sync: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(llamacloud_emulator, 2)
+
+    async def use(watches: list[Watch]) -> None:
+        await asyncio.gather(*(watch.look() for watch in watches))
+        change_key(llamacloud_emulator, monkeypatch)
+        await asyncio.gather(*(watch.pause(0.05) for watch in watches))
+        found = await asyncio.gather(*(watch.look() for watch in watches))
+        assert [index.id for (index,) in found] == ["idx-0", "idx-1"]
+
+    asyncio.run(together(2, use, expand_sync=expand_sync))
+
+
+def test_a_new_trigger_uses_the_connection_as_it_is_now(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(llamacloud_emulator, 1)
+
+    async def use() -> None:
+        async with watching(CONN, ["idx-0"]) as first:
+            await first.look()
+            change_key(llamacloud_emulator, monkeypatch)
+            async with watching(CONN, ["idx-0"]) as second:
+                await second.look()
+
+    asyncio.run(use())
+    assert [request.status for request in llamacloud_emulator.requests] == [200, 200]
+
+
+def test_a_key_that_is_no_longer_valid_is_an_error(llamacloud_emulator: LlamaCloudEmulator) -> None:
+    add(llamacloud_emulator, 1)
+
+    async def use() -> None:
+        async with watching(CONN, ["idx-0"]) as watch:
+            await watch.look()
+            llamacloud_emulator.inject(Fault("status", endpoint="index", status=401))
+            await watch.pause(0.05)
+            with pytest.raises(errors.AuthenticationError):
+                await watch.look()
+            await watch.pause(0.05)
+            await watch.look()
+
+    asyncio.run(use())
+    assert len(llamacloud_emulator.requests) == 3
+
+
+def test_a_connection_that_cannot_be_read_again_stops_no_trigger_that_runs(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(llamacloud_emulator, 1)
+
+    async def use() -> None:
+        async with watching(CONN, ["idx-0"]) as first:
+            await first.look()
+            monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", "{}")
+            async with watching(CONN, ["idx-0"]) as second:
+                await second.look()
+
+    asyncio.run(use())
+    assert "could not be read again" in caplog.text
+
+
+def test_an_index_that_is_gone_does_not_cost_a_client_for_each_look(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    really = AsyncLlamaCloudClient.open
+
+    async def note(config: Any) -> Any:
+        opened.append(config)
+        return await really(config)
+
+    monkeypatch.setattr(AsyncLlamaCloudClient, "open", note)
+
+    async def use() -> None:
+        async with watching(CONN, ["idx-nowhere"]) as watch:
+            for _ in range(3):
+                with pytest.raises(errors.NotFoundError):
+                    await watch.look()
+                await watch.pause(0.05)
+
+    asyncio.run(use())
+    assert (len(opened), len(llamacloud_emulator.requests)) == (1, 3)
+
+
+# Slow and broken parts --------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_index_keeps_no_other_trigger_waiting(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "PATIENCE", 0.05)
+    add(llamacloud_emulator, 2)
+    release = asyncio.Event()
+    really = AsyncLlamaCloudClient.get_index
+    slow_reads = []
+
+    async def get_index(self: AsyncLlamaCloudClient, index_id: str, **values: Any) -> Any:
+        if index_id == "idx-0":
+            slow_reads.append(index_id)
+            await release.wait()
+        return await really(self, index_id, **values)
+
+    monkeypatch.setattr(AsyncLlamaCloudClient, "get_index", get_index)
+
+    async def use(watches: list[Watch]) -> None:
+        slow = asyncio.create_task(watches[0].look())
+        for _ in range(3):
+            await watches[1].look()
+            await watches[1].pause(0.01)
+        assert not slow.done()
+        release.set()
+        (index,) = await slow
+        assert index.id == "idx-0"
+
+    asyncio.run(together(2, use, expand_sync=True))
+    assert slow_reads == ["idx-0"]
+
+
+@pytest.mark.parametrize("status", [500, 418])
+def test_a_list_that_fails_reaches_no_trigger_whose_index_can_be_read(
+    status: int, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    add(llamacloud_emulator, 3)
+    llamacloud_emulator.inject(Fault("status", endpoint="indexes", status=status, times=None))
+
+    async def use(watches: list[Watch]) -> None:
+        found = await asyncio.gather(*(watch.look() for watch in watches))
+        assert [index.id for (index,) in found] == ["idx-0", "idx-1", "idx-2"]
+
+    asyncio.run(together(3, use))
+
+
+def test_a_list_that_takes_too_long_leaves_the_single_reads(
+    llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks, "PATIENCE", 0.2)
+    add(llamacloud_emulator, 3)
+    llamacloud_emulator.inject(Fault("hang", endpoint="indexes", times=None))
+
+    async def use(watches: list[Watch]) -> None:
+        assert len(await asyncio.gather(*(watch.look() for watch in watches))) == 3
+
+    asyncio.run(together(3, use))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(401, errors.AuthenticationError), (429, errors.RateLimitError)])
+def test_a_list_that_is_refused_reaches_no_trigger_that_does_not_need_it(
+    status: int, kind: type[Exception], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    add(llamacloud_emulator, 3)
+    llamacloud_emulator.settings.max_page_size = (
+        len(llamacloud_emulator.indexes) - 2
+    )  # the first page shows some of the three
+    llamacloud_emulator.inject(Fault("status", endpoint="indexes", status=status, skip=1, times=None))
+
+    async def use(watches: list[Watch]) -> None:
+        async with watching(CONN, [INDEX_FILINGS], expand_sync=True) as other:
+            with no_backoff():
+                found = await asyncio.gather(*(one.look() for one in (other, *watches)), return_exceptions=True)
+        kinds = [type(result) for result in found]
+        assert (kinds[0], set(kinds[1:])) == (list, {list, kind})
+
+    asyncio.run(together(3, use))

@@ -190,6 +190,30 @@ def test_a_task_that_is_killed_cancels_the_sync_that_it_started(
 
 
 @airflow
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_task_that_is_killed_while_its_sync_starts_says_that_the_sync_may_continue(
+    wait: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = SyncIndexOperator(task_id="sync", index_id=INDEX_FILINGS, wait=wait, deferrable=False)
+    really = LlamaCloudClient.sync_index
+
+    def sync_index(client: LlamaCloudClient, index_id: str, **scope: Any) -> bool:
+        really(client, index_id, **scope)
+        sync.on_kill()
+        raise errors.LlamaCloudConnectionError("the task was stopped")
+
+    warnings: list[str] = []
+    monkeypatch.setattr(sync.log, "warning", lambda text, *_values: warnings.append(text))
+    monkeypatch.setattr(LlamaCloudClient, "sync_index", sync_index)
+    llamacloud_emulator.settings.sync_seconds = 3600.0
+    with pytest.raises(errors.LlamaCloudConnectionError, match="stopped"):
+        sync.execute(a_try(sync, 1))
+    # It is not known whether it is this task's sync or another one's.
+    assert "cancel_sync" not in {request.endpoint for request in llamacloud_emulator.requests}
+    assert any("may have started, and continues" in text for text in warnings) is wait
+
+
+@airflow
 def test_a_sync_that_cannot_be_cancelled_does_not_hide_that_the_task_was_stopped(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
