@@ -44,7 +44,7 @@ class Budget:
         """Count records, oldest first. None is a damaged record."""
         if not self.is_limited:
             return
-        for record in written:
+        for record in filter(None, written):
             match record:
                 case {"kind": "intent", "key": key}:
                     self._places.add(key)

@@ -24,7 +24,9 @@ def result(
     key: str, outcome: str = "answered", *, turn: int = 0, tokens: int = 11, error: str = "", accepted: bool = True
 ) -> dict[str, Any]:
     line = {"outcome": outcome, "session_id": f"ses-{key}", "usage": {"total_input_tokens": tokens}}
-    return records.result(key, line | ({"error": {"type": error}} if error else {}), trace=Trace(turn, accepted=accepted))
+    return records.result(
+        key, line | ({"error": {"type": error}} if error else {}), trace=Trace(turn, accepted=accepted)
+    )
 
 
 def intent(key: str) -> dict[str, Any]:

@@ -186,7 +186,9 @@ def test_results_do_not_replace_the_prompts(
     (tmp_path / "link.csv").symlink_to(tmp_path / "q.csv")
     source, output = (text.replace("{folder}", str(tmp_path)) for text in (source, output))
     task = batch(prompts_path=source, output_path=output)
-    with pytest.raises(InvalidArgumentError, match=r"prompts_path and output_path are the same file.*Nothing was asked"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"prompts_path and output_path are the same file.*Nothing was asked"
+    ):
         task.execute(a_try(task, 1))
     assert (tmp_path / "q.csv").read_text() == "prompt\nWhy?\n"
     assert llamacloud_emulator.requests == []
