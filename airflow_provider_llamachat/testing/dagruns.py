@@ -27,7 +27,8 @@ import pytest
 from airflow_provider_llamachat.testing.control import Control
 from airflow_provider_llamachat.testing.records import TurnRecord
 
-_NOT_OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__LOGGING__", "AIRFLOW_CONFIG")
+_NOT_OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__LOGGING__", "AIRFLOW__CORE__XCOM_BACKEND", "AIRFLOW_CONFIG")
+_XCOMS = ("airflow.sdk.execution_time.xcom", "airflow.models.xcom")
 _BUNDLE = "dags-folder"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -277,16 +278,24 @@ def own_airflow(home: Path, database: Path) -> Iterator[None]:
             "AIRFLOW_HOME": home,
             "AIRFLOW__CORE__DAGS_FOLDER": home / "dags",
             "AIRFLOW__CORE__LOAD_EXAMPLES": False,
+            "AIRFLOW__CORE__PLUGINS_FOLDER": home / "plugins",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
             "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": False,
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{database}",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": f"sqlite+aiosqlite:///{database}",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": home / "logs",
+            "AIRFLOW__LOGGING__REMOTE_LOGGING": False,
+            "AIRFLOW__METRICS__OTEL_ON": False,
+            "AIRFLOW__METRICS__STATSD_DATADOG_ENABLED": False,
+            "AIRFLOW__METRICS__STATSD_ON": False,
+            "AIRFLOW__OPENLINEAGE__DISABLED": True,
+            "AIRFLOW__TRACES__OTEL_ON": False,
         }
         for name, value in own.items():
             patch.setenv(name, str(value))
         (home / "dags").mkdir(parents=True, exist_ok=True)
         settings: Any = importlib.import_module("airflow.settings")
+        _store_xcoms_in_the_database(patch)
         before = dict(vars(settings))
         settings.configure_vars()
         settings.configure_orm()
@@ -296,6 +305,18 @@ def own_airflow(home: Path, database: Path) -> Iterator[None]:
             settings.Session.remove()
             settings.engine.dispose()
             vars(settings).update(before)
+
+
+def _store_xcoms_in_the_database(patch: pytest.MonkeyPatch) -> None:
+    """Airflow chooses the XCom class when it is imported, so the configuration alone comes too late."""
+    configuration: Any = importlib.import_module("airflow.configuration")
+    patch.setenv("AIRFLOW__CORE__XCOM_BACKEND", configuration.conf.get_default_value("core", "xcom_backend"))
+    for xcoms in (vars(sys.modules[name]) for name in _XCOMS if name in sys.modules):
+        chosen, base = xcoms.get("XCom"), xcoms.get("BaseXCom")
+        if chosen is not None and chosen is not base:
+            for module in list(sys.modules.values()):
+                if getattr(module, "__dict__", {}).get("XCom") is chosen:
+                    patch.setattr(module, "XCom", base)
 
 
 def migrated(home: Path, made: Path) -> Path:

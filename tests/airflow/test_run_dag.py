@@ -140,7 +140,7 @@ def test_airflow_is_as_before_after_the_test(
 
     with own_airflow(fixture.parent / "home", fixture):
         assert str(airflow_database) not in str(settings.SQL_ALCHEMY_CONN)
-        assert "AIRFLOW__LOGGING__REMOTE_LOGGING" not in os.environ
+        assert os.environ["AIRFLOW__LOGGING__REMOTE_LOGGING"] == "False"
     assert before == (dict(os.environ), settings.SQL_ALCHEMY_CONN, settings.Session)
 
 

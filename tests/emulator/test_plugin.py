@@ -244,6 +244,71 @@ def test_a_project_with_nothing_set_up_runs_its_dag_in_parallel_and_leaves_the_u
 
 
 @pytest.mark.airflow
+@pytest.mark.parametrize("early", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_nothing_of_the_users_airflow_is_written_to(
+    early: bool, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AIRFLOW_")]:
+        monkeypatch.delenv(name)
+    home = pytester.mkdir("home")
+    (home / "plugins").mkdir()
+    (home / "plugins" / "theirs.py").write_text("raise SystemExit('a plugin of the user was loaded')")
+    (home / "airflow.cfg").write_text(
+        "[core]\nxcom_backend = backend.Remote\n"
+        "[metrics]\nstatsd_on = True\notel_on = True\nstatsd_datadog_enabled = True\n"
+        '[openlineage]\ntransport = {"type": "console"}\n'
+    )
+    monkeypatch.setenv("AIRFLOW_HOME", str(home))
+    monkeypatch.setenv("AIRFLOW__CORE__XCOM_BACKEND", "backend.Remote")
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    pytester.makepyfile(
+        backend="""
+        try:
+            from airflow.sdk.bases.xcom import BaseXCom
+        except ImportError:
+            from airflow.models.xcom import BaseXCom
+
+        class Remote(BaseXCom):
+            @staticmethod
+            def serialize_value(value, **_):
+                raise SystemExit("an XCom was written to the user's storage")
+        """
+    )
+    if early:
+        # Airflow's import fails if the configuration names a remote storage whose provider is not installed.
+        pytester.makeconftest(
+            "from airflow.providers.common.compat.sdk import DAG, XCom\nfrom airflow.configuration import conf\n"
+            "assert XCom.__name__ == 'Remote'\nconf.set('logging', 'remote_logging', 'True')"
+        )
+    pytester.makepyfile(
+        """
+        import os
+        from pathlib import Path
+
+        OPTIONS = [("logging", "remote_logging"), ("metrics", "statsd_on"), ("metrics", "otel_on"),
+                   ("metrics", "statsd_datadog_enabled")]
+
+        def test_it(llamacloud_run_dag):
+            from airflow import settings
+            from airflow.configuration import conf
+            from airflow.providers.common.compat.sdk import DAG
+            from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator
+
+            assert [option for option in OPTIONS if conf.getboolean(*option, fallback=False)] == []
+            assert conf.getboolean("openlineage", "disabled")
+            assert Path(settings.PLUGINS_FOLDER).parent == Path(os.environ["AIRFLOW_HOME"])
+            with DAG(dag_id="mine", schedule=None, catchup=False) as dag:
+                CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+            run = llamacloud_run_dag(dag)
+            assert run.state == "success", run.logs
+            assert run.xcom("create")["session_id"]
+        """
+    )
+    result = pytester.runpytest_subprocess(*_QUIET, timeout=240)
+    result.assert_outcomes(passed=1)
+
+
+@pytest.mark.airflow
 def test_a_connection_that_is_not_the_emulator_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
