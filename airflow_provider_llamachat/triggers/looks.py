@@ -112,6 +112,8 @@ class _Board:
 
     async def look(self, watch: Watch) -> list[_Seen]:
         """Return what is known of the indexes of ``watch``, and read them first if that is too old."""
+        # A read that begins now is recent enough even for a look that comes early.
+        watch.due = min(watch.due, asyncio.get_running_loop().time())
         while self._outdated(watch):
             async with self._reading:
                 if self._outdated(watch):

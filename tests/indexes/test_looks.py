@@ -214,9 +214,9 @@ def test_other_projects_and_connections_are_read_by_themselves(llamacloud_emulat
 
 def change_key(emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the server refuse the key that it accepted, and put another one into the connection."""
-    old = emulator.airflow_connection_json
-    monkeypatch.setattr(emulator, "_api_key", "llx-the-new-key")
-    monkeypatch.setattr(emulator, "_keys", ["llx-the-new-key"])
+    old, key = emulator.airflow_connection_json, "llx-the-new-key"
+    monkeypatch.setattr(emulator, "_api_key", key)  # a running emulator has no public way to change it
+    monkeypatch.setattr(emulator, "_keys", [key])  # as above
     assert emulator.airflow_connection_json != old
     monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", emulator.airflow_connection_json)
 
