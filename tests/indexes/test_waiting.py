@@ -170,7 +170,8 @@ def test_a_task_that_is_killed_cancels_the_sync_that_it_started(
 
     def execute() -> None:
         try:
-            sync.execute(a_try(sync, 1))
+            # On Airflow 2, execute() itself refuses another thread.
+            type(sync).execute.__wrapped__(sync, a_try(sync, 1))  # type: ignore[attr-defined]
         except errors.LlamaCloudError as problem:
             caught.append(problem)
 
