@@ -254,7 +254,7 @@ def test_nothing_of_the_users_airflow_is_written_to(
     (home / "plugins").mkdir()
     (home / "plugins" / "theirs.py").write_text("raise SystemExit('a plugin of the user was loaded')")
     (home / "airflow.cfg").write_text(
-        "[core]\nxcom_backend = backend.Remote\n"
+        "[core]\nxcom_backend = backend.Remote\n[logging]\nlogging_level = INFO\n"
         "[metrics]\nstatsd_on = True\notel_on = True\nstatsd_datadog_enabled = True\n"
         '[openlineage]\ntransport = {"type": "console"}\n'
     )
