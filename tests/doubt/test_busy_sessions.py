@@ -68,6 +68,8 @@ def in_a_triggerer(questions: list[tuple[str, str]]) -> list[str]:
         waiting.append((task, context, deferred.value))
 
     async def fire(trigger: Any) -> Any:
+        # Started at once: one that starts late cannot tell another task's turn in its place from a turn of its own.
+        trigger.deferred_at = time.time()
         async for event in trigger.run():
             return event.payload
         raise AssertionError("the trigger ended without an event")
