@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow_provider_llamachat.conversation.history import State, Verdict
 from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.exceptions import (
@@ -76,21 +78,18 @@ def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:
 
 def busy(question: Question, problem: ConflictError) -> SessionBusyError:
     """Return the error for a prompt that was not accepted because other turns kept the session busy until the deadline."""
-    return SessionBusyError(
+    text = (
         "The session was busy with another turn until turn_timeout passed, so the prompt was not accepted. A retry asks. Raise "
-        f"turn_timeout, or run fewer tasks at once in a session. Session: {question.session_id}. Cause: {problem}",
-        status=problem.status,
-        request_id=problem.request_id,
-        session_id=question.session_id,
+        "turn_timeout, or run fewer tasks at once in a session."
     )
+    return SessionBusyError(f"{text} Session: {question.session_id}. Cause: {problem}", **_known(question, problem))
 
 
 def refused(question: Question, problem: ConflictError) -> RequestRefusedError:
     """Return the error for a 409 that is not about another turn."""
-    return RequestRefusedError(
-        "LlamaCloud refused the prompt, although no other turn is running in the session. See the cause. "
-        f"Session: {question.session_id}. Cause: {problem}",
-        status=problem.status,
-        request_id=problem.request_id,
-        session_id=question.session_id,
-    )
+    text = "LlamaCloud refused the prompt, although no other turn is running in the session. See the cause."
+    return RequestRefusedError(f"{text} Session: {question.session_id}. Cause: {problem}", **_known(question, problem))
+
+
+def _known(question: Question, problem: ConflictError) -> dict[str, Any]:
+    return {"status": problem.status, "request_id": problem.request_id, "session_id": question.session_id}

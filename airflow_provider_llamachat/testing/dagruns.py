@@ -253,17 +253,22 @@ class _Once(logging.StreamHandler[io.StringIO]):
 
 
 class _Tee(io.TextIOBase):
+    """Writes to those of its streams that are open: Airflow's loggers keep it, and pytest closes its own stream after a test."""
+
     def __init__(self, *streams: Any) -> None:
         self._streams = streams
 
     def write(self, text: str) -> int:
-        for stream in self._streams:
+        for stream in self._open():
             stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        for stream in self._streams:
+        for stream in self._open():
             stream.flush()
+
+    def _open(self) -> list[Any]:
+        return [stream for stream in self._streams if not getattr(stream, "closed", False)]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
-from airflow_provider_llamachat.testing.dagruns import DagRunner
+from airflow_provider_llamachat.testing.dagruns import DagRunner, logged
 from tests.airflow.runner import AIRFLOW
 
 DAG = """
@@ -158,3 +159,16 @@ def test_a_file_that_cannot_be_imported_and_a_dag_that_is_not_there_are_said(
     file.write_text(file.read_text() + '\nanother = DAG(dag_id="another", schedule=None)')
     with pytest.raises(ValueError, match=r"defines 2 Dags. Name one of its Dags: \['another', 'asks'\]"):
         llamacloud_run_dag(file)
+
+
+def test_a_logger_that_keeps_the_output_of_a_run_outlives_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Airflow's loggers keep the stream that they found; pytest closes its own when the test ends.
+    captured = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", captured)
+    with logged() as logs:
+        kept = sys.stdout
+        print("during the run")
+    captured.close()
+    kept.write("after the run")
+    kept.close()
+    assert "during the run" in logs()
