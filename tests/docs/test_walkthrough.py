@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.testing.dagruns import DagRunner
-from tests.airflow.runner import AIRFLOW
+from tests.airflow.runner import AIRFLOW, own_warnings_only
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 VARIES = re.compile(r"ses-[0-9a-f]{16}|\d{4}-\d\d-\d\d[ T][0-9:.]+(\+00:00)?|in \d+\.\d s")
@@ -33,7 +33,8 @@ def test_the_lines_and_xcoms_of_the_walkthrough_are_those_of_a_run(
     )
     file = tmp_path / "quarterly.py"
     file.write_text(dag)
-    run = llamacloud_run_dag(file)
+    with own_warnings_only():
+        run = llamacloud_run_dag(file)
     assert run.state == "success", run.logs
     # On Airflow 2, dag.test() does not show what a trigger logs.
     shown = [block for block in blocks("text") if AIRFLOW >= (3, 0) or not block.startswith("thinking")]

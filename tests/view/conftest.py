@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.airflow.runner import own_warnings_only
 from tests.view.rows import BATCH, FAILED, INTERRUPTED, NOW, Asked, add_runs, questions
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 HAS_PAGE = tuple(int(part) for part in version("apache-airflow").split(".")[:2]) >= (3, 1)
 # Older Airflows have no page to test; that they do without is tested in tests/unit/test_view_plugin.py.
 collect_ignore = [] if HAS_PAGE else ["test_app.py", "test_shown.py"]
+if HAS_PAGE:
+    with own_warnings_only():  # Airflow's web framework warns of the HTTP client that it has
+        importlib.import_module("fastapi.testclient")
+        importlib.import_module("airflow_provider_llamachat.view.app")
 
 
 @pytest.fixture(scope="session")
