@@ -6,6 +6,7 @@ module, moves it to a directory that is removed at the end, and drops what the e
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-_RUNS_DAGS = re.compile("airflow_database|def test.*llamacloud_run_dag")
+_RUNS_DAGS = re.compile("airflow_database|llamacloud_run_dag")
 
 
 def _separate_airflow() -> Path:
@@ -44,6 +45,13 @@ def _separate_airflow() -> Path:
 
 
 _HOME = _separate_airflow()
+# Collection makes a million objects that live to the end; looking through them for garbage takes a second of each process.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 # The same examples in each run: what is new to a run is for a search, not for a build. How long an example takes says more about
@@ -59,21 +67,39 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+def _scopes(processes: int) -> dict[str, str]:
+    """What runs Dags (a test, a file by a fixture of its own, a folder by its conftest.py), and which tests share its process."""
+    scopes: dict[str, str] = {}
+    for number, path in enumerate(sorted(REPOSITORY.glob("tests/*/*.py"))):
+        name = path.relative_to(REPOSITORY).as_posix()
+        blocks = [block for block in path.read_text().split("\n\n\n") if _RUNS_DAGS.search(block)]
+        tests = [
+            found[1] for block in blocks if (found := re.search(r"^(?:async )?def (test_\w+)", block, re.MULTILINE))
+        ]
+        if path.name == "conftest.py" and blocks:
+            scopes[name.removesuffix("/conftest.py")] = name
+        elif len(tests) == len(blocks):
+            scopes.update({f"{name}::{test}": f"Dags {number % processes}" for test in tests})
+        else:
+            scopes[name] = f"Dags {number % processes}"
+    return scopes
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give the files whose tests run Dags to a few processes: the first run in each of them takes ten seconds of work to get ready for.
+    """Give each process the next test; but tests that run Dags to a few, because the first run in a process takes ten seconds of work.
 
     DAG_PROCESSES is how many; more of them pay where most tests run Dags.
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-    files = sorted(path for path in REPOSITORY.glob("tests/*/test_*.py") if _RUNS_DAGS.search(path.read_text()))
-    processes = int(os.environ.get("DAG_PROCESSES", "1"))
-    share = {path.relative_to(REPOSITORY).as_posix(): f"Dags {number % processes}" for number, path in enumerate(files)}
+    scopes = _scopes(int(os.environ.get("DAG_PROCESSES", "1")))
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above
         def _split_scope(self, nodeid: str) -> str:
-            return share.get(nodeid.split("::", maxsplit=1)[0], nodeid)
+            test = nodeid.split("[", maxsplit=1)[0]
+            file = test.split("::", maxsplit=1)[0]
+            return scopes.get(test) or scopes.get(file) or scopes.get(file.rpartition("/")[0]) or nodeid
 
     return Scheduler(config, log)
 

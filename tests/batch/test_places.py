@@ -16,7 +16,7 @@ from tests.airflow.tries import a_try
 from tests.batch.stores import Buckets, Disk, Remote
 from tests.batch.test_operator import go, read
 
-pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +177,7 @@ def test_a_file_system_that_refuses_its_settings_is_not_called_missing(monkeypat
         ask(path)
 
 
+@pytest.mark.usefixtures("airflow_database")
 def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     result = go("path_objects", folder=str(tmp_path))
     assert result.state == "success", result.tasks

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import llama_cloud
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
@@ -265,6 +264,8 @@ def test_the_sdk_posts_a_stalled_prompt_again_and_again_and_we_do_not(
     llamacloud_emulator: LlamaCloudEmulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import llama_cloud
+
     # The peer's own pauses are its business; without them the comparison takes seconds in place of a minute.
     monkeypatch.setattr(llama_cloud._base_client, "INITIAL_RETRY_DELAY", 0.0)  # noqa: SLF001  # the SDK has no public switch
     monkeypatch.setattr(llama_cloud._base_client, "MAX_RETRY_DELAY", 0.0)  # noqa: SLF001  # as above

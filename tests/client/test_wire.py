@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llama_cloud
 import pytest
 
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
@@ -16,6 +15,9 @@ from airflow_provider_llamachat.testing import (
     INDEX_FILINGS,
     LlamaCloudEmulator,
 )
+
+if TYPE_CHECKING:
+    from llama_cloud import LlamaCloud
 
 SCOPE = {"project_id": DEFAULT_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID}
 
@@ -74,8 +76,10 @@ PAIRS: dict[str, tuple[Call, Call]] = {
 }
 
 
-def sdk(emulator: LlamaCloudEmulator) -> llama_cloud.LlamaCloud:
-    return llama_cloud.LlamaCloud(api_key=emulator.api_key, base_url=emulator.url, max_retries=0)
+def sdk(emulator: LlamaCloudEmulator) -> LlamaCloud:
+    from llama_cloud import LlamaCloud
+
+    return LlamaCloud(api_key=emulator.api_key, base_url=emulator.url, max_retries=0)
 
 
 def wire(emulator: LlamaCloudEmulator, since: int, session_id: str) -> list[tuple[str, str, Any, Any]]:

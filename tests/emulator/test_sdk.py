@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import pytest
-from llama_cloud import (
-    APIConnectionError,
-    APITimeoutError,
-    AuthenticationError,
-    ConflictError,
-    LlamaCloud,
-    NotFoundError,
-    RateLimitError,
-    UnprocessableEntityError,
-)
-from llama_cloud.types import RetrievalRetrieveResponse
-from llama_cloud.types.chat_retrieve_response import EventToolResultEvent
 
 from airflow_provider_llamachat.testing import (
     DEFAULT_ORGANIZATION_ID,
@@ -35,6 +23,9 @@ from airflow_provider_llamachat.testing import (
 )
 from tests.emulator.conftest import WHOLE, events, eventually
 
+if TYPE_CHECKING:
+    from llama_cloud import LlamaCloud
+
 
 class _Where(TypedDict):
     project_id: str
@@ -43,6 +34,8 @@ class _Where(TypedDict):
 
 @pytest.fixture
 def sdk(llamacloud_emulator: LlamaCloudEmulator) -> Iterator[LlamaCloud]:
+    from llama_cloud import LlamaCloud
+
     # Strict validation turns an answer that does not fit the SDK's models into an error; it is lenient otherwise.
     with LlamaCloud(
         api_key=llamacloud_emulator.api_key,
@@ -54,6 +47,8 @@ def sdk(llamacloud_emulator: LlamaCloudEmulator) -> Iterator[LlamaCloud]:
 
 
 def test_sessions(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    from llama_cloud import LlamaCloud, NotFoundError
+
     ids = _Where(project_id=DEFAULT_PROJECT_ID, organization_id=DEFAULT_ORGANIZATION_ID)
     created = sdk.chat.create(index_ids=[INDEX_FILINGS], shared_access="query", **ids)
     assert (created.index_ids, created.shared_access, created.job_metadata) == ([INDEX_FILINGS], "query", None)
@@ -104,6 +99,8 @@ def test_projects(sdk: LlamaCloud) -> None:
 
 
 def test_indexes(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    from llama_cloud import ConflictError
+
     llamacloud_emulator.settings.sync_seconds = 0.2
     assert [index.id for index in sdk.indexes.list(page_size=3)] == [
         INDEX_FILINGS,
@@ -126,6 +123,10 @@ def test_indexes(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> No
 
 
 def test_retrieval_results_and_attachments(sdk: LlamaCloud) -> None:
+    from llama_cloud import NotFoundError, UnprocessableEntityError
+    from llama_cloud.types import RetrievalRetrieveResponse
+    from llama_cloud.types.chat_retrieve_response import EventToolResultEvent
+
     session_id = sdk.chat.create(index_ids=[INDEX_FILINGS]).session_id
     with sdk.chat.with_streaming_response.stream(
         session_id, index_ids=[INDEX_FILINGS], prompt="Revenue in Q3?"
@@ -145,6 +146,8 @@ def test_retrieval_results_and_attachments(sdk: LlamaCloud) -> None:
 
 
 def test_refusals(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    from llama_cloud import AuthenticationError, NotFoundError, RateLimitError, UnprocessableEntityError
+
     with pytest.raises(UnprocessableEntityError, match="at most 10 items"):
         sdk.chat.create(index_ids=["i"] * 11)
     session_id = sdk.chat.create().session_id
@@ -160,6 +163,8 @@ def test_refusals(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> N
 
 
 def test_faults(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    from llama_cloud import APIConnectionError, APITimeoutError
+
     for kind in ("reset_before", "reset_after"):
         llamacloud_emulator.inject(Fault(kind))
         with pytest.raises(APIConnectionError):
@@ -172,6 +177,8 @@ def test_faults(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> Non
 
 @pytest.mark.parametrize("survives", [True, False])
 def test_how_often_the_sdk_asks_when_a_stream_stalls(survives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llama_cloud import APITimeoutError, LlamaCloud
+
     monkeypatch.setattr("llama_cloud._base_client.INITIAL_RETRY_DELAY", 0.0)  # the SDK has no public switch
     monkeypatch.setattr("llama_cloud._base_client.MAX_RETRY_DELAY", 0.0)  # as above
     with LlamaCloudEmulator(Settings(survives_disconnect=survives)) as emulator:

@@ -230,8 +230,9 @@ def test_a_client_that_leaves_the_queue(survives: bool, api: Api, emulator: Llam
         assert api.http.get("/api/v1/projects").status_code == 200
     clock.forward()
     first.join(60)
-    clock.forward()
     asked = ["first", "second"] if survives else ["first"]
+    eventually(lambda: len(emulator.turns) == len(asked))
+    clock.forward()
     eventually(lambda: emulator.completed() == len(asked))
     assert [turn.prompt for turn in emulator.turns] == asked
     assert [event["content"] for event in api.history(session_id) if event["type"] == "user_input"] == asked

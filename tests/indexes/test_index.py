@@ -153,10 +153,8 @@ def test_the_sensor_raises_the_error_of_the_trigger() -> None:
 
 # On a real Airflow ------------------------------------------------------------------------------------------------------
 
-airflow = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 
-
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_both_modes_wait_until_all_are_ready(llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
     emulator.index_schedule(INDEX_BUILDING, ["parsing", "embedding", "ready"])
@@ -169,7 +167,7 @@ def test_both_modes_wait_until_all_are_ready(llamacloud_emulator: LlamaCloudEmul
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_both_modes_wait_for_a_sync_if_requested(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
     assert go("waiting", index_ids=INDEX_FILINGS).state == "success"
@@ -181,7 +179,7 @@ def test_both_modes_wait_for_a_sync_if_requested(llamacloud_emulator: LlamaCloud
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_both_modes_fail_at_once_when_an_index_failed(
     llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,7 +191,7 @@ def test_both_modes_fail_at_once_when_an_index_failed(
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_both_modes_end_at_their_timeout(llamacloud_emulator: LlamaCloudEmulator) -> None:
     result = go("waiting_in_vain", index_ids=[INDEX_BUILDING])
     assert result.tasks == {"poking": ["failed"], "deferred": ["failed"]}
@@ -201,14 +199,14 @@ def test_both_modes_end_at_their_timeout(llamacloud_emulator: LlamaCloudEmulator
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
 def test_soft_fail_skips_in_both_modes(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("soft", index_ids=[which]).tasks == {"poking": ["skipped"], "deferred": ["skipped"]}
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("wrong", [[], None, [1], ""])
 def test_without_indexes_there_is_nothing_to_wait_for(wrong: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("waiting", index_ids=wrong).tasks == {"poking": ["failed"], "deferred": ["failed"]}
@@ -216,7 +214,7 @@ def test_without_indexes_there_is_nothing_to_wait_for(wrong: Any, llamacloud_emu
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_create_waits_before_it_creates(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.index_schedule(INDEX_BUILDING, ["parsing", "ready"])
     assert go("create_when_ready", index_ids=[INDEX_FILINGS, INDEX_BUILDING]).state == "success"
@@ -224,7 +222,7 @@ def test_create_waits_before_it_creates(llamacloud_emulator: LlamaCloudEmulator)
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
 def test_create_creates_nothing_when_they_do_not_get_ready(which: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("create_when_ready", index_ids=[which], index_timeout=1.2).state == "failed"
@@ -232,7 +230,7 @@ def test_create_creates_nothing_when_they_do_not_get_ready(which: str, llamaclou
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_sync_is_started_once_and_waited_for(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.sync_seconds = 3600.0
     # It ends when it was looked at for the third time, however slow this machine is.
@@ -246,7 +244,7 @@ def test_a_sync_is_started_once_and_waited_for(llamacloud_emulator: LlamaCloudEm
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_sync_is_about_one_index(llamacloud_emulator: LlamaCloudEmulator) -> None:
     assert go("sync", index_id=["a", "b"]).tasks["start"] == ["failed"]
     assert llamacloud_emulator.requests == []
@@ -283,7 +281,7 @@ def test_triggers_can_be_deserialized_by_other_releases() -> None:
     assert isinstance(watch, getattr(triggers, "BaseEventTrigger"))  # noqa: B009  # Airflow's, imported there for two versions
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_trigger_looks_at_all_indexes_at_the_same_time(llamacloud_emulator: LlamaCloudEmulator) -> None:
     ids = [f"idx-{number}" for number in range(10)]
     for index_id in ids:
@@ -295,7 +293,7 @@ def test_the_trigger_looks_at_all_indexes_at_the_same_time(llamacloud_emulator: 
     assert time.monotonic() - begun < 12.0  # one after the other: 15
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_triggers_deadline_is_absolute_and_survives_a_restart(llamacloud_emulator: LlamaCloudEmulator) -> None:
     trigger = ready_trigger(index_ids=[INDEX_BUILDING], deadline=time.time() - 5)
     payload = asyncio.run(first(trigger.run()))
@@ -304,7 +302,7 @@ def test_the_triggers_deadline_is_absolute_and_survives_a_restart(llamacloud_emu
     assert len(llamacloud_emulator.requests) == 1
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_trigger_reports_its_result_without_secrets(llamacloud_emulator: LlamaCloudEmulator) -> None:
     payload = asyncio.run(first(ready_trigger(index_ids=["idx-unheard-of"]).run()))
     assert (payload["state"], payload["error"], payload["details"]["status"]) == ("failed", "NotFoundError", 404)
@@ -365,7 +363,7 @@ async def after(emulator: LlamaCloudEmulator, trigger: IndexUpdatedTrigger, *cha
     return events
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("broken", [None, False, True], ids=["no store", "store", "broken store"])
 def test_an_update_fires_once_for_each_sync(broken: bool | None, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
@@ -394,7 +392,7 @@ def test_an_update_fires_once_for_each_sync(broken: bool | None, llamacloud_emul
     assert set(events[0]) == {"index_id", "name", "last_synced_at", "previous"}
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_restarted_trigger_does_not_miss_the_sync_in_between(llamacloud_emulator: LlamaCloudEmulator) -> None:
     store = Store()
     llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at="2026-01-01T00:00:00Z")
@@ -405,7 +403,7 @@ def test_a_restarted_trigger_does_not_miss_the_sync_in_between(llamacloud_emulat
     assert len(asyncio.run(after(llamacloud_emulator, watching(since="2026-01-01T00:00:00Z")))) == 1
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_first_sync_of_an_index_is_reported_after_a_restart_too(llamacloud_emulator: LlamaCloudEmulator) -> None:
     store = Store()
     llamacloud_emulator.set_index(INDEX_FILINGS, last_synced_at=None)
@@ -415,7 +413,7 @@ def test_the_first_sync_of_an_index_is_reported_after_a_restart_too(llamacloud_e
     assert (event["previous"], event["last_synced_at"][:10]) == (None, "2026-01-02")
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_watcher_survives_a_missing_connection(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

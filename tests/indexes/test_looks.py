@@ -17,7 +17,7 @@ from airflow_provider_llamachat.triggers import looks
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from airflow_provider_llamachat.triggers.looks import Watch, watching
 
-pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 
 CONN = "llamacloud_default"
 

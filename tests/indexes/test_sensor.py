@@ -26,7 +26,7 @@ from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUp
 from airflow_provider_llamachat.triggers.looks import GATHER
 from tests.airflow.tries import a_try
 
-pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 
 FAILING = Fault("status", endpoint="index", path=INDEX_FILINGS, status=500, times=None)
 FAILING_LATER = Fault("status", endpoint="index", path="idx-later", status=500, skip=1, times=None)

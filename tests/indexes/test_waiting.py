@@ -33,8 +33,6 @@ from tests.airflow.tries import a_try
 DAGS = Path(__file__).parent / "dags" / "indexes.py"
 BEFORE, AFTER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
-airflow = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
-
 
 def index(status: str = "ready", synced: str | None = BEFORE, *, running: bool | None = False) -> Index:
     fields = {"id": "idx", "metadata": {"status": status}, "last_synced_at": synced, "sync_in_progress": running}
@@ -92,7 +90,7 @@ def test_an_index_that_is_built_after_its_sync_is_waited_for() -> None:
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_dag_gets_the_result_of_a_sync_in_both_modes(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.sync_seconds = 0.3
     before = llamacloud_emulator.indexes[INDEX_HANDBOOK]["last_synced_at"]
@@ -105,7 +103,7 @@ def test_a_dag_gets_the_result_of_a_sync_in_both_modes(llamacloud_emulator: Llam
 
 
 @pytest.mark.airflow
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_dag_creates_a_session_after_a_deferral(llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.index_schedule(INDEX_BUILDING, ["parsing", "embedding", "ready"])
     assert run(DAGS, "create_when_ready_deferred", {"index_ids": [INDEX_FILINGS, INDEX_BUILDING]}).state == "success"
@@ -113,7 +111,7 @@ def test_a_dag_creates_a_session_after_a_deferral(llamacloud_emulator: LlamaClou
     assert len(llamacloud_emulator.sessions) == 1
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "deferred"])
 def test_a_sync_of_somebody_else_is_waited_for(deferrable: bool, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.index_schedule(
@@ -129,7 +127,7 @@ def test_a_sync_of_somebody_else_is_waited_for(deferrable: bool, llamacloud_emul
     assert found["last_synced_at"]
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "deferred"])
 def test_a_failed_sync_fails_the_task(deferrable: bool, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.settings.sync_seconds = 0.1
@@ -141,7 +139,7 @@ def test_a_failed_sync_fails_the_task(deferrable: bool, llamacloud_emulator: Lla
         resumed(sync, a_try(sync, 1))
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("deferrable", [False, True], ids=["worker", "deferred"])
 def test_a_sync_that_takes_too_long_is_left_alone_and_a_retry_waits_for_it(
     deferrable: bool, llamacloud_emulator: LlamaCloudEmulator
@@ -156,7 +154,7 @@ def test_a_sync_that_takes_too_long_is_left_alone_and_a_retry_waits_for_it(
     assert "cancel_sync" not in {request.endpoint for request in llamacloud_emulator.requests}
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_task_that_is_killed_cancels_the_sync_that_it_started(
     is_ours: bool, llamacloud_emulator: LlamaCloudEmulator
@@ -190,7 +188,7 @@ def test_a_task_that_is_killed_cancels_the_sync_that_it_started(
     assert [request.endpoint for request in emulator.requests].count("cancel_sync") == cancelled
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_task_that_is_killed_while_its_sync_starts_says_that_the_sync_may_continue(
     wait: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
@@ -214,7 +212,7 @@ def test_a_task_that_is_killed_while_its_sync_starts_says_that_the_sync_may_cont
     assert any("may have started, and continues" in text for text in warnings) is wait
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_sync_that_cannot_be_cancelled_does_not_hide_that_the_task_was_stopped(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +245,7 @@ def syncing(*, started: bool) -> IndexSyncedTrigger:
     )
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_deferred_task_that_is_killed_cancels_the_sync_that_it_started(
     is_ours: bool, llamacloud_emulator: LlamaCloudEmulator
@@ -266,7 +264,7 @@ def test_the_syncs_trigger_can_be_made_again_by_other_releases_too() -> None:
     assert (values["before"], values["started"]) == (BEFORE, True)
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize("which", [INDEX_BUILDING, INDEX_FAILED])
 def test_a_deferred_create_creates_nothing_when_an_index_does_not_become_ready(
     which: str, llamacloud_emulator: LlamaCloudEmulator
@@ -279,7 +277,7 @@ def test_a_deferred_create_creates_nothing_when_an_index_does_not_become_ready(
     assert llamacloud_emulator.sessions == {}
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_create_whose_indexes_are_ready_does_not_defer(llamacloud_emulator: LlamaCloudEmulator) -> None:
     create = CreateChatSessionOperator(
         task_id="create", index_ids=[INDEX_FILINGS], wait_for_indexes=True, deferrable=True
@@ -287,7 +285,7 @@ def test_a_create_whose_indexes_are_ready_does_not_defer(llamacloud_emulator: Ll
     assert create.execute(a_try(create, 1))["index_ids"] == [INDEX_FILINGS]
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_event_of_an_earlier_attempt_is_not_used(llamacloud_emulator: LlamaCloudEmulator) -> None:
     create = CreateChatSessionOperator(
         task_id="create", index_ids=[INDEX_BUILDING], wait_for_indexes=True, deferrable=True
@@ -305,7 +303,7 @@ def test_without_a_triggerer_a_deferred_task_says_what_is_missing(words: str) ->
         sync.resume_execution("__fail__", {"error": words}, a_try(sync, 1))
 
 
-@airflow
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 @pytest.mark.parametrize(
     "wrong", [{"wait": "perhaps"}, {"sync_timeout": 0}, {"poke_interval": "often"}, {"index_id": "[]"}], ids=str
 )

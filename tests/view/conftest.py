@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 HAS_PAGE = tuple(int(part) for part in version("apache-airflow").split(".")[:2]) >= (3, 1)
 # Older Airflows have no page to test; that they do without is tested in tests/unit/test_view_plugin.py.
 collect_ignore = [] if HAS_PAGE else ["test_app.py", "test_shown.py"]
-if HAS_PAGE:
-    with own_warnings_only():  # Airflow's web framework warns of the HTTP client that it has
-        importlib.import_module("fastapi.testclient")
-        importlib.import_module("airflow_provider_llamachat.view.app")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +47,9 @@ def app(filled: None) -> Iterator[Any]:
     """The application, with an auth manager of Airflow's own kind."""
     from airflow.api_fastapi.app import get_auth_manager, init_auth_manager, purge_cached_app
 
-    from airflow_provider_llamachat.view.app import create_app
+    with own_warnings_only():  # Airflow's web framework warns of the HTTP client that it has
+        importlib.import_module("fastapi.testclient")
+        from airflow_provider_llamachat.view.app import create_app
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", "tests.view.auth.TwoUsersAuthManager")

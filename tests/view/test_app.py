@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_llamachat.view.app import FILES, HEADERS, STATIC
 from tests.view.rows import ANSWER, BATCH, NOW, QUESTION, Asked, add_runs, questions, usage
 
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ def test_no_route_changes_anything(app: Any, admin: TestClient) -> None:
 def test_every_response_has_the_strict_headers(
     admin: TestClient, nobody: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from airflow_provider_llamachat.view.app import HEADERS
+
     answers = [admin.get(route) for route in ROUTES]
     assert [answer.status_code for answer in answers] == [200] * len(ROUTES)
     monkeypatch.setattr("airflow_provider_llamachat.view.queries.runs", lambda *_: 1 / 0)
@@ -91,7 +92,10 @@ def test_every_response_has_the_strict_headers(
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
+@pytest.mark.usefixtures("app")
 def test_the_page_has_no_way_to_parse_markup_and_nothing_inline() -> None:
+    from airflow_provider_llamachat.view.app import FILES, STATIC
+
     script, page = (STATIC / "view.js").read_text(), (STATIC / "index.html").read_text()
     assert not re.findall(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|Function\(|DOMParser|srcdoc", script

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_llamachat.view import shown
-from airflow_provider_llamachat.view.queries import Task
 from tests.view.rows import MANIFEST, NOW, line
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.view.queries import Task
 
 ODD: list[Any] = [
     None,
@@ -29,6 +31,8 @@ ODD: list[Any] = [
 
 def task_with(operator: str = "SendChatMessageOperator", rendered: Any = None, **xcoms: Any) -> Task:
     """A task instance that pushed this."""
+    from airflow_provider_llamachat.view.queries import Task
+
     return Task(1, "ask", -1, "success", operator, 1, NOW, 1.0, xcoms, rendered or {})
 
 
