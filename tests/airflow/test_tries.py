@@ -67,7 +67,7 @@ def test_clearing_a_failed_task_adopts_the_answer_that_arrived_meanwhile(
     task = ask(session_id, retries=0)
     assert "47.5 million" in task.execute(a_try(task, 2, 1, store))
     assert llamacloud_emulator.posts() == llamacloud_emulator.completed() == 1
-    # It has its answer now: clearing it again asks anew, in every try of that round.
+    # It has its answer now: clearing it again asks again, in every try of that round.
     task.execute(a_try(task, 3, 2, store))
     assert llamacloud_emulator.completed() == 2
 

@@ -258,7 +258,7 @@ def test_a_prompt_after_a_repeated_turn_is_asked_after_it(
 
 
 class FullDisk(PartsJournal):
-    """A journal whose disk gets full, and can not be read either then."""
+    """A journal whose disk gets full, and then cannot be read either."""
 
     room = 3
     readable = True

@@ -114,7 +114,7 @@ def _lane(seeds: list[int], folder: Path, line: Connection) -> None:
                 place.mkdir(parents=True)
                 try:
                     verdict = run_schedule(schedule(seed), emulator, place)
-                except Exception:  # noqa: BLE001  # a schedule that can not be run is reported like one that went wrong
+                except Exception:  # noqa: BLE001  # a schedule that cannot be run is reported like one that went wrong
                     verdict = Verdict(seed, schedule(seed).shape, violations=[traceback.format_exc()])
                 if not verdict.violations:
                     shutil.rmtree(place)

@@ -237,7 +237,7 @@ def test_pauses_grow_are_jittered_and_obey_retry_after_up_to_a_cap() -> None:
 
     def measure() -> None:
         # Outside of the fixture's no_backoff().
-        retry._pauses.set(True)  # noqa: SLF001  # no_backoff() can not be undone from within
+        retry._pauses.set(True)  # noqa: SLF001  # no_backoff() cannot be undone from within
         for attempt in range(1, 12):
             longest = min(retry.MAX_WAIT, retry.FIRST_WAIT * 2 ** (attempt - 1))
             drawn = {retry.pause(attempt) for _ in range(50)}

@@ -51,7 +51,7 @@ class Life:
         self.max_tries = self.retries
 
     def task(self) -> Any:
-        """The operator, made anew for each attempt as Airflow does."""
+        """The operator, made for each attempt as Airflow does."""
         known = {"task_id": "ask", "retries": self.retries, **self.arguments}
         if self.mode == "batch":
             prompts = [{"prompt": PROMPT, "session_id": self.session_id}]

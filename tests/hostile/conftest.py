@@ -133,7 +133,7 @@ def caller(request: pytest.FixtureRequest) -> Caller:
 
 @pytest.fixture
 def peak() -> Iterator[Callable[[], float]]:
-    """Tells how many MB of Python's memory were in use at the most since the test began."""
+    """Tells how many MB of Python's memory were in use at most since the test began."""
     tracemalloc.start()
     try:
         yield lambda: tracemalloc.get_traced_memory()[1] / 1e6

@@ -222,7 +222,7 @@ def test_deltas_use_little_more_memory_than_their_characters(peak: Callable[[], 
     for _ in range(100_000):
         folder.add(event)
     assert len(folder.turn().answer) == 200_000
-    assert peak() < 3  # four bytes a character at the most, and the answer itself; as a list of pieces 6
+    assert peak() < 3  # at most four bytes a character, and the answer itself; as a list of pieces 6
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "word " * 200_000, " " * 1_000_000, "\n" * 250_000])

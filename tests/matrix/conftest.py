@@ -82,7 +82,7 @@ def row(cell: Cell, pytestconfig: pytest.Config) -> Row:
 
 @pytest.fixture(scope="session")
 def environment(cell: Cell, row: Row, built_wheel: Path, repository: Path) -> Environment:
-    """The cell's environment, built anew."""
+    """The cell's environment, built again."""
     found = find_python(cell.pythons)
     if found is None:
         wanted = " or ".join(cell.pythons)

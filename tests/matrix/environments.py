@@ -70,7 +70,7 @@ def _version_of(python: Path) -> str | None:
 
 
 def build(cell: Cell, wheel: Path, folder: Path, version: str, interpreter: str) -> Environment:
-    """Build the environment anew in ``folder``, Airflow first, as somebody has it who then adds this provider."""
+    """Build the environment in ``folder``, Airflow first, as somebody has it who then adds this provider."""
     began = time.monotonic()
     uv("venv", "--quiet", "--clear", "--python", interpreter, str(folder))
     environment = Environment(cell, folder / "bin" / "python", version)

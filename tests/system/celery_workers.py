@@ -47,7 +47,7 @@ class CeleryWorkers:
             # A worker looks for such tasks as often as this; without them, every hundred seconds or so.
             ("celery_broker_transport_options", "unacked_restore_interval"): "2",
             ("celery_broker_transport_options", "unacked_restore_throttle"): "1",
-            # What a worker had just taken when it was killed may be lost; Airflow sends such a task anew, by default after ten minutes.
+            # What a worker had just taken when it was killed may be lost; Airflow sends such a task again, by default after ten minutes.
             ("scheduler", "task_queued_timeout"): "60",
             ("scheduler", "task_queued_timeout_check_interval"): "5",
             ("workers", "min_heartbeat_interval"): str(self.heartbeat_interval),

@@ -31,7 +31,7 @@ WIDTH = min(shutil.get_terminal_size((100, 24)).columns, 110)
 
 
 class UnusableError(Exception):
-    """What the user asked for can not work; the text says why."""
+    """What the user asked for cannot work; the text says why."""
 
 
 @dataclass
@@ -145,7 +145,7 @@ def demo() -> int:
 
 
 def main() -> int:
-    """Run the demo; what can not work is said in one sentence, and an interruption ends everything in good order."""
+    """Run the demo; what cannot work is said in one sentence, and an interruption ends everything in good order."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return demo()
