@@ -139,7 +139,7 @@ def test_a_session_that_others_keep_busy_is_asked_once_when_it_is_free(
 def test_the_properties_hold_for_random_examples() -> None:
     # A build always draws the same examples (tests/conftest.py). This search draws others, and prints how to repeat it.
     chosen = random.SystemRandom().randrange(10**9)
-    again = {"HYPOTHESIS_PROFILE": "soak", "SOAK_EXAMPLES": os.environ.get("SOAK_EXAMPLES") or "3000"}
+    again = {"HYPOTHESIS_PROFILE": "soak", "SOAK_EXAMPLES": os.environ.get("SOAK_EXAMPLES") or "1000"}
     command = ["-m", "pytest", "-q", "--show-capture=no", "-m", "not long", f"--hypothesis-seed={chosen}", __file__]
     print(*(f"{name}={value}" for name, value in again.items()), "python", *command)
     environment = {**os.environ, **again}
