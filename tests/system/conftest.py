@@ -1,4 +1,4 @@
-"""One Airflow, and one server for it, for all tests of turns: most of a minute goes into a start."""
+"""One Airflow, and one server for it, for all tests of turns, because a start takes longer than most of them."""
 
 from __future__ import annotations
 
