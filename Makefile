@@ -73,6 +73,7 @@ long: export DAG_PROCESSES ?= 4
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
 	$(BIN)/python -m pytest -m "long or airflow" $(PARALLEL) $(PYTEST_ARGS)
 
+# BUSY_TASKS=200 BUSY_SESSIONS=20 is the long form of the tests of tasks that share sessions, which otherwise are 12 tasks in 3 sessions.
 .PHONY: system
 system: $(VENV)/.installed ## tests on a whole Airflow: scheduler, API server, triggerer, kills
 	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)

@@ -49,6 +49,15 @@ class AirflowApi:
             answer = self._client.request(method, self._prefix + path, **options)
         return answer
 
+    def _all(self, name: str, path: str) -> list[dict[str, Any]]:
+        """Return all items of a list, which Airflow gives in pages of a hundred at most."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.call("GET", path, params={"limit": 100, "offset": len(found)})
+            found += page[name]
+            if not page[name] or len(found) >= page["total_entries"]:
+                return found
+
     def heartbeats(self) -> dict[str, datetime | None]:
         """Return when scheduler, triggerer and Dag processor were last heard of, by name of the component; {} while there is no answer."""
         try:
@@ -84,8 +93,7 @@ class AirflowApi:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return the task instances of a run as the API describes them."""
-        answer = self.call("GET", _run(dag_id, run_id) + "/taskInstances", params={"limit": 1000})
-        return list(answer["task_instances"])
+        return self._all("task_instances", _run(dag_id, run_id) + "/taskInstances")
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str, map_index: int) -> Any:
         """Return the value of an XCom.
@@ -103,8 +111,7 @@ class AirflowApi:
     def xcom_keys(self, dag_id: str, run_id: str, task_id: str) -> list[tuple[str, int]]:
         """Return key and map index of each XCom of a task."""
         path = f"{_run(dag_id, run_id)}/taskInstances/{quote(task_id, safe='')}/xcomEntries"
-        entries = self.call("GET", path, params={"limit": 1000})["xcom_entries"]
-        return [(entry["key"], entry.get("map_index", -1)) for entry in entries]
+        return [(entry["key"], entry.get("map_index", -1)) for entry in self._all("xcom_entries", path)]
 
     def clear(self, dag_id: str, run_id: str, task_ids: list[str], *, downstream: bool) -> None:
         """Clear finished tasks, so that they run again."""

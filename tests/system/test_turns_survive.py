@@ -5,35 +5,17 @@ The emulator is a process of its own, and its log is the judge: one turn for one
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_llamachat.testing import EmulatorProcess, Fault
 from tests.system.stack import AirflowStack
+from tests.system.waiting import until
 
 pytestmark = pytest.mark.system
 LATENCY = 12.0
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[EmulatorProcess]:
-    with EmulatorProcess() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
-    extra = {"history_lag": 5}
-    value = json.dumps({**json.loads(emulator.airflow_connection_json), "extra": extra})
-    connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": value}
-    dags = [Path(__file__).parent / "dags" / "survival.py"]
-    with AirflowStack(dags=dags, environment=connection) as running:
-        yield running
 
 
 @pytest.fixture
@@ -41,13 +23,6 @@ def server(emulator: EmulatorProcess) -> EmulatorProcess:
     emulator.reset()
     emulator.settings.turn_latency = LATENCY
     return emulator
-
-
-def until(check: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
-    begin = time.monotonic()
-    while not check():
-        assert time.monotonic() - begin < timeout, f"waited {timeout:.0f} s for {what}"
-        time.sleep(0.2)
 
 
 def one_turn_right_answer(stack: AirflowStack, run: str, server: EmulatorProcess) -> None:
