@@ -308,6 +308,7 @@ def _settle(
     since = begin if trace.answered or trace.intended_at is None else min(begin, trace.intended_at)
     shown_by = since + limits.lag
     verdict: Verdict | None = None
+    is_other = False
     while True:
         is_late = now() >= shown_by
         seen, failure = yield from _read(question, trace)
@@ -319,7 +320,8 @@ def _settle(
             if (turn := _turn_of(verdict, trace, is_late=is_late)) is not None:
                 return _Settled(trace, verdict, turn)
             # The server accepted the prompt, or it keeps the session busy. Then it is not absent because the history does not show it.
-            is_busy = isinstance(problem, ConflictError) and not verdict.is_other_running
+            is_other = is_other or verdict.is_other_running
+            is_busy = isinstance(problem, ConflictError) and not is_other
             may_come = trace.accepted or trace.answered or is_busy
             if is_late and verdict.state is State.ABSENT and not may_come:
                 return _Settled(trace.withdrawn(), verdict)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.conversation.steps import Post, ReadHistory, Remember
-from tests.unit.services import RECORDS, SURE, Attempt, Life, Service
+from tests.unit.services import RECORDS, SURE, Attempt, Life, Service, Turn
 
 SOAK_EXAMPLES = int(os.environ.get("SOAK_EXAMPLES") or 0)
 """Examples of each property, if not the usual number."""
@@ -132,6 +132,16 @@ def test_a_session_that_others_keep_busy_is_asked_once_when_it_is_free(
     life = Life(service).run([Attempt()])
     check(life)
     assert (service.paid, life.problems) == (1, [])
+
+
+@pytest.mark.parametrize("free_at", [1012.0, 1017.0, 1024.0, 1060.0])
+def test_a_late_trigger_asks_soon_after_a_long_turn_of_another_task(free_at: float) -> None:
+    service = Service()
+    service.turns.append(Turn("theirs", "not ours", 999.0, free_at, is_ours=False))
+    late = Attempt(is_deferred=True, restarts=[Attempt(crash_after=0, gap=5.0)])
+    life = Life(service).run([late])
+    assert (service.paid, life.problems) == (1, [])
+    assert service.turns[-1].starts < free_at + life.lag + 15.0
 
 
 @pytest.mark.long

@@ -106,10 +106,12 @@ def test_deltas_are_used_only_until_the_complete_event_arrives(kind: str) -> Non
 
 
 def test_events_after_stop_are_ignored_and_a_result_without_its_call_is_kept() -> None:
-    result = [{"type": "tool_result", "name": "x", "call_id": "c9", "result": 1}]
+    picture = {"source_id": "dfl-1", "attachment_name": "page_2.jpg"}
+    result = [{"type": "tool_result", "name": "x", "call_id": "c9", "result": 1, "image_attachment": picture}]
     folded = fold(events(result, [STOP], deltas("text", "late")), "s", "p")
     assert folded.answer == ""
-    assert [(tool.call_id, tool.arguments, tool.finished) for tool in folded.tools] == [("c9", {}, True)]
+    (tool,) = folded.tools
+    assert (tool.call_id, tool.arguments, tool.finished, tool.image_attachment) == ("c9", {}, True, picture)
 
 
 def test_a_folder_reports_its_end_and_lost_events() -> None:
