@@ -11,6 +11,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
@@ -41,7 +42,7 @@ def _commands(kind: type[C]) -> type[C]:
         return functools.wraps(work)(lambda control, *args, **kwargs: control._do(work, *args, **kwargs))  # noqa: SLF001 - its own
 
     for name, found in list(vars(kind).items()):
-        if not name.startswith(("_", "url", "airflow_")):
+        if not name.startswith(("_", "airflow_")):
             is_read = isinstance(found, property)
             COMMANDS[name] = property(dispatched(found.fget), found.fset) if is_read else dispatched(found)
             setattr(kind, name, COMMANDS[name])
@@ -52,13 +53,11 @@ def _commands(kind: type[C]) -> type[C]:
 class Control:
     """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
 
+    url: str
+    """Base URL, without a slash at its end. Its port is known once the emulator has been started."""
+
     _state: ServiceState
     _api_key: str
-
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-        raise NotImplementedError
 
     @property
     def airflow_connection_json(self) -> str:
@@ -203,9 +202,8 @@ class Control:
         """
         if index_id not in self._state.indexes:
             raise ValueError(f"There is no index {index_id!r}")
-        schedule = self._state.indexes[index_id].schedule
-        schedule.clear()
-        schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
+        schedule = deque({"status": step} if isinstance(step, str) else dict(step) for step in steps)
+        self._state.indexes[index_id].schedule = schedule
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
         """Put a finished turn of another client into a session's history; it is not one of :attr:`turns`.
@@ -243,34 +241,28 @@ class EmulatorControl(Control):
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         # An emulator is on this machine: a proxy of the environment does not lead to it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-        return self._url
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         name = work.__name__
         read = isinstance(COMMANDS[name], property)
         given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
         request = urllib.request.Request(  # noqa: S310 - the emulator's own address, given by the test
-            f"{self._url}{PREFIX}/{name}",
+            f"{self.url}{PREFIX}/{name}",
             method="GET" if read else "POST",
             data=None if read else json.dumps(given, default=to_json).encode(),
             headers={"content-type": "application/json"},
         )
         try:
             with self._opener.open(request, timeout=30) as answer:
-                found = json.loads(answer.read())
+                found = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
-                detail = error.read().decode(errors="replace")
-            if error.code == 400:
-                raise ValueError(json.loads(detail)["detail"]) from None
-            raise
+                if error.code != 400:
+                    raise
+                raise ValueError(json.load(error)["detail"]) from None
         if name == "settings":
             found = Settings(**found)
             # Each assignment is sent to the emulator.
@@ -318,7 +310,7 @@ class EmulatorProcess(EmulatorControl):
                 errors.seek(0)
                 raise RuntimeError(f"The emulator's process did not start: {errors.read().strip()}")
         self._process = process
-        self._url = line.split("url=")[1].split()[0]
+        self.url = line.split("url=")[1].split()[0]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import json
 import math
@@ -60,14 +59,13 @@ class LlamaCloudEmulator(Control):
         if not 0 <= port <= 65535:
             raise ValueError(f"The port is a number from 0 to 65535, not {port}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
-        self._host, self._port = host, port
+        self._host = host
+        self._listens_at(port)
         self._thread: threading.Thread | None = None
 
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end. The port is known once the emulator has been started."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+    def _listens_at(self, port: int) -> None:
+        self._port = port
+        self.url = f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
 
     def start(self) -> Self:
         """Listen.
@@ -76,8 +74,9 @@ class LlamaCloudEmulator(Control):
         """
         if self._thread is None:
             ready: Future[None] = Future()
-            serve = functools.partial(asyncio.run, self._serve(ready))
-            self._thread = threading.Thread(target=serve, name="llamacloud-emulator", daemon=True)
+            self._thread = threading.Thread(
+                target=lambda: asyncio.run(self._serve(ready)), name="llamacloud-emulator", daemon=True
+            )
             self._thread.start()
             try:
                 ready.result(_TIMEOUT)
@@ -95,18 +94,15 @@ class LlamaCloudEmulator(Control):
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True)
-            await site.start()
+            await web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True).start()
         except (OSError, UnicodeError) as error:
-            await runner.cleanup()
             # Without what asyncio says about the address, which is said here.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
             ready.set_exception(OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}"))
-            return
-        self._port = runner.addresses[0][1]
-        ready.set_result(None)
-        await self._stopping.wait()
-        await site.stop()
+        else:
+            self._listens_at(runner.addresses[0][1])
+            ready.set_result(None)
+            await self._stopping.wait()
         self._state.break_off()
         await runner.cleanup()
         # Whatever an open connection asked for in the meantime.
@@ -132,10 +128,7 @@ class LlamaCloudEmulator(Control):
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        try:
-            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
-        except TimeoutError:
-            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
+        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
 
     # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 
@@ -196,9 +189,8 @@ class LlamaCloudEmulator(Control):
             return await Call(self._state, request).answer()
         # Whole seconds, rounded up, so that a client that waits as long is let in.
         seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
-        form = {"seconds": {"Retry-After": seconds}, "date": {"Retry-After": date}}
-        headers = form.get(self._state.settings.retry_after_style)
-        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
+        told = {"seconds": seconds, "date": date}.get(self._state.settings.retry_after_style)
+        raise ApiError(429, "Rate limit exceeded. Please retry later.", {"Retry-After": told} if told else None)
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give the answer its id, and note that it is sent."""

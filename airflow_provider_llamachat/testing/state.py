@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
 
 
 def utc(epoch: float) -> str:
-    """A date-time with zone, as projects and indexes have it."""
+    """A date-time with its zone, as projects and indexes have it; sessions have none."""
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass
 class StoredIndex:
-    """An index: its build state, its schedule of states to come, and its documents."""
+    """An index: its place in lists, its build state, its schedule of states to come, and its documents.
 
-    number: int
+    :ivar sync_ends: when the sync that is running ends; infinity while a test says that one is running.
+    """
+
+    place: int
     snippets: list[Snippet]
     id: str
     project_id: str
@@ -40,7 +44,6 @@ class StoredIndex:
     status: str
     description: str | None = None
     error_message: str | None = None
-    sync_in_progress: bool = False
     sync_ends: float | None = None
     schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
@@ -49,24 +52,24 @@ class StoredIndex:
         self.last_synced_at = self.created if self.status == "ready" else None
 
     def syncing(self) -> bool:
-        """Whether a sync is running, by its clock or because a test says so; one whose time is over ends now."""
+        """Whether a sync is running; one whose time is over ends now."""
         if self.sync_ends is not None and time.time() >= self.sync_ends:
             self.last_synced_at, self.sync_ends = utc(self.sync_ends), None
-        return self.sync_in_progress or self.sync_ends is not None
+        return self.sync_ends is not None
 
     def change(self, values: Mapping[str, Any]) -> None:
         """Set what a test gives; ``ValueError`` for a name that cannot be set."""
         for name, value in values.items():
             if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
                 raise ValueError(f"An index has no {name!r} to set")
-            setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
-            if name == "sync_in_progress" and not value:
-                self.sync_ends = None
+            if name == "sync_in_progress":
+                self.sync_ends = math.inf if value else None
+            else:
+                setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
 
     def advance(self) -> None:
         """Come to the next state of the schedule, if there is one."""
-        if self.schedule:
-            self.change(self.schedule.popleft())
+        self.change(self.schedule.popleft() if self.schedule else {})
 
     def named(self, kind: str) -> str:
         """Id of something that belongs to the index."""
@@ -110,13 +113,14 @@ class StoredEvent(NamedTuple):
 
 @dataclass
 class StoredSession:
-    """A chat session. Its ``number`` is its place in the order of creation.
+    """A chat session.
 
+    :ivar place: its place in lists, which show the newest first.
     :ivar job: ``job_metadata``, which the last turn left.
     :ivar locked: a turn was accepted: the indexes can no longer be changed.
     """
 
-    number: int
+    place: int
     id: str
     project_id: str
     index_ids: list[str] | None
@@ -142,11 +146,11 @@ class StoredSession:
         events = [stored.event for stored in shown]
         title = next((event["content"] for event in events if event["type"] == "user_input"), None)
         has_job = any(stored.event["type"] == "stop" and not stored.foreign for stored in shown)
-        updated = datetime.fromtimestamp(max([self.created, *(stored.time for stored in self.shown())]), UTC)
+        updated = max([self.created, *(stored.time for stored in self.shown())])
         data: dict[str, Any] = {
             "session_id": self.id,
             "generated_title": title if title is None or len(title) <= 60 else title[:60] + "...",
-            "last_updated_at": updated.replace(tzinfo=None).isoformat(timespec="microseconds"),
+            "last_updated_at": utc(updated).removesuffix("Z"),
             "job_metadata": self.job if has_job else None,
             "index_ids": self.index_ids,
         }
@@ -247,8 +251,8 @@ class ServiceState:
         if values["project_id"] not in self.projects:
             raise ValueError(f"There is no project {values['project_id']!r}")
         snippets, replaced = snippets_from(documents), self.indexes.get(values["id"])
-        number = next(self.numbers) if replaced is None else replaced.number
-        self.indexes[values["id"]] = StoredIndex(number, snippets, **values)
+        place = next(self.numbers) if replaced is None else replaced.place
+        self.indexes[values["id"]] = StoredIndex(place, snippets, **values)
 
     def running(self, session: StoredSession) -> list[TurnRun]:
         """The session's turns that have not ended."""
