@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
-from airflow_provider_llamachat.testing.corpus import Scripted, found_in
+from airflow_provider_llamachat.testing.corpus import found_in
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
 
@@ -133,7 +133,8 @@ class Control:
         """
         if isinstance(match, Mapping):
             match = re.compile(match["pattern"], match.get("flags", 0))
-        self._state.scripted.insert(0, Scripted(match, text, [found_in(source) for source in sources]))
+        wanted = re.compile(re.escape(match)) if isinstance(match, str) else match
+        self._state.scripted.insert(0, (wanted, text, [found_in(source) for source in sources]))
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""

@@ -30,12 +30,8 @@ class Snippet(NamedTuple):
     text: str
 
 
-class Scripted(NamedTuple):
-    """An answer that a test prescribed: what the prompt has to match, the text, and the results of the search."""
-
-    match: str | re.Pattern[str]
-    text: str
-    found: list[dict[str, Any]]
+Scripted = tuple[re.Pattern[str], str, list[dict[str, Any]]]
+"""An answer that a test prescribed: what is searched in the prompt, the text, and the results of the search."""
 
 
 class Answer(NamedTuple):
@@ -166,9 +162,6 @@ def answer(
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
     found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]
-    for given in scripted:
-        if given.match in prompt if isinstance(given.match, str) else given.match.search(prompt):
-            text, found = given.text, given.found
-            break
+    text, found = next(((said, there) for wanted, said, there in scripted if wanted.search(prompt)), (text, found))
     read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(str(result["content"])) for result in found)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

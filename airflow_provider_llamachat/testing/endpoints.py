@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from airflow_provider_llamachat.testing.corpus import attachment
 from airflow_provider_llamachat.testing.records import STREAM_KINDS
-from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession, utc
+from airflow_provider_llamachat.testing.state import Exchange, ServiceState, StoredIndex, StoredSession, utc
 from airflow_provider_llamachat.testing.turns import TurnRun, TurnStream
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as_json
 
@@ -64,15 +64,14 @@ def _bodies(max_indexes: int, max_prompt: int) -> tuple[type[Any], type[Any]]:
 class Call:
     """One request to an endpoint."""
 
-    def __init__(self, state: ServiceState, request: web.Request) -> None:
-        self._state = state
-        self._settings = state.settings
-        self._request = request
+    def __init__(self, state: ServiceState, exchange: Exchange) -> None:
+        self._state, self._settings = state, state.settings
+        self._exchange, self._request = exchange, exchange.request
         self._session_body, self._prompt_body = _bodies(state.settings.max_indexes, state.settings.max_prompt)
 
     async def answer(self) -> web.StreamResponse:
         """Carry out the method that bears the name of the endpoint; ``ApiError`` when the request is refused."""
-        answer: web.StreamResponse = await getattr(self, f"_do_{self._request.match_info.route.name}")()
+        answer: web.StreamResponse = await getattr(self, f"_do_{self._exchange.record.endpoint}")()
         return answer
 
     def _validate(self, model: type[M], value: Any, where: str) -> M:
@@ -126,7 +125,7 @@ class Call:
         return found
 
     def _check_running(self, session: StoredSession, policy: str) -> None:
-        if policy == "refuse" and self._state.running(session):
+        if policy == "refuse" and any(turn.session is session for turn in self._state.live):
             raise ApiError(409, f"Session {session.id} has a turn in progress.")
 
     # Sessions
@@ -178,7 +177,7 @@ class Call:
     # A turn
 
     async def _do_stream(self) -> web.StreamResponse:
-        settings, exchange = self._settings, self._state.current
+        settings, exchange = self._settings, self._exchange
         body = await self._body(self._prompt_body, required=True)
         session = self._found("Session", self._state.sessions)
         self._check_running(session, settings.concurrent_turns)

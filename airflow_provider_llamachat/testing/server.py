@@ -170,7 +170,7 @@ class LlamaCloudEmulator(Control):
     @web.middleware
     async def _faulted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let the fault that meets the request act before, instead of or after what is asked for."""
-        exchange = self._state.current
+        exchange = self._state.busy[asyncio.current_task()]
         with contextlib.suppress(ValueError, RecursionError):
             exchange.record.body = json.loads(await request.read())
         exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
@@ -180,13 +180,13 @@ class LlamaCloudEmulator(Control):
         """Let in requests with a key and within its rate limit."""
         from airflow_provider_llamachat.testing.endpoints import Call
 
-        exchange = self._state.current
+        exchange = self._state.busy[asyncio.current_task()]
         if exchange.record.endpoint is None:
             raise ApiError(404, "Not Found")
         if exchange.key is None:
             raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
         if (wait := self._state.admit(exchange.key, exchange.record.endpoint)) is None:
-            return await Call(self._state, request).answer()
+            return await Call(self._state, exchange).answer()
         # Whole seconds, rounded up, so that a client that waits as long is let in.
         seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
         told = {"seconds": seconds, "date": date}.get(self._state.settings.retry_after_style)

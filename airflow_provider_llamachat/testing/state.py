@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
@@ -19,6 +18,8 @@ from airflow_provider_llamachat.testing.records import Fault, RequestRecord, Tur
 from airflow_provider_llamachat.testing.settings import Settings
 
 if TYPE_CHECKING:
+    import asyncio
+
     from aiohttp import web
 
     from airflow_provider_llamachat.testing.turns import TurnRun
@@ -60,12 +61,12 @@ class StoredIndex:
     def change(self, values: Mapping[str, Any]) -> None:
         """Set what a test gives; ``ValueError`` for a name that cannot be set."""
         for name, value in values.items():
-            if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
-                raise ValueError(f"An index has no {name!r} to set")
             if name == "sync_in_progress":
                 self.sync_ends = math.inf if value else None
-            else:
+            elif name in ("status", "error_message", "last_synced_at"):
                 setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
+            else:
+                raise ValueError(f"An index has no {name!r} to set")
 
     def advance(self) -> None:
         """Come to the next state of the schedule, if there is one."""
@@ -78,8 +79,9 @@ class StoredIndex:
     def to_json(self, settings: Settings, *, expand: bool = False) -> dict[str, Any]:
         """The index as the API answers it."""
         syncing = self.syncing()
-        status = settings.sync_status if syncing and settings.sync_status is not None else self.status
-        error = {} if self.error_message is None else {"error_message": self.error_message}
+        metadata = {"status": self.status if not syncing or settings.sync_status is None else settings.sync_status}
+        if self.error_message is not None:
+            metadata["error_message"] = self.error_message
         return {
             "id": self.id,
             "created_at": self.created,
@@ -93,17 +95,13 @@ class StoredIndex:
             "export_config_id": self.named("export"),
             "last_synced_at": self.last_synced_at,
             "last_exported_at": self.last_synced_at,
-            "metadata": {"status": status, **error},
+            "metadata": metadata,
             "sync_in_progress": syncing if expand else None,
         }
 
 
 class StoredEvent(NamedTuple):
-    """An event of a history, with the prompt of its turn as it was sent.
-
-    :ivar time: when it is shown, but for the lag; this can be in the future for an event of another client.
-    :ivar foreign: it is another client's event, which does not lag.
-    """
+    """An event of a history, with the prompt of its turn as it was sent. Foreign are events of other clients, which do not lag."""
 
     time: float
     event: dict[str, Any]
@@ -157,14 +155,13 @@ class StoredSession:
         if not settings.omit_shared_access:
             data["shared_access"] = self.shared_access or settings.default_shared_access
         if full:
-            window = len(events) if settings.history_window is None else settings.history_window
-            data["events"] = events[max(0, len(events) - window) :]
+            data["events"] = list(deque(events, settings.history_window))
         return data
 
 
 @dataclass
 class Exchange:
-    """A request under way: its log entry, its API key if that is accepted, the fault that will spoil the answer, and its turn."""
+    """A request under way: its log entry, its API key if that is accepted, the fault that meets it, and the turn that needs it."""
 
     request: web.Request
     record: RequestRecord
@@ -183,14 +180,14 @@ class ServiceState:
     """
 
     def __init__(self, settings: Settings | None) -> None:
-        self.settings = settings if settings is not None else Settings()
+        self.settings = settings or Settings()
         self.live: list[TurnRun] = []
         self.busy: dict[asyncio.Task[Any] | None, Exchange] = {}
         self._initial = self.settings.to_json()
         self.start()
 
     def start(self) -> None:
-        """Know nothing but the projects and indexes of the start, and behave as at the start."""
+        """Know and behave as at the start."""
         self.settings.update(**self._initial)
         self.sessions: dict[str, StoredSession] = {}
         self.deleted: list[str] = []
@@ -211,16 +208,11 @@ class ServiceState:
         """Abandon every turn and break the connection of every request under way."""
         for turn in list(self.live):
             turn.abandon()
-        for task, exchange in list(self.busy.items()):
+        for task, exchange in self.busy.items():
             if exchange.request.transport is not None:
                 exchange.request.transport.abort()
             if task is not None:
                 task.cancel()
-
-    @property
-    def current(self) -> Exchange:
-        """The request that the running task answers."""
-        return self.busy[asyncio.current_task()]
 
     def take_fault(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
         """The first fault among ``kinds`` that is due for this request. It is used up by one, and noted in the request's record."""
@@ -253,7 +245,3 @@ class ServiceState:
         snippets, replaced = snippets_from(documents), self.indexes.get(values["id"])
         place = next(self.numbers) if replaced is None else replaced.place
         self.indexes[values["id"]] = StoredIndex(place, snippets, **values)
-
-    def running(self, session: StoredSession) -> list[TurnRun]:
-        """The session's turns that have not ended."""
-        return [turn for turn in self.live if turn.session is session]

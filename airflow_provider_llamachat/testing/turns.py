@@ -10,18 +10,15 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.corpus import Answer, answer
 from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.state import StoredIndex, StoredSession
+from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
-
-if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.state import ServiceState
 
 _RECORDED: dict[str, Callable[[str], str]] = {
     "verbatim": str,
@@ -124,10 +121,11 @@ class TurnRun:
 
     def start(self) -> None:
         """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
-        earlier = [] if self._state.settings.concurrent_turns == "allow" else self._state.running(self.session)
+        queues = self._state.settings.concurrent_turns != "allow"
+        earlier = [turn.task for turn in self._state.live if queues and turn.session is self.session]
         self.session.locked = True
         self._state.live.append(self)
-        self.task: asyncio.Task[None] = asyncio.create_task(self._run([turn.task for turn in earlier]))
+        self.task: asyncio.Task[None] = asyncio.create_task(self._run(earlier))
 
     async def _run(self, earlier: list[asyncio.Task[None]]) -> None:
         """Live through the turn: events come in time, late ones in one go, and those of a coupled turn when they are wanted."""
@@ -195,10 +193,7 @@ class TurnRun:
 
     def client_left(self) -> None:
         """Nobody reads the stream any more: run on alone, or be abandoned, as the settings are now."""
-        if self._state.settings.survives_disconnect:
-            self.run_alone()
-        else:
-            self.abandon()
+        (self.run_alone if self._state.settings.survives_disconnect else self.abandon)()
 
     def run_alone(self) -> None:
         """Go on to the end, whether or not anybody reads the stream."""
