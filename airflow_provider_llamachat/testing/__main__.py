@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -56,14 +57,6 @@ def _optional(kind: type[Any]) -> Any:
     return read
 
 
-def _allow_many_sockets() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _end_with_input() -> None:
     while os.read(0, 4096):
         pass
@@ -84,15 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.update(**arguments.settings)
     except (ValueError, TypeError, AttributeError) as error:
         cli.error(str(error))
-    _allow_many_sockets()
+    # As many sockets as the system allows; some say that there is no limit, and refuse that.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     endings = {signal.SIGTERM, signal.SIGINT}
     # Blocked in all threads, so that no signal is lost in the code that runs when it arrives.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     try:
         from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
-        keys = arguments.api_keys
-        with LlamaCloudEmulator(settings, host=arguments.host, port=arguments.port, api_keys=keys) as emulator:
+        where = {"host": arguments.host, "port": arguments.port, "api_keys": arguments.api_keys}
+        with LlamaCloudEmulator(settings, **where) as emulator:
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
             if arguments.until_stdin_closes:
                 threading.Thread(target=_end_with_input, daemon=True).start()

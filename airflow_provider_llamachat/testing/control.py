@@ -11,9 +11,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
@@ -24,8 +23,6 @@ from airflow_provider_llamachat.testing.settings import Settings
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.state import ServiceState
 
-C = TypeVar("C")
-
 PREFIX = "/_emulator"
 """Where an emulator takes commands: GET for a property, POST with arguments (an array or an object) for a method."""
 
@@ -35,7 +32,7 @@ COMMANDS: dict[str, Any] = {}
 """Properties and methods of :class:`Control`, except those that say where the emulator is."""
 
 
-def _commands(kind: type[C]) -> type[C]:
+def _dispatch(kind: type[Any]) -> None:
     """Let ``_do`` decide where each property and method of a class is carried out."""
 
     def dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,10 +43,8 @@ def _commands(kind: type[C]) -> type[C]:
             is_read = isinstance(found, property)
             COMMANDS[name] = property(dispatched(found.fget), found.fset) if is_read else dispatched(found)
             setattr(kind, name, COMMANDS[name])
-    return kind
 
 
-@_commands
 class Control:
     """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
 
@@ -85,11 +80,7 @@ class Control:
         self.update_settings(**settings.to_json())
 
     def update_settings(self, **values: Any) -> None:
-        """Change several settings.
-
-        :raises AttributeError: a name that is not a setting (``ValueError`` from another process).
-        :raises ValueError: a value that the setting does not take.
-        """
+        """Change several settings. What :class:`~.settings.Settings` does not take raises ``ValueError`` in another process."""
         self._state.settings.update(**values)
 
     def inject(self, *faults: Fault) -> None:
@@ -203,13 +194,11 @@ class Control:
         """
         if index_id not in self._state.indexes:
             raise ValueError(f"There is no index {index_id!r}")
-        schedule = deque({"status": step} if isinstance(step, str) else dict(step) for step in steps)
-        self._state.indexes[index_id].schedule = schedule
+        schedule = [{"status": step} if isinstance(step, str) else step for step in steps]
+        self._state.indexes[index_id].schedule = iter(schedule)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put a finished turn of another client into a session's history; it is not one of :attr:`turns`.
-
-        It is shown at once, hence before what lags by ``Settings.history_lag``.
+        """Put a finished turn of another client into a session's history, without a lag; it is not one of :attr:`turns`.
 
         :param after: seconds until it is there.
         :raises ValueError: an unknown session.
@@ -228,6 +217,9 @@ class Control:
         """Set state, log, faults and settings back to the start; requests and turns under way are broken off."""
         self._state.break_off()
         self._state.start()
+
+
+_dispatch(Control)
 
 
 def _count(records: Sequence[RequestRecord | TurnRecord], session_id: str | None, prompt: str | None) -> int:
@@ -316,11 +308,9 @@ class EmulatorProcess(EmulatorControl):
 
     def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
+        assert process is not None
         try:
-            # The end of its input ends it.
-            process.communicate(timeout=10)
+            process.communicate(timeout=10)  # the end of its input ends it
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -76,10 +76,8 @@ def _subject(prompt: str, previous: str | None) -> frozenset[str]:
     content = {term for term in own if not _PERIOD.fullmatch(term)}
     if previous is None or (content and (len(content) > 2 or not _FOLLOW_UP.match(prompt))):
         return own
-    inherited = _terms(previous)
-    if own != content:
-        inherited = frozenset(term for term in inherited if not _PERIOD.fullmatch(term))
-    return inherited | own
+    # A period of its own takes the place of the one before.
+    return own | {term for term in _terms(previous) if own == content or not _PERIOD.fullmatch(term)}
 
 
 def attachment(snippet: Snippet) -> dict[str, Any]:
@@ -117,15 +115,13 @@ def found_in(source: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "content" in source:
         return dict(source)
-    if unknown := set(source) - {"file_name", "text", "pages", "score", "index_id"} or {"file_name"} - set(source):
-        raise ValueError(
-            f"A source has file_name, text, pages, score and index_id; unknown or missing: {sorted(unknown)}"
-        )
-    pages = source.get("pages", [1])
-    found = retrieved(source.get("index_id"), Snippet(source["file_name"], pages[0], source.get("text", "")))
-    found["static_fields"]["page_range_end"] = pages[-1]
-    found["static_fields"]["attachments"] = []  # no index has a picture of it
-    return {**found, "score": source.get("score")}
+    given = {"text": "", "pages": [1], "score": None, "index_id": None, **source}
+    if wrong := given.keys() ^ {"file_name", "text", "pages", "score", "index_id"}:
+        raise ValueError(f"A source has file_name, text, pages, score and index_id; missing or unknown: {wrong}")
+    found = retrieved(given["index_id"], Snippet(given["file_name"], given["pages"][0], given["text"]))
+    # No index has a picture of it.
+    found["static_fields"] |= {"page_range_end": given["pages"][-1], "attachments": []}
+    return {**found, "score": given["score"]}
 
 
 def answer(
@@ -153,12 +149,11 @@ def answer(
     query = " ".join(sorted(subject)) or prompt.strip()
     names = ", ".join(sources) or "none"
     thinking = f"The question is about: {query}. I search the indexes {names} for it."
-    if best:
-        text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
-    elif sources:
-        text = f"The documents of {names} say nothing about that."
-    else:
+    text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
+    if not sources:
         text = "There is nothing to search: none of the requested indexes can be queried."
+    elif not best:
+        text = f"The documents of {names} say nothing about that."
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
     found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]

@@ -104,12 +104,15 @@ class Call:
 
     # What a request is about: 404 when it is not there, or in another project
 
-    def _project(self, query: _ProjectQuery | None = None) -> str:
-        scope = query or self._query(_ProjectQuery)
+    @functools.cached_property
+    def _project_id(self) -> str:
+        return str(self._project(self._query(_ProjectQuery))["id"])
+
+    def _project(self, scope: _ProjectQuery) -> dict[str, Any]:
         for project in self._projects(id=scope.project_id, organization_id=scope.organization_id):
             # The default organization's default project is the first of all.
             if scope.project_id or project["is_default"]:
-                return str(project["id"])
+                return project
         missing = f"Project {scope.project_id}" if scope.project_id else f"Organization {scope.organization_id}"
         raise ApiError(404, f"{missing} not found.")
 
@@ -117,12 +120,11 @@ class Call:
         values = {name: str(value) for name, value in wanted.items() if value is not None}
         return [project for project in self._state.projects.values() if values.items() <= project.items()]
 
-    def _found(self, kind: str, items: Mapping[str, S], key: str | None = None, project_id: str | None = None) -> S:
-        key = self._request.match_info["id"] if key is None else key
-        project_id, found = project_id or self._project(), items.get(key)
-        if found is None or found.project_id != project_id:
+    def _found(self, kind: str, items: Mapping[str, S], key: str | None = None) -> S:
+        project_id, key = self._project_id, self._request.match_info["id"] if key is None else key
+        if key not in items or items[key].project_id != project_id:
             raise ApiError(404, f"{kind} {key} not found.")
-        return found
+        return items[key]
 
     def _check_running(self, session: StoredSession, policy: str) -> None:
         if policy == "refuse" and any(turn.session is session for turn in self._state.live):
@@ -132,11 +134,10 @@ class Call:
 
     async def _do_create(self) -> web.Response:
         body = await self._body(self._session_body, required=False)
-        project_id = self._project()
+        place, session_id = -next(self._state.numbers), f"ses-{secrets.token_hex(8)}"
+        session = StoredSession(place, session_id, self._project_id, body.index_ids, body.shared_access)
         for index_id in body.index_ids or ():
-            self._found("Index", self._state.indexes, index_id, project_id)
-        session_id = f"ses-{secrets.token_hex(8)}"
-        session = StoredSession(-next(self._state.numbers), session_id, project_id, body.index_ids, body.shared_access)
+            self._found("Index", self._state.indexes, index_id)
         self._state.sessions[session_id] = session
         return as_json(session.to_json(self._settings), 201)
 
@@ -159,7 +160,7 @@ class Call:
 
     def _page(self, items: Iterable[StoredSession | StoredIndex], query: _ListQuery) -> web.Response:
         """A page of the project's items, which come in the order of their places: what comes between two pages is in neither."""
-        project_id = self._project(query)
+        project_id = self._project_id
         try:
             after = -math.inf if query.page_token is None else int(query.page_token)
         except ValueError:
@@ -168,7 +169,7 @@ class Call:
         rest = [item for item in items if item.place > after and item.project_id == project_id]
         for item in rest[:size]:
             if isinstance(item, StoredIndex):
-                item.advance()
+                item.change(next(item.schedule, {}))
         page: dict[str, Any] = {"items": [item.to_json(self._settings) for item in rest[:size]]}
         if len(rest) > size or self._settings.page_end == "null":
             page["next_page_token"] = str(rest[size - 1].place) if len(rest) > size else None
@@ -208,13 +209,12 @@ class Call:
 
     def _give_sources(self, turn: TurnRun, *, required: bool) -> None:
         """Give the turn what it can search, or a reason to fail."""
-        project_id = turn.session.project_id
         asked, skipped = turn.record.index_ids, turn.record.skipped_index_ids
         for index_id in dict.fromkeys(asked):
             index = self._state.indexes.get(index_id)
             if self._settings.unknown_index == "refuse":
-                index = self._found("Index", self._state.indexes, index_id, project_id)
-            if index is not None and index.project_id == project_id and index.status == "ready":
+                index = self._found("Index", self._state.indexes, index_id)
+            if index is not None and index.project_id == self._project_id and index.status == "ready":
                 turn.sources[index_id] = index
             else:
                 skipped.append(index_id)
@@ -234,7 +234,7 @@ class Call:
     async def _do_project(self) -> web.Response:
         named = self._validate(_ProjectQuery, {"project_id": self._request.match_info["id"]}, "path")
         named.organization_id = self._query(_ProjectQuery).organization_id
-        return as_json(self._state.projects[self._project(named)])
+        return as_json(self._project(named))
 
     async def _do_indexes(self) -> web.Response:
         query = self._query(_ListQuery)
@@ -243,7 +243,7 @@ class Call:
 
     async def _do_index(self) -> web.Response:
         index = self._found("Index", self._state.indexes)
-        index.advance()
+        index.change(next(index.schedule, {}))
         # SDKs spell a repeated parameter either way.
         expand = [*self._request.query.getall("expand", []), *self._request.query.getall("expand[]", [])]
         return as_json(index.to_json(self._settings, expand="sync_in_progress" in expand))
@@ -264,14 +264,12 @@ class Call:
 
     async def _do_attachment(self) -> web.Response:
         query = self._query(_AttachmentQuery)
-        project_id = self._project(query)
         name = self._request.match_info["id"]
         wanted = {"attachment_name": name, "source_id": query.source_id, "type": "screenshot"}
-        mine = [index for index in self._state.indexes.values() if index.project_id == project_id]
+        mine = [index for index in self._state.indexes.values() if index.project_id == self._project_id]
         if wanted not in [attachment(snippet) for index in mine for snippet in index.snippets]:
             raise ApiError(404, "Attachment not found.")
-        signature = f"X-Amz-Expires=3600&X-Amz-Signature={secrets.token_hex(32)}"
-        url = f"https://attachments.invalid/{query.source_id}/{name}?{signature}"
+        url = f"https://attachments.invalid/{query.source_id}/{name}?X-Amz-Expires=3600&X-Amz-Signature={secrets.token_hex(32)}"
         return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 

@@ -201,8 +201,7 @@ class LlamaCloudEmulator(Control):
     async def _command(self, request: web.Request, name: str) -> web.Response:
         if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
             return as_json({"detail": "The control API answers only clients on this machine's loopback address."}, 403)
-        if request.method == "POST" and name == "faults":
-            name = "inject"
+        name = "inject" if (request.method, name) == ("POST", "faults") else name
         read = isinstance(COMMANDS.get(name), property)
         if name not in COMMANDS or request.method != ("GET" if read else "POST"):
             return as_json({"detail": f"There is no control {request.method} {PREFIX}/{name}"}, 404)

@@ -22,11 +22,8 @@ class Settings:
 
     Every attribute can be changed while the emulator runs; a change applies from the next request or event. The texts below, which
     ``python -m airflow_provider_llamachat.testing --help`` shows, say what each one means. The defaults are the likeliest reading of
-    the documentation, or the stricter of two likely ones. Assigning a value that a setting does not take raises ``ValueError``, and
-    a name that is not a setting ``AttributeError``.
-
-    What is documented has no switch: paths, status codes, the existence of limits, bearer keys, event types and their fields, the
-    order of a turn's events, ``stop.is_error`` as the verdict (https://developers.llamaindex.ai/reference/).
+    the documentation (https://developers.llamaindex.ai/reference/), or the stricter of two likely ones. What is documented has no
+    switch. Assigning a value that a setting does not take raises ``ValueError``, and a name that is not a setting ``AttributeError``.
     """
 
     # A turn and its client
@@ -121,11 +118,7 @@ class Settings:
             self._on_change(**{name: value})
 
     def update(self, **values: Any) -> None:
-        """Change several settings.
-
-        :raises AttributeError: a name that is not a setting.
-        :raises ValueError: a value that the setting does not take.
-        """
+        """Change several settings, as assignments do."""
         for name, value in values.items():
             setattr(self, name, value)
 

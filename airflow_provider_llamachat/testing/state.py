@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +32,7 @@ def utc(epoch: float) -> str:
 
 @dataclass
 class StoredIndex:
-    """An index: its place in lists, its build state, its schedule of states to come, and its documents.
-
-    :ivar sync_ends: when the sync that is running ends; infinity while a test says that one is running.
-    """
+    """An index: its place in lists, its documents, its state and schedule, and the end of its sync (infinity: until a test ends it)."""
 
     place: int
     snippets: list[Snippet]
@@ -46,9 +43,9 @@ class StoredIndex:
     description: str | None = None
     error_message: str | None = None
     sync_ends: float | None = None
-    schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.schedule: Iterator[Mapping[str, Any]] = iter(())
         self.created = utc(time.time())
         self.last_synced_at = self.created if self.status == "ready" else None
 
@@ -67,10 +64,6 @@ class StoredIndex:
                 setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
             else:
                 raise ValueError(f"An index has no {name!r} to set")
-
-    def advance(self) -> None:
-        """Come to the next state of the schedule, if there is one."""
-        self.change(self.schedule.popleft() if self.schedule else {})
 
     def named(self, kind: str) -> str:
         """Id of something that belongs to the index."""
@@ -111,12 +104,7 @@ class StoredEvent(NamedTuple):
 
 @dataclass
 class StoredSession:
-    """A chat session.
-
-    :ivar place: its place in lists, which show the newest first.
-    :ivar job: ``job_metadata``, which the last turn left.
-    :ivar locked: a turn was accepted: the indexes can no longer be changed.
-    """
+    """A chat session, its place in lists, and the ``job_metadata`` of its last turn. ``locked``: its indexes cannot change any more."""
 
     place: int
     id: str

@@ -48,20 +48,17 @@ Step = tuple[bytes, dict[str, Any] | None]
 """One event of a turn: its bytes on the wire, with line feeds as line ends, and what it leaves in the history (deltas: nothing)."""
 
 
-def _frame(kind: str, data: str) -> bytes:
-    return f"event: {kind}\ndata: {data}\n\n".encode()
-
-
-def _message(kind: str, **values: Any) -> Step:
-    event = {"type": kind, **values}
-    return _frame("message", encode(event)), event
+def _step(kind: str, **values: Any) -> Step:
+    event, is_delta = {"type": kind, **values}, kind.endswith("_delta")
+    frame = f"event: {'delta' if is_delta else 'message'}\ndata: {encode(event)}\n\n"
+    return frame.encode(), None if is_delta else event
 
 
 def _deltas(kind: str, text: str, count: int) -> list[Step]:
     """Deltas of about the same length, none of them empty."""
     length, count = len(text), max(1, min(count, len(text)))
     pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
-    return [(_frame("delta", encode({"type": kind, "content": piece})), None) for piece in pieces]
+    return [_step(kind, content=piece) for piece in pieces]
 
 
 def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
@@ -74,17 +71,17 @@ def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
         text_count = room - thinking_count
     call = {"name": "retrieve", "call_id": f"call-{turn.record.position + 1}-1"}
     steps = [
-        _message("user_input", content=_RECORDED[settings.recorded_as](turn.record.prompt)),
+        _step("user_input", content=_RECORDED[settings.recorded_as](turn.record.prompt)),
         *_deltas("thinking_delta", said.thinking, thinking_count),
-        _message("thinking", content=said.thinking),
-        _message("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
-        _message("tool_result", **call, result=said.found, image_attachment=None),
+        _step("thinking", content=said.thinking),
+        _step("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
+        _step("tool_result", **call, result=said.found, image_attachment=None),
     ]
-    frame, event = _message("text", content=said.text)
+    frame, event = _step("text", content=said.text)
     if settings.malformed_text == "broken_json":
-        frame = _frame("message", encode(event)[: len(encode(event)) // 2])
+        frame = frame.removesuffix(b'"}\n\n') + b"\n\n"
     elif settings.malformed_text != "none":
-        frame, _ = _message("text", content=None if settings.malformed_text == "null" else [said.text])
+        frame, _ = _step("text", content=None if settings.malformed_text == "null" else [said.text])
     elif settings.text_in == "both":
         steps += _deltas("text_delta", said.text, text_count)
     if settings.text_in == "both":
@@ -106,7 +103,7 @@ class TurnRun:
     """
 
     def __init__(self, state: ServiceState, session: StoredSession, prompt: str, index_ids: list[str]) -> None:
-        self.session = session
+        self.session, self._state = session, state
         self.record = TurnRecord(session.id, prompt, 0, index_ids, [], "running", 0.0)
         self.sources: dict[str, StoredIndex] = {}
         self.error: str | None = None
@@ -114,10 +111,8 @@ class TurnRun:
         self.frames: list[bytes] = []
         self.length = 0
         self._coupled = not state.settings.survives_disconnect
-        self._state = state
         self._held_back: list[dict[str, Any]] = []
-        self._news = asyncio.Event()
-        self._wanted = asyncio.Event()
+        self._news, self._wanted = asyncio.Event(), asyncio.Event()
 
     def start(self) -> None:
         """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
@@ -135,10 +130,9 @@ class TurnRun:
         if (foreign := settings.foreign_first) is not None:
             session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
+        previous = before[-1] if before else None
         snippets = {index_id: index.snippets for index_id, index in self.sources.items()}
-        said = answer(
-            record.prompt, before[-1] if before else None, snippets, settings.answer_chars, self._state.scripted
-        )
+        said = answer(record.prompt, previous, snippets, settings.answer_chars, self._state.scripted)
         record.position, record.started = len(before), time.time()
         self._state.turns.append(record)
         steps = _script(self, said, settings)
@@ -177,7 +171,7 @@ class TurnRun:
             self._held_back.append({"type": "text", "content": said.text})
         exports = [index.named("export") for index in self.sources.values()]
         self.session.job = {**usage, **verdict, "export_config_ids": exports}
-        self._add(*_message("stop", usage=usage, **verdict, skipped_index_ids=record.skipped_index_ids), last=True)
+        self._add(*_step("stop", usage=usage, **verdict, skipped_index_ids=record.skipped_index_ids), last=True)
         self._end("completed" if error is None else "failed")
 
     def _end(self, how: TurnState) -> None:
