@@ -129,8 +129,7 @@ class Control:
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
-        posted = [record for record in self._state.requests if record.endpoint == "stream"]
-        return _count(posted, session_id, prompt)
+        return _count([each for each in self._state.requests if each.endpoint == "stream"], session_id, prompt)
 
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of turns that ended well; ``prompt`` is compared as a whole."""

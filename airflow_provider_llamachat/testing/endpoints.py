@@ -38,7 +38,6 @@ class _ProjectQuery(BaseModel):
 class _ListQuery(_ProjectQuery):
     page_size: Annotated[int, Field(ge=1)] | None = None
     page_token: str | None = None
-    source_directory_id: str | None = None
 
 
 class _AttachmentQuery(_ProjectQuery):
@@ -142,8 +141,7 @@ class Call:
         return as_json(session.to_json(self._settings), 201)
 
     async def _do_list(self) -> web.Response:
-        query = self._query(_ListQuery)
-        return self._page(reversed(self._state.sessions.values()), query)
+        return self._page(reversed(self._state.sessions.values()))
 
     async def _do_get(self) -> web.Response:
         return as_json(self._found("Session", self._state.sessions).to_json(self._settings, full=True))
@@ -158,9 +156,9 @@ class Call:
         self._state.deleted.append(session.id)
         return web.Response(status=204)
 
-    def _page(self, items: Iterable[StoredSession | StoredIndex], query: _ListQuery) -> web.Response:
+    def _page(self, items: Iterable[StoredSession | StoredIndex]) -> web.Response:
         """A page of the project's items, which come in the order of their places: what comes between two pages is in neither."""
-        project_id = self._project_id
+        query, project_id = self._query(_ListQuery), self._project_id
         try:
             after = -math.inf if query.page_token is None else int(query.page_token)
         except ValueError:
@@ -237,9 +235,8 @@ class Call:
         return as_json(self._project(named))
 
     async def _do_indexes(self) -> web.Response:
-        query = self._query(_ListQuery)
-        directory, indexes = query.source_directory_id, self._state.indexes.values()
-        return self._page([index for index in indexes if directory in (None, index.named("dir-source"))], query)
+        directory, indexes = self._request.query.get("source_directory_id"), self._state.indexes.values()
+        return self._page(index for index in indexes if directory in (None, index.named("dir-source")))
 
     async def _do_index(self) -> web.Response:
         index = self._found("Index", self._state.indexes)

@@ -51,9 +51,7 @@ class Settings:
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
         "queue", "a second turn in a busy session waits (200, keep-alives), is refused (409), or runs beside the first"
     )
-    delete_while_running: Literal["finish", "refuse"] = _setting(
-        "finish", "DELETE lets a turn finish, or is refused (409)"
-    )
+    delete_while_running: Literal["finish", "refuse"] = _setting("finish", "DELETE lets a turn finish, or gets a 409")
 
     # A turn's sources
     mismatch: Literal["refuse", "accept"] = _setting(
@@ -86,8 +84,7 @@ class Settings:
 
     # Pace and form of the stream
     turn_latency: float = _setting(
-        0.0,
-        "seconds from a turn's first event to its stop, spread evenly over the events; a change applies to running turns",
+        0.0, "seconds from a turn's first event to its stop, spread evenly; a change applies to running turns"
     )
     delta_chars: int = _setting(24, "characters in one delta event")
     events_per_turn: int | None = _setting(None, "events of a turn; deltas are cut to fit, and delta_chars is ignored")

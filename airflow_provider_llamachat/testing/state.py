@@ -184,7 +184,7 @@ class ServiceState:
         self.armed: list[tuple[Fault, itertools.count[int]]] = []
         self.scripted: list[Scripted] = []
         self.indexes: dict[str, StoredIndex] = {}
-        self._admitted: dict[str, deque[float]] = {}
+        self._admitted: dict[str, list[float]] = {}
         self.numbers = itertools.count(1)
         seed = json.loads(Path(__file__).with_name("corpus.json").read_text(encoding="utf-8"))
         made = dict.fromkeys(("created_at", "updated_at"), utc(time.time()))
@@ -218,9 +218,8 @@ class ServiceState:
         limit, window = self.settings.requests_per_minute, self.settings.rate_window
         if limit is None or (self.settings.rate_limits == "turns" and endpoint != "stream"):
             return None
-        now, seen = time.monotonic(), self._admitted.setdefault(key, deque())
-        while seen and seen[0] <= now - window:
-            seen.popleft()
+        now = time.monotonic()
+        seen = self._admitted[key] = [moment for moment in self._admitted.get(key, []) if moment > now - window]
         if len(seen) >= limit:
             return seen[0] + window - now if seen else window
         seen.append(now)
