@@ -64,10 +64,7 @@ def _end_with_input() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the emulator until a signal ends it.
-
-    :returns: exit status: 0, or 1 with a message when it cannot start.
-    """
+    """Run the emulator until a signal ends it. The exit status is 0, or 1 with a message when it cannot start."""
     cli = _parser()
     arguments = cli.parse_args(argv)
     values = {item.name: getattr(arguments, item.name) for item in fields(Settings)}

@@ -80,7 +80,7 @@ class Control:
         self.update_settings(**settings.to_json())
 
     def update_settings(self, **values: Any) -> None:
-        """Change several settings. What :class:`~.settings.Settings` does not take raises ``ValueError`` in another process."""
+        """Change several settings; what they do not take raises as an assignment does, but over HTTP always ``ValueError``."""
         self._state.settings.update(**values)
 
     def inject(self, *faults: Fault) -> None:
@@ -265,9 +265,8 @@ class EmulatorControl(Control):
 class EmulatorProcess(EmulatorControl):
     """Context manager: starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
-    :param settings: behaviour; :meth:`reset` goes back to these.
-    :param port: 0 takes a free one.
-    :param api_keys: keys that are accepted.
+    It takes what :class:`~.server.LlamaCloudEmulator` takes, except the host.
+
     :raises RuntimeError: on entering, when the process does not start; with its error output.
     """
 

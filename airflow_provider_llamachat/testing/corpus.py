@@ -46,10 +46,7 @@ class Answer(NamedTuple):
 
 
 def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]:
-    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects.
-
-    :raises ValueError: anything else.
-    """
+    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects; else ``ValueError``."""
     found = []
     for number, given in enumerate(documents, start=1):
         document: Any = {"text": given} if isinstance(given, str) else given
@@ -109,10 +106,7 @@ def retrieved(index_id: str | None, snippet: Snippet, score: float | None = None
 
 
 def found_in(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The retrieval result of a source that a test gives; one that is a retrieval result already stays as it is.
-
-    :raises ValueError: another form.
-    """
+    """The retrieval result of a source that a test gives, which may be one already; ``ValueError`` for another form."""
     if "content" in source:
         return dict(source)
     given = {"text": "", "pages": [1], "score": None, "index_id": None, **source}
@@ -133,8 +127,7 @@ def answer(
 ) -> Answer:
     """Answer ``prompt``, asked after ``previous`` in the same session, from ``sources`` by index id.
 
-    :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
-    :param scripted: answers that are given instead; the first that matches.
+    The text is cut or repeated to ``length``. The first of the ``scripted`` answers that matches is given instead.
     """
     subject = _subject(prompt, previous)
 

@@ -28,6 +28,7 @@ M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", StoredIndex, StoredSession)
 
 _INDEX_IDS = ["body", "index_ids"]
+_LONGEST_BODY = 1024 * 1024
 
 
 class _ProjectQuery(BaseModel):
@@ -86,6 +87,8 @@ class Call:
 
     async def _body(self, model: type[M], *, required: bool) -> M:
         raw = await self._request.read()
+        if len(raw) > _LONGEST_BODY:
+            raise ApiError(413, "Request Entity Too Large")
         if not required and raw.strip() in (b"", b"null"):
             return model()
         if not raw:

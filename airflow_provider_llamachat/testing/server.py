@@ -27,7 +27,7 @@ DEFAULT_API_KEY = "llx-emulator-0000"
 """Key that is accepted when none is given."""
 
 _TIMEOUT = 30.0
-_CONTROL_BODY = 256 * 1024 * 1024
+_LONGEST_BODY = 256 * 1024 * 1024
 _WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<withheld>")
 
 
@@ -74,20 +74,15 @@ class LlamaCloudEmulator(Control):
         """
         if self._thread is None:
             ready: Future[None] = Future()
-            self._thread = threading.Thread(
-                target=lambda: asyncio.run(self._serve(ready)), name="llamacloud-emulator", daemon=True
-            )
-            self._thread.start()
-            try:
-                ready.result(_TIMEOUT)
-            except BaseException:
-                self._thread = None
-                raise
+            serving = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="emulator", daemon=True)
+            serving.start()
+            ready.result(_TIMEOUT)
+            self._thread = serving
         return self
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered])
+        app = web.Application(middlewares=[self._exchanged, _answered], client_max_size=_LONGEST_BODY)
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
@@ -133,15 +128,18 @@ class LlamaCloudEmulator(Control):
     # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 
     @web.middleware
-    async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Log the request, and in the end decide what becomes of its turn."""
+    async def _exchanged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Log the request; let its fault act before, instead of or after what is asked for; and decide what becomes of its turn."""
         path = request.raw_path.partition("?")[0]
         if path.startswith(PREFIX + "/"):
             return await self._command(request, path[len(PREFIX) + 1 :])
         task = asyncio.current_task()
         exchange = self._state.busy[task] = self._log(request, path)
         try:
-            answer = await handler(request)
+            with contextlib.suppress(ValueError, RecursionError):
+                exchange.record.body = json.loads(await request.read())
+            fault = exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
+            answer = await (handler(request) if fault is None else answer_with(fault, request, handler))
             if not answer.prepared:
                 await self._sign(request, answer)
             return answer
@@ -166,15 +164,6 @@ class LlamaCloudEmulator(Control):
         record.session_id = request.match_info.get("id") if path.startswith("/api/v1/chat/") else None
         self._state.requests.append(record)
         return Exchange(request, record, key)
-
-    @web.middleware
-    async def _faulted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let the fault that meets the request act before, instead of or after what is asked for."""
-        exchange = self._state.busy[asyncio.current_task()]
-        with contextlib.suppress(ValueError, RecursionError):
-            exchange.record.body = json.loads(await request.read())
-        exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
-        return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
 
     async def _endpoint(self, request: web.Request) -> web.StreamResponse:
         """Let in requests with a key and within its rate limit."""
@@ -208,8 +197,7 @@ class LlamaCloudEmulator(Control):
         try:
             if read:
                 return as_json(getattr(self, name))
-            # Documents for an index may be larger than what the API takes in one request.
-            given = json.loads(await request.clone(client_max_size=_CONTROL_BODY).read() or b"[]")
+            given = json.loads(await request.read() or b"[]")
             if name == "inject":
                 given = [Fault(**item) for item in given]
             args, kwargs = ([], given) if isinstance(given, dict) else (given, {})
