@@ -50,11 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _optional(kind: type[Any]) -> Any:
-    def read(text: str) -> Any:
+    def number(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
 
-    read.__name__ = kind.__name__
-    return read
+    return number
 
 
 def _end_with_input() -> None:

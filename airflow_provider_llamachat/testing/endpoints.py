@@ -27,7 +27,6 @@ from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", StoredIndex, StoredSession)
 
-_INDEX_IDS = ["body", "index_ids"]
 _LONGEST_BODY = 1024 * 1024
 
 
@@ -92,14 +91,13 @@ class Call:
         if not required and raw.strip() in (b"", b"null"):
             return model()
         if not raw:
-            raise _refusal(["body"], "missing", "Field required", None)
+            raise _refusal("missing", "Field required", None)
         # FastAPI passes a body of another content type on as bytes, which is not an object.
         is_json = "content-type" not in self._request.headers or self._request.content_type.endswith(("/json", "+json"))
         try:
             value = json.loads(raw) if is_json else None
         except json.JSONDecodeError as error:
-            ctx = {"error": error.msg}
-            raise _refusal(["body", error.pos], "json_invalid", "JSON decode error", {}, ctx=ctx) from None
+            raise _refusal("json_invalid", "JSON decode error", {}, error.pos, ctx={"error": error.msg}) from None
         except (ValueError, RecursionError):
             raise ApiError(400, "There was an error parsing the body") from None
         return self._validate(model, value, "body")
@@ -187,7 +185,7 @@ class Call:
         policy = settings.mismatch if session.locked else settings.unlocked_mismatch
         if bound is not None and set(bound) != set(body.index_ids) and policy == "refuse":
             why = f"Session {session.id} is bound to other indexes: {', '.join(bound)}"
-            raise _refusal(_INDEX_IDS, "value_error", why, body.index_ids)
+            raise _refusal("value_error", why, body.index_ids, "index_ids")
         turn = TurnRun(self._state, session, body.prompt, body.index_ids)
         self._give_sources(turn, required=body.require_all_indexes)
         if settings.binds_unbound if bound is None else not session.locked:
@@ -222,7 +220,7 @@ class Call:
         if skipped and required:
             turn.error = f"Indexes that cannot be queried: {', '.join(skipped)}"
             if self._settings.unready_required == "refuse":
-                raise _refusal(_INDEX_IDS, "value_error", turn.error, asked)
+                raise _refusal("value_error", turn.error, asked, "index_ids")
         elif not turn.sources and self._settings.nothing_to_query == "error_stop":
             turn.error = "None of the requested indexes can be queried."
 
@@ -273,5 +271,5 @@ class Call:
         return as_json({"url": url, "expires_at": utc(time.time() + 3600), "form_fields": None})
 
 
-def _refusal(loc: list[Any], kind: str, why: str, given: Any, **more: Any) -> ApiError:
-    return ApiError(422, [{"type": kind, "loc": loc, "msg": why, "input": given, **more}])
+def _refusal(kind: str, why: str, given: Any, *loc: str | int, **more: Any) -> ApiError:
+    return ApiError(422, [{"type": kind, "loc": ["body", *loc], "msg": why, "input": given, **more}])

@@ -149,7 +149,7 @@ class LlamaCloudEmulator(Control):
                 exchange.turn.client_left()
 
     def _log(self, request: web.Request, path: str) -> Exchange:
-        headers = Headers(request.headers)
+        headers = Headers({name.lower(): value for name, value in request.headers.items()})
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" and given.strip() in self._keys else None
         shown = {"authorization": "Bearer <refused>" if key is None else "Bearer <accepted>", **_WITHHELD}

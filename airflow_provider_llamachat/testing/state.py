@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import math
@@ -18,8 +19,6 @@ from airflow_provider_llamachat.testing.records import Fault, RequestRecord, Tur
 from airflow_provider_llamachat.testing.settings import Settings
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiohttp import web
 
     from airflow_provider_llamachat.testing.turns import TurnRun

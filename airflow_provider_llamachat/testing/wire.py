@@ -14,9 +14,6 @@ from airflow_provider_llamachat.testing.records import PROCESSED_KINDS, Fault, e
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-HUGE = 64 * 1024 * 1024
-"""Bytes of the body that fault ``huge`` sends."""
-
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 """Headers of a turn's stream."""
 
@@ -81,7 +78,7 @@ async def answer_with(fault: Fault, request: web.Request, handler: Handler) -> w
         stream = request.match_info.route.name == "stream" and status < 300
         content_type = STREAM_HEADERS["content-type"] if stream else "application/json"
         start = b'event: message\ndata: {"type":"text","content":"' if stream else b'{"items":[{"session_id":"'
-        return await _begin(request, status, content_type, None, [start, *[b"a" * 65536] * (HUGE // 65536)])
+        return await _begin(request, status, content_type, None, [start, *[b"a" * 65536] * 1024])
     if fault.kind == "truncated_body":
         half = body[: max(1, len(body) // 2)]
         await _begin(request, good.status, good.headers.get("content-type", ""), len(body) + 512, [half])
