@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import fields
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -118,7 +119,8 @@ def test_a_long_queue_keeps_its_order(api: Api, emulator: LlamaCloudEmulator, cl
     for number in range(12):
         threads.append(threading.Thread(target=api.ask, args=(session_id, f"prompt {number}")))
         threads[-1].start()
-        eventually(lambda: emulator.posts() == len(threads))
+        # A prompt has its place in the queue when it was read, which is later than its request's arrival.
+        eventually(partial(emulator.posts, prompt=f"prompt {number}"))
     emulator.settings.turn_latency = 0.0
     clock.forward()
     for thread in threads:
