@@ -93,7 +93,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-    scopes = _scopes(int(os.environ.get("DAG_PROCESSES", "1")))
+    scopes = _scopes(int(os.environ.get("DAG_PROCESSES", "2")))
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above
         def _split_scope(self, nodeid: str) -> str:
