@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
@@ -17,6 +14,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support import own_loop
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.redaction import excerpt
@@ -78,7 +76,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         given = determine_kwargs(self.python_callable, self.op_args, context)
         returned = self.python_callable(*self.op_args, **given)
         if inspect.isawaitable(returned):
-            returned = _result_of(returned)
+            returned = own_loop.run(returned)
         if not isinstance(returned, str) or arguments.is_nothing(returned):
             raise InvalidArgumentError(
                 f"The function {self.python_callable.__name__} must return the prompt as text that is not blank. It returned "
@@ -86,19 +84,6 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
             )
         self.prompt = self.render_template(returned, context) if self.render_prompt else returned
         return super()._ask(context)
-
-
-def _result_of(awaitable: Awaitable[Any]) -> Any:
-    async def wait() -> Any:
-        return await awaitable
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(wait())
-    # dag.test() in a notebook or an asynchronous test: a running loop cannot run another one.
-    with ThreadPoolExecutor(1) as other:
-        return other.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
 
 
 def llamachat_task(python_callable: Callable[..., str | Awaitable[str]] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support import own_loop
 from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
 from airflow_provider_llamachat.airflow_support.paths import given_path, is_same_file, resolved_path
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 MAX_XCOM_ITEMS = 100
 """Maximum number of prompts without ``output_path``, because the results are pushed to XCom."""
-R = TypeVar("R")
 
 
 class ChatBatchOperator(LlamaCloudOperator):
@@ -205,7 +203,7 @@ class ChatBatchOperator(LlamaCloudOperator):
                 )
         try:
             with journal.claimed():
-                return self._wait_for(self._run(items, scope, options, journal, rate))
+                return own_loop.run(self._run(items, scope, options, journal, rate), self.on_kill)
         finally:
             # In a notebook, the same operator may run again. Reset any earlier, a kill before this line would be lost.
             self._is_killed = False
@@ -280,20 +278,6 @@ class ChatBatchOperator(LlamaCloudOperator):
         if self._kill is not None:
             with contextlib.suppress(RuntimeError):  # the loop, and therefore the batch, has already ended
                 self._kill()
-
-    def _wait_for(self, run: Coroutine[Any, Any, R]) -> R:
-        if not _runs_a_loop():
-            return asyncio.run(run)
-        # In a notebook or an asynchronous test, a loop is already running in this thread.
-        with ThreadPoolExecutor(1, thread_name_prefix="llamachat-batch") as thread:
-            result = thread.submit(contextvars.copy_context().run, asyncio.run, run)
-            try:
-                return result.result()
-            except BaseException:
-                # Airflow raises timeouts in this thread: the batch in the other thread must end too.
-                if not result.done():
-                    self.on_kill()
-                raise
 
     def _tell_end(self, report: Report, output: str | None) -> None:
         if report.opened > report.deleted and not arguments.flag(self.delete_sessions, "delete_sessions"):
@@ -385,11 +369,3 @@ class ChatBatchOperator(LlamaCloudOperator):
             raise InvalidArgumentError(
                 "The answers would be lost, because do_xcom_push is False and output_path is not set. Set output_path. Nothing was asked."
             )
-
-
-def _runs_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,32 @@ def test_an_asynchronous_function_is_awaited_where_a_loop_already_runs(
 
     assert asyncio.run(notebook()) == "success"
     assert len(llamacloud_emulator.turns) == 1
+
+
+def test_a_timeout_ends_an_asynchronous_function_whatever_it_interrupts() -> None:
+    class TimedOut(BaseException):
+        """As Airflow raises it from a signal handler."""
+
+    def handle(*_: Any) -> None:
+        raise TimedOut
+
+    ended = []
+
+    async def slow() -> str:
+        asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGALRM)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.append(True)
+        return "Why?"
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(TimedOut):
+            LlamaChatDecoratedOperator(task_id="t", python_callable=slow, session_id="ses-1").execute({})
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert ended == [True]
 
 
 @pytest.mark.airflow

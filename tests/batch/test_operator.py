@@ -445,7 +445,45 @@ def test_a_batch_inside_a_running_event_loop_can_be_stopped(
     # It does not wait for its turns.
     assert [turn.state for turn in llamacloud_emulator.turns] == ["running", "running"]
     assert llamacloud_emulator.posts() == 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("llamachat-batch")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("llamachat-loop")]
+    llamacloud_emulator.settings.turn_latency = 0.0
+    assert task.execute(a_try(task, 2))["settled"] == 2
+    assert llamacloud_emulator.posts() == 2
+
+
+def test_a_timeout_ends_the_batch_whatever_it_interrupts(
+    tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event loop logs, and forgets, what is raised within one of its callbacks."""
+
+    class TimedOut(BaseException):
+        """As Airflow raises it from a signal handler."""
+
+    def handle(*_: Any) -> None:
+        raise TimedOut
+
+    def alarm() -> None:
+        if sum(turn.state == "running" for turn in llamacloud_emulator.turns) < 2:
+            asyncio.get_running_loop().call_later(0.01, alarm)
+        else:
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    def new_loop(make: Any = asyncio.new_event_loop) -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = make()
+        loop.call_soon(alarm)
+        return loop
+
+    llamacloud_emulator.settings.turn_latency = 600.0
+    task = batch(output_path=str(tmp_path / "results.jsonl"))
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.events, "new_event_loop", new_loop)
+            with pytest.raises(TimedOut):
+                task.execute(a_try(task, 1))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [turn.state for turn in llamacloud_emulator.turns] == ["running", "running"]
     llamacloud_emulator.settings.turn_latency = 0.0
     assert task.execute(a_try(task, 2))["settled"] == 2
     assert llamacloud_emulator.posts() == 2
