@@ -59,29 +59,31 @@ class Night:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def _start(self, **arguments: Any) -> subprocess.Popen[str]:
+    def _start(self, *, is_read: bool, **arguments: Any) -> subprocess.Popen[str]:
         self._attempts += 1
         given = json.dumps(self.arguments | arguments)
         command = [str(self._python), "-W", "ignore", "-m", "tests.chaos.night", str(self._attempts), given]
         errors = Path(self._folder.name, "log").open("a")  # noqa: SIM115  # the process keeps it open
         with errors:
+            # A pipe that nobody reads stops the process once it is full.
+            stdout = subprocess.PIPE if is_read else errors
             return subprocess.Popen(
-                command, env=self._environment, cwd=self._repository, stdout=subprocess.PIPE, stderr=errors, text=True
+                command, env=self._environment, cwd=self._repository, stdout=stdout, stderr=errors, text=True
             )
 
     def kill(self, posts: int, **arguments: Any) -> None:
         """Kill an attempt when the service has received so many prompts."""
-        attempt = self._start(**arguments)
+        attempt = self._start(is_read=False, **arguments)
         while self._emulator.posts() < posts and attempt.poll() is None:
             time.sleep(0.2)
         assert attempt.poll() is None, f"it ended before it was killed: {self.said}"
         attempt.kill()
-        attempt.communicate()
+        attempt.wait()
         self.kills += 1
 
     def finish(self, **arguments: Any) -> dict[str, Any]:
         """Let an attempt end, and return what it printed."""
-        said, _ = self._start(**arguments).communicate(timeout=3600)
+        said, _ = self._start(is_read=True, **arguments).communicate(timeout=3600)
         assert said.strip(), self.said
         result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
         return result
