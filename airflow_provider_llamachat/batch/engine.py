@@ -384,7 +384,6 @@ class Batch:
         finally:
             self.in_flight -= 1
         self._settled += prepared.trace.is_open and prepared.earlier and not has_streamed
-        self._preparer.saw(turn)
         self._record(item, replace(prepared, trace=trace), turn)
         return turn
 
@@ -412,6 +411,7 @@ class Batch:
         self._note(records.result(item.key(self._scope), entry, trace=trace))
         self._outcomes.add(item, result, entry)
         if prepared is not None:
+            self._preparer.saw(prepared, None if isinstance(result, LlamaCloudError) else result)
             self._asked.update(prepared.question.index_ids)
         if isinstance(result, LlamaCloudError) and not isinstance(result, BudgetReachedError):
             self._take_failure(item, prepared, result, entry)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat.batch.owners import Owners
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.evidence import LINE_BYTES, MAX_COUNT, bounded
 from airflow_provider_llamachat.exceptions import ChatTurnFailedError, ChatTurnInterruptedError, LlamaCloudError
@@ -172,6 +173,7 @@ class Past:
     :ivar intents: items whose session's history must be read first.
     :ivar shared_session: the session that all prompts share, if it was opened.
     :ivar turns: by session, how many turns it has at least, because the last of them was answered.
+    :ivar owners: which items the turns of common sessions belong to.
     :ivar is_complete: whether the results are in place, although some prompts may have no answer.
     :ivar stopped_by: if it is complete, name of the limit because of which prompts were not asked.
     :ivar foreign: number of records of items that are not in the batch.
@@ -182,6 +184,7 @@ class Past:
     intents: dict[int, Intent] = field(default_factory=dict)
     shared_session: str | None = None
     turns: dict[str, int] = field(default_factory=dict)
+    owners: Owners = field(default_factory=Owners)
     is_complete: bool = False
     stopped_by: str | None = None
     foreign: int = 0
@@ -226,15 +229,21 @@ class Past:
                     record["session_id"], trace, bool(record.get("opened")), bool(record.get("ahead"))
                 )
             case "accepted" if asked is not None:
-                trace = replace(asked.trace, accepted=True, recorded=record.get("recorded"))
-                self.intents[position] = replace(asked, trace=trace)
+                self._learn(position, asked, replace(asked.trace, accepted=True, recorded=record.get("recorded")))
             case "release":
                 self.intents.pop(position, None)
             case "result" if record["line"]["outcome"] == ANSWERED:
+                if asked is not None:
+                    self._learn(position, asked, Trace.read(record) or asked.trace)
                 self.answered.add(position)
                 self.intents.pop(position, None)
             case "result" if asked is not None and "intended_at" in record:
                 # A failed or interrupted turn keeps its intent, because the history may contain its answer by now.
-                self.intents[position] = replace(asked, trace=Trace.read(record) or asked.trace)
+                self._learn(position, asked, Trace.read(record) or asked.trace)
             case _:
                 pass
+
+    def _learn(self, position: int, asked: Intent, trace: Trace) -> None:
+        self.intents[position] = replace(asked, trace=trace)
+        if not asked.opened:
+            self.owners.note(asked.session_id, position, trace)

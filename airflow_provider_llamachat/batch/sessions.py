@@ -92,6 +92,7 @@ class Preparer:
         self._options = options
         self._intents = past.intents
         self._turns = dict(past.turns)
+        self._owners = past.owners
         self._own: set[int] = set()
         # An earlier attempt may have posted until it was killed.
         self._began = time.time()
@@ -102,10 +103,13 @@ class Preparer:
         """Whether an earlier attempt was about to ask the item."""
         return position in self._intents
 
-    def saw(self, turn: ChatTurn) -> None:
-        """Note that a turn was answered, so that the next prompt of its session is asked after it."""
-        if turn.position is not None:
-            self._turns[turn.session_id] = max(self._turns.get(turn.session_id, 0), turn.position + 1)
+    def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
+        """Note what became of an item. The next prompt of its session is asked after a turn that was answered."""
+        session_id, position = prepared.question.session_id, turn.position if turn else None
+        if position is not None:
+            self._turns[session_id] = max(self._turns.get(session_id, 0), position + 1)
+        if not prepared.opened:
+            self._owners.note(session_id, prepared.item.position, prepared.trace, position)
 
     def expect(self, item: Item, intent: Intent) -> None:
         """Resume the item in the session where it was asked when it is prepared again."""
@@ -144,7 +148,10 @@ class Preparer:
 
     def question(self, item: Item, session_id: str, index_ids: list[str]) -> Question:
         """Return the item as a question."""
-        return Question(session_id, item.prompt, index_ids, self._options.require_all_indexes, **self._options.scope)
+        others = self._owners.others(session_id, item.position)
+        return Question(
+            session_id, item.prompt, index_ids, self._options.require_all_indexes, others=others, **self._options.scope
+        )
 
     def _new(self, item: Item, created: SessionSummary, index_ids: list[str], *, opened: bool = False) -> Prepared:
         session = Session(session_id=created.session_id, events=[])

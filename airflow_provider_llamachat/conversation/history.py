@@ -221,34 +221,51 @@ def _anchors(events: Iterable[Event], baseline: int) -> list[str]:
     return found or [digest.hexdigest()[:24]]
 
 
+def _ours(prompts: Sequence[str], question: Question, trace: Trace, *, is_moved: bool) -> tuple[list[int], int, bool]:
+    """Return the turns that count as ours, the number of times that our prompt was asked, and whether this is sure.
+
+    :param prompts: the prompt of each turn, as it is recorded.
+    :param is_moved: the positions have moved. A prompt that was seen to be taken is told by its text, as the last one.
+    """
+    baseline, others = max(0, trace.baseline), question.others
+
+    def is_our_text(position: int) -> bool:
+        return is_same_text(prompts[position], question.prompt)
+
+    def is_recorded(position: int) -> bool:
+        return fingerprint(prompts[position]) == trace.recorded and position not in others.positions
+
+    is_alike = trace.recorded in others.recorded
+    if is_moved:
+        last = len(prompts) - 1
+        may_be_last = bool(prompts) and (trace.accepted or trace.answered)
+        is_told = may_be_last and (is_our_text(last) or (not is_alike and fingerprint(prompts[last]) == trace.recorded))
+        return [last] if is_told else [], int(is_told), True
+    asked = [place for place in range(baseline, len(prompts)) if is_our_text(place) or is_recorded(place)]
+    found = [place for place in asked if not is_alike or place == baseline or is_our_text(place)]
+    if found:
+        return found, len(asked), True
+    is_free = len(prompts) > baseline and baseline not in others.positions
+    if is_free and may_be_same_text(prompts[baseline], question.prompt):
+        return [baseline], max(1, len(asked)), False
+    return [], 0, False
+
+
 def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
     """Return what the history says about the question's turn.
 
     Our turn is at or after the baseline and has our prompt, in our form or in the form that the server is known to record. If there is
-    none, the turn exactly at the baseline is ours if its prompt may be ours, cut or with something added. If the prompt was asked more
-    than once (only with ``on_interrupted="ask_again"``), the first turn that finished without an error counts, otherwise the last one.
+    none, the turn exactly at the baseline is ours if its prompt may be ours, cut or with something added. A recorded form that other
+    prompts are known to have too says nothing, so only the position counts. If the prompt was asked more than once (only with
+    ``on_interrupted="ask_again"``), the first turn that finished without an error counts, otherwise the last one.
     """
     starts = [number for number, event in enumerate(events) if isinstance(event, UserInputEvent)]
+    prompts = [str(getattr(events[start], "content", "")) for start in starts]
     baseline = max(0, trace.baseline)
-
-    def prompt(position: int) -> str:
-        return str(getattr(events[starts[position]], "content", ""))
-
-    def is_ours(position: int) -> bool:
-        recorded = prompt(position)
-        return is_same_text(recorded, question.prompt) or fingerprint(recorded) == trace.recorded
-
-    if len(starts) < baseline or (trace.anchor is not None and trace.anchor not in _anchors(events, baseline)):
-        # Positions have moved. A prompt that was seen to be taken is told by its text, as the last one.
-        is_sure = True
-        found = [len(starts) - 1] if starts and (trace.accepted or trace.answered) and is_ours(len(starts) - 1) else []
-        if not found:
-            return Verdict(State.TRUNCATED, turns=len(starts))
-    else:
-        found = [position for position in range(baseline, len(starts)) if is_ours(position)]
-        is_sure = bool(found)
-        if not found and len(starts) > baseline and may_be_same_text(prompt(baseline), question.prompt):
-            found = [baseline]
+    is_moved = len(starts) < baseline or (trace.anchor is not None and trace.anchor not in _anchors(events, baseline))
+    found, asked, is_sure = _ours(prompts, question, trace, is_moved=is_moved)
+    if is_moved and not found:
+        return Verdict(State.TRUNCATED, turns=len(starts))
 
     def verdict(position: int, state: State | None = None) -> Verdict:
         end = starts[position + 1] if position + 1 < len(starts) else len(events)
@@ -261,15 +278,19 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         )
         state = state or (State.FINISHED if turn.finished else State.RUNNING)
         overtaken = end < len(events) and state is State.RUNNING
-        recorded = fingerprint(prompt(position))
-        return Verdict(state, turn, end - starts[position], len(found), overtaken, recorded, is_sure, len(starts))
+        recorded = fingerprint(prompts[position])
+        return Verdict(state, turn, end - starts[position], asked, overtaken, recorded, is_sure, len(starts))
 
     if not found:
-        if len(starts) == baseline + 1:
+        if len(starts) == baseline + 1 and baseline not in question.others.positions:
             return replace(verdict(baseline, State.FOREIGN), recorded=None)
         state = State.FOREIGN if len(starts) > baseline else State.ABSENT
         return Verdict(state, turns=len(starts), is_other_running=is_running(events))
     verdicts = [verdict(position) for position in found]
+    is_at_place = found[0] == baseline and verdicts[0].state is State.FINISHED
+    if trace.answered and is_at_place and not is_same_text(prompts[baseline], question.prompt):
+        # Its end was seen, and it was not asked once more. A later prompt that is recorded like this may be anybody's.
+        return verdicts[0]
     return next((one for one in verdicts if one.turn and one.turn.finished and not one.turn.is_error), verdicts[-1])
 
 

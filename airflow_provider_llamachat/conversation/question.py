@@ -6,7 +6,7 @@ import hashlib
 import html
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
@@ -21,6 +21,18 @@ class Scope(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Others:
+    """What is known about other prompts of a session. It counts where the text of a prompt does not tell whose turn it is.
+
+    :param positions: turns that are known to be theirs.
+    :param recorded: :func:`fingerprint` of each of their prompts as the server recorded it.
+    """
+
+    positions: Container[int] = frozenset()
+    recorded: Container[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, and where. The values are already checked.
 
@@ -28,6 +40,7 @@ class Question:
     :param require_all_indexes: refuse the turn if an index is not ready.
     :param project_id: project (UUID) that overrides the one of the connection.
     :param organization_id: organization (UUID) that overrides the one of the connection.
+    :param others: what this process knows about other prompts of the session.
     """
 
     session_id: str
@@ -36,15 +49,18 @@ class Question:
     require_all_indexes: bool = False
     project_id: str | None = None
     organization_id: str | None = None
+    others: Others = field(default=Others(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the question as JSON values."""
-        return asdict(self)
+        """Return the question as JSON values, without what this process knows about others."""
+        values = asdict(replace(self, others=Others()))
+        del values["others"]
+        return values
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Question | None:
         """Read the result of :meth:`as_dict`, possibly among other values. Return None if there is no question."""
-        given = {name: values[name] for name in cls.__slots__ if values.get(name) is not None}
+        given = {name: values[name] for name in cls.__slots__ if name != "others" and values.get(name) is not None}
         if not isinstance(given.get("session_id"), str) or not isinstance(given.get("prompt"), str):
             return None
         return cls(**given)

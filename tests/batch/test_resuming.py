@@ -74,6 +74,41 @@ def test_a_prompt_stands_after_those_that_were_answered_although_a_late_history_
     assert [turn.prompt for turn in llamacloud_emulator.turns] == [item["prompt"] for item in prompts(2)]
 
 
+@pytest.mark.parametrize("recorded_as", ["empty", "cut", "verbatim"])
+def test_a_retry_of_failed_turns_tells_them_apart_although_they_are_recorded_alike(
+    recorded_as: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(recorded_as=recorded_as)
+    runner.prompts = [f"Tell me all about the revenue of company {number}." for number in range(3)]
+    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", times=3))
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(session_mode="shared")
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts * 2
+
+
+@pytest.mark.parametrize("recorded_as", ["empty", "cut"])
+def test_a_prompt_does_not_get_the_answer_of_one_that_took_its_place(
+    recorded_as: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    emulator = llamacloud_emulator
+    emulator.settings.update(recorded_as=recorded_as)
+    runner.prompts = [f"Tell me all about the revenue of company {number}." for number in range(2)]
+    emulator.inject(Fault("error_stop", endpoint="stream"))
+    emulator.inject(Fault("hang", endpoint="stream", prompt=runner.prompts[1]))
+
+    def during(batch: Batch) -> None:
+        kill_when(batch, lambda: emulator.posts(prompt=runner.prompts[1]))
+
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(during, session_mode="shared")
+    # The second prompt was never accepted. The first one is asked again, and stands where the second one was meant to.
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered", "interrupted"]
+    assert [turn.prompt for turn in emulator.turns] == [runner.prompts[0]] * 2
+
+
 def test_the_retry_at_the_end_does_not_repeat_what_may_have_been_billed(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
