@@ -41,8 +41,15 @@ INDEX_FAILED = "idx-failed"
 INDEX_OTHER_PROJECT = "idx-contracts"
 """A ready index of :data:`OTHER_PROJECT_ID`."""
 
-__all__ = ["EmulatorControl", "EmulatorProcess", "LlamaCloudEmulator"]
-__all__ += ["Fault", "RequestRecord", "Settings", "TurnRecord"]
+__all__ = [
+    "EmulatorControl",
+    "EmulatorProcess",
+    "Fault",
+    "LlamaCloudEmulator",
+    "RequestRecord",
+    "Settings",
+    "TurnRecord",
+]
 __all__ += ["DEFAULT_ORGANIZATION_ID", "DEFAULT_PROJECT_ID"]
 __all__ += ["FOREIGN_PROJECT_ID", "OTHER_ORGANIZATION_ID", "OTHER_PROJECT_ID"]
 __all__ += ["INDEX_BUILDING", "INDEX_FAILED", "INDEX_FILINGS", "INDEX_HANDBOOK", "INDEX_OTHER_PROJECT"]

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -50,10 +49,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _optional(kind: type[Any]) -> Any:
-    def number(text: str) -> Any:
+    def read(text: str) -> Any:
         return None if text.lower() == "none" else kind(text)
 
-    return number
+    read.__name__ = kind.__name__
+    return read
+
+
+def _allow_many_sockets() -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end_with_input() -> None:
@@ -63,7 +71,10 @@ def _end_with_input() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the emulator until a signal ends it. The exit status is 0, or 1 with a message when it cannot start."""
+    """Run the emulator until a signal ends it.
+
+    :returns: exit status: 0, or 1 with a message when it cannot start.
+    """
     cli = _parser()
     arguments = cli.parse_args(argv)
     values = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
@@ -73,18 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.update(**arguments.settings)
     except (ValueError, TypeError, AttributeError) as error:
         cli.error(str(error))
-    # As many sockets as the system allows; some say that there is no limit, and refuse that.
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _allow_many_sockets()
     endings = {signal.SIGTERM, signal.SIGINT}
     # Blocked in all threads, so that no signal is lost in the code that runs when it arrives.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     try:
         from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
-        where = {"host": arguments.host, "port": arguments.port, "api_keys": arguments.api_keys}
-        with LlamaCloudEmulator(settings, **where) as emulator:
+        keys = arguments.api_keys
+        with LlamaCloudEmulator(settings, host=arguments.host, port=arguments.port, api_keys=keys) as emulator:
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
             if arguments.until_stdin_closes:
                 threading.Thread(target=_end_with_input, daemon=True).start()

@@ -12,16 +12,18 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
-from airflow_provider_llamachat.testing.corpus import found_in
+from airflow_provider_llamachat.testing.corpus import Scripted, found_in
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.state import ServiceState
+
+C = TypeVar("C")
 
 PREFIX = "/_emulator"
 """Where an emulator takes commands: GET for a property, POST with arguments (an array or an object) for a method."""
@@ -32,27 +34,31 @@ COMMANDS: dict[str, Any] = {}
 """Properties and methods of :class:`Control`, except those that say where the emulator is."""
 
 
-def _dispatch(kind: type[Any]) -> None:
+def _commands(kind: type[C]) -> type[C]:
     """Let ``_do`` decide where each property and method of a class is carried out."""
 
     def dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
         return functools.wraps(work)(lambda control, *args, **kwargs: control._do(work, *args, **kwargs))  # noqa: SLF001 - its own
 
     for name, found in list(vars(kind).items()):
-        if not name.startswith(("_", "airflow_")):
+        if not name.startswith(("_", "url", "airflow_")):
             is_read = isinstance(found, property)
             COMMANDS[name] = property(dispatched(found.fget), found.fset) if is_read else dispatched(found)
             setattr(kind, name, COMMANDS[name])
+    return kind
 
 
+@_commands
 class Control:
     """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
 
-    url: str
-    """Base URL, without a slash at its end. Its port is known once the emulator has been started."""
-
     _state: ServiceState
     _api_key: str
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+        raise NotImplementedError
 
     @property
     def airflow_connection_json(self) -> str:
@@ -80,7 +86,11 @@ class Control:
         self.update_settings(**settings.to_json())
 
     def update_settings(self, **values: Any) -> None:
-        """Change several settings; what they do not take raises as an assignment does, but over HTTP always ``ValueError``."""
+        """Change several settings.
+
+        :raises AttributeError: a name that is not a setting (``ValueError`` from another process).
+        :raises ValueError: a value that the setting does not take.
+        """
         self._state.settings.update(**values)
 
     def inject(self, *faults: Fault) -> None:
@@ -124,12 +134,12 @@ class Control:
         """
         if isinstance(match, Mapping):
             match = re.compile(match["pattern"], match.get("flags", 0))
-        wanted = re.compile(re.escape(match)) if isinstance(match, str) else match
-        self._state.scripted.insert(0, (wanted, text, [found_in(source) for source in sources]))
+        self._state.scripted.insert(0, Scripted(match, text, [found_in(source) for source in sources]))
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
-        return _count([each for each in self._state.requests if each.endpoint == "stream"], session_id, prompt)
+        posted = [record for record in self._state.requests if record.endpoint == "stream"]
+        return _count(posted, session_id, prompt)
 
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
         """Number of turns that ended well; ``prompt`` is compared as a whole."""
@@ -193,11 +203,14 @@ class Control:
         """
         if index_id not in self._state.indexes:
             raise ValueError(f"There is no index {index_id!r}")
-        schedule = [{"status": step} if isinstance(step, str) else step for step in steps]
-        self._state.indexes[index_id].schedule = iter(schedule)
+        schedule = self._state.indexes[index_id].schedule
+        schedule.clear()
+        schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put a finished turn of another client into a session's history, without a lag; it is not one of :attr:`turns`.
+        """Put a finished turn of another client into a session's history; it is not one of :attr:`turns`.
+
+        It is shown at once, hence before what lags by ``Settings.history_lag``.
 
         :param after: seconds until it is there.
         :raises ValueError: an unknown session.
@@ -218,9 +231,6 @@ class Control:
         self._state.start()
 
 
-_dispatch(Control)
-
-
 def _count(records: Sequence[RequestRecord | TurnRecord], session_id: str | None, prompt: str | None) -> int:
     return sum(session_id in (None, each.session_id) and prompt in (None, each.prompt) for each in records)
 
@@ -233,28 +243,34 @@ class EmulatorControl(Control):
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self._url = url.rstrip("/")
         # An emulator is on this machine: a proxy of the environment does not lead to it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end."""
+        return self._url
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         name = work.__name__
         read = isinstance(COMMANDS[name], property)
         given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
         request = urllib.request.Request(  # noqa: S310 - the emulator's own address, given by the test
-            f"{self.url}{PREFIX}/{name}",
+            f"{self._url}{PREFIX}/{name}",
             method="GET" if read else "POST",
             data=None if read else json.dumps(given, default=to_json).encode(),
             headers={"content-type": "application/json"},
         )
         try:
             with self._opener.open(request, timeout=30) as answer:
-                found = json.load(answer)
+                found = json.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                if error.code != 400:
-                    raise
-                raise ValueError(json.load(error)["detail"]) from None
+                detail = error.read().decode(errors="replace")
+            if error.code == 400:
+                raise ValueError(json.loads(detail)["detail"]) from None
+            raise
         if name == "settings":
             found = Settings(**found)
             # Each assignment is sent to the emulator.
@@ -265,8 +281,9 @@ class EmulatorControl(Control):
 class EmulatorProcess(EmulatorControl):
     """Context manager: starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
-    It takes what :class:`~.server.LlamaCloudEmulator` takes, except the host.
-
+    :param settings: behaviour; :meth:`reset` goes back to these.
+    :param port: 0 takes a free one.
+    :param api_keys: keys that are accepted.
     :raises RuntimeError: on entering, when the process does not start; with its error output.
     """
 
@@ -301,14 +318,16 @@ class EmulatorProcess(EmulatorControl):
                 errors.seek(0)
                 raise RuntimeError(f"The emulator's process did not start: {errors.read().strip()}")
         self._process = process
-        self.url = line.split("url=")[1].split()[0]
+        self._url = line.split("url=")[1].split()[0]
         return self
 
     def __exit__(self, *_: object) -> None:
         process, self._process = self._process, None
-        assert process is not None
+        if process is None:
+            return
         try:
-            process.communicate(timeout=10)  # the end of its input ends it
+            # The end of its input ends it.
+            process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -30,8 +30,12 @@ class Snippet(NamedTuple):
     text: str
 
 
-Scripted = tuple[re.Pattern[str], str, list[dict[str, Any]]]
-"""An answer that a test prescribed: what is searched in the prompt, the text, and the results of the search."""
+class Scripted(NamedTuple):
+    """An answer that a test prescribed: what the prompt has to match, the text, and the results of the search."""
+
+    match: str | re.Pattern[str]
+    text: str
+    found: list[dict[str, Any]]
 
 
 class Answer(NamedTuple):
@@ -46,7 +50,10 @@ class Answer(NamedTuple):
 
 
 def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]:
-    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects; else ``ValueError``."""
+    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects.
+
+    :raises ValueError: anything else.
+    """
     found = []
     for number, given in enumerate(documents, start=1):
         document: Any = {"text": given} if isinstance(given, str) else given
@@ -73,8 +80,10 @@ def _subject(prompt: str, previous: str | None) -> frozenset[str]:
     content = {term for term in own if not _PERIOD.fullmatch(term)}
     if previous is None or (content and (len(content) > 2 or not _FOLLOW_UP.match(prompt))):
         return own
-    # A period of its own takes the place of the one before.
-    return own | {term for term in _terms(previous) if own == content or not _PERIOD.fullmatch(term)}
+    inherited = _terms(previous)
+    if own != content:
+        inherited = frozenset(term for term in inherited if not _PERIOD.fullmatch(term))
+    return inherited | own
 
 
 def attachment(snippet: Snippet) -> dict[str, Any]:
@@ -106,16 +115,21 @@ def retrieved(index_id: str | None, snippet: Snippet, score: float | None = None
 
 
 def found_in(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The retrieval result of a source that a test gives, which may be one already; ``ValueError`` for another form."""
+    """The retrieval result of a source that a test gives; one that is a retrieval result already stays as it is.
+
+    :raises ValueError: another form.
+    """
     if "content" in source:
         return dict(source)
-    given = {"text": "", "pages": [1], "score": None, "index_id": None, **source}
-    if wrong := given.keys() ^ {"file_name", "text", "pages", "score", "index_id"}:
-        raise ValueError(f"A source has file_name, text, pages, score and index_id; missing or unknown: {wrong}")
-    found = retrieved(given["index_id"], Snippet(given["file_name"], given["pages"][0], given["text"]))
-    # No index has a picture of it.
-    found["static_fields"] |= {"page_range_end": given["pages"][-1], "attachments": []}
-    return {**found, "score": given["score"]}
+    if unknown := set(source) - {"file_name", "text", "pages", "score", "index_id"} or {"file_name"} - set(source):
+        raise ValueError(
+            f"A source has file_name, text, pages, score and index_id; unknown or missing: {sorted(unknown)}"
+        )
+    pages = source.get("pages", [1])
+    found = retrieved(source.get("index_id"), Snippet(source["file_name"], pages[0], source.get("text", "")))
+    found["static_fields"]["page_range_end"] = pages[-1]
+    found["static_fields"]["attachments"] = []  # no index has a picture of it
+    return {**found, "score": source.get("score")}
 
 
 def answer(
@@ -127,7 +141,8 @@ def answer(
 ) -> Answer:
     """Answer ``prompt``, asked after ``previous`` in the same session, from ``sources`` by index id.
 
-    The text is cut or repeated to ``length``. The first of the ``scripted`` answers that matches is given instead.
+    :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
+    :param scripted: answers that are given instead; the first that matches.
     """
     subject = _subject(prompt, previous)
 
@@ -142,14 +157,18 @@ def answer(
     query = " ".join(sorted(subject)) or prompt.strip()
     names = ", ".join(sources) or "none"
     thinking = f"The question is about: {query}. I search the indexes {names} for it."
-    text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
-    if not sources:
-        text = "There is nothing to search: none of the requested indexes can be queried."
-    elif not best:
+    if best:
+        text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
+    elif sources:
         text = f"The documents of {names} say nothing about that."
+    else:
+        text = "There is nothing to search: none of the requested indexes can be queried."
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
     found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]
-    text, found = next(((said, there) for wanted, said, there in scripted if wanted.search(prompt)), (text, found))
+    for given in scripted:
+        if given.match in prompt if isinstance(given.match, str) else given.match.search(prompt):
+            text, found = given.text, given.found
+            break
     read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(str(result["content"])) for result in found)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

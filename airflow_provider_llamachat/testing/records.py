@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -150,6 +150,9 @@ class Fault(_Record):
 class Headers(dict[str, str]):
     """Request headers; names are stored in lower case and looked up in any case."""
 
+    def __init__(self, items: Mapping[str, str]) -> None:
+        super().__init__({name.lower(): value for name, value in items.items()})
+
     def __getitem__(self, name: str) -> str:
         return super().__getitem__(name.lower())
 
@@ -192,7 +195,7 @@ class RequestRecord(_Record):
     request_id: str = ""
 
     def __post_init__(self) -> None:
-        self.headers = Headers({name.lower(): value for name, value in self.headers.items()})
+        self.headers = Headers(self.headers)
 
     @property
     def prompt(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import json
 import math
@@ -27,7 +28,7 @@ DEFAULT_API_KEY = "llx-emulator-0000"
 """Key that is accepted when none is given."""
 
 _TIMEOUT = 30.0
-_LONGEST_BODY = 256 * 1024 * 1024
+_CONTROL_BODY = 256 * 1024 * 1024
 _WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<withheld>")
 
 
@@ -59,13 +60,14 @@ class LlamaCloudEmulator(Control):
         if not 0 <= port <= 65535:
             raise ValueError(f"The port is a number from 0 to 65535, not {port}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
-        self._host = host
-        self._listens_at(port)
+        self._host, self._port = host, port
         self._thread: threading.Thread | None = None
 
-    def _listens_at(self, port: int) -> None:
-        self._port = port
-        self.url = f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end. The port is known once the emulator has been started."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
 
     def start(self) -> Self:
         """Listen.
@@ -74,30 +76,37 @@ class LlamaCloudEmulator(Control):
         """
         if self._thread is None:
             ready: Future[None] = Future()
-            serving = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="emulator", daemon=True)
-            serving.start()
-            ready.result(_TIMEOUT)
-            self._thread = serving
+            serve = functools.partial(asyncio.run, self._serve(ready))
+            self._thread = threading.Thread(target=serve, name="llamacloud-emulator", daemon=True)
+            self._thread.start()
+            try:
+                ready.result(_TIMEOUT)
+            except BaseException:
+                self._thread = None
+                raise
         return self
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[self._exchanged, _answered], client_max_size=_LONGEST_BODY)
+        app = web.Application(middlewares=[self._recorded, _answered, self._faulted, _answered])
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True).start()
+            site = web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True)
+            await site.start()
         except (OSError, UnicodeError) as error:
+            await runner.cleanup()
             # Without what asyncio says about the address, which is said here.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
             ready.set_exception(OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}"))
-        else:
-            self._listens_at(runner.addresses[0][1])
-            ready.set_result(None)
-            await self._stopping.wait()
+            return
+        self._port = runner.addresses[0][1]
+        ready.set_result(None)
+        await self._stopping.wait()
+        await site.stop()
         self._state.break_off()
         await runner.cleanup()
         # Whatever an open connection asked for in the meantime.
@@ -123,23 +132,23 @@ class LlamaCloudEmulator(Control):
 
         if self._thread in (None, threading.current_thread()):
             return work(self, *args, **kwargs)
-        return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        try:
+            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
 
     # Everything between the socket and the endpoints, from the outside in: control API, log, faults, errors, keys and limits
 
     @web.middleware
-    async def _exchanged(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Log the request; let its fault act before, instead of or after what is asked for; and decide what becomes of its turn."""
+    async def _recorded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Log the request, and in the end decide what becomes of its turn."""
         path = request.raw_path.partition("?")[0]
         if path.startswith(PREFIX + "/"):
             return await self._command(request, path[len(PREFIX) + 1 :])
         task = asyncio.current_task()
         exchange = self._state.busy[task] = self._log(request, path)
         try:
-            with contextlib.suppress(ValueError, RecursionError):
-                exchange.record.body = json.loads(await request.read())
-            fault = exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
-            answer = await (handler(request) if fault is None else answer_with(fault, request, handler))
+            answer = await handler(request)
             if not answer.prepared:
                 await self._sign(request, answer)
             return answer
@@ -149,7 +158,7 @@ class LlamaCloudEmulator(Control):
                 exchange.turn.client_left()
 
     def _log(self, request: web.Request, path: str) -> Exchange:
-        headers = Headers({name.lower(): value for name, value in request.headers.items()})
+        headers = Headers(request.headers)
         scheme, _, given = headers.get("authorization", "").partition(" ")
         key = given.strip() if scheme.lower() == "bearer" and given.strip() in self._keys else None
         shown = {"authorization": "Bearer <refused>" if key is None else "Bearer <accepted>", **_WITHHELD}
@@ -165,21 +174,31 @@ class LlamaCloudEmulator(Control):
         self._state.requests.append(record)
         return Exchange(request, record, key)
 
+    @web.middleware
+    async def _faulted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Let the fault that meets the request act before, instead of or after what is asked for."""
+        exchange = self._state.current
+        with contextlib.suppress(ValueError, RecursionError):
+            exchange.record.body = json.loads(await request.read())
+        exchange.fault = self._state.take_fault(REQUEST_KINDS, exchange.record)
+        return await (handler(request) if exchange.fault is None else answer_with(exchange.fault, request, handler))
+
     async def _endpoint(self, request: web.Request) -> web.StreamResponse:
         """Let in requests with a key and within its rate limit."""
         from airflow_provider_llamachat.testing.endpoints import Call
 
-        exchange = self._state.busy[asyncio.current_task()]
+        exchange = self._state.current
         if exchange.record.endpoint is None:
             raise ApiError(404, "Not Found")
         if exchange.key is None:
             raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
         if (wait := self._state.admit(exchange.key, exchange.record.endpoint)) is None:
-            return await Call(self._state, exchange).answer()
+            return await Call(self._state, request).answer()
         # Whole seconds, rounded up, so that a client that waits as long is let in.
         seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
-        told = {"seconds": seconds, "date": date}.get(self._state.settings.retry_after_style)
-        raise ApiError(429, "Rate limit exceeded. Please retry later.", {"Retry-After": told} if told else None)
+        form = {"seconds": {"Retry-After": seconds}, "date": {"Retry-After": date}}
+        headers = form.get(self._state.settings.retry_after_style)
+        raise ApiError(429, "Rate limit exceeded. Please retry later.", headers)
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give the answer its id, and note that it is sent."""
@@ -190,14 +209,16 @@ class LlamaCloudEmulator(Control):
     async def _command(self, request: web.Request, name: str) -> web.Response:
         if not ipaddress.ip_address(request.remote or "0.0.0.0").is_loopback:
             return as_json({"detail": "The control API answers only clients on this machine's loopback address."}, 403)
-        name = "inject" if (request.method, name) == ("POST", "faults") else name
+        if request.method == "POST" and name == "faults":
+            name = "inject"
         read = isinstance(COMMANDS.get(name), property)
         if name not in COMMANDS or request.method != ("GET" if read else "POST"):
             return as_json({"detail": f"There is no control {request.method} {PREFIX}/{name}"}, 404)
         try:
             if read:
                 return as_json(getattr(self, name))
-            given = json.loads(await request.read() or b"[]")
+            # Documents for an index may be larger than what the API takes in one request.
+            given = json.loads(await request.clone(client_max_size=_CONTROL_BODY).read() or b"[]")
             if name == "inject":
                 given = [Fault(**item) for item in given]
             args, kwargs = ([], given) if isinstance(given, dict) else (given, {})

@@ -22,8 +22,11 @@ class Settings:
 
     Every attribute can be changed while the emulator runs; a change applies from the next request or event. The texts below, which
     ``python -m airflow_provider_llamachat.testing --help`` shows, say what each one means. The defaults are the likeliest reading of
-    the documentation (https://developers.llamaindex.ai/reference/), or the stricter of two likely ones. What is documented has no
-    switch. Assigning a value that a setting does not take raises ``ValueError``, and a name that is not a setting ``AttributeError``.
+    the documentation, or the stricter of two likely ones. Assigning a value that a setting does not take raises ``ValueError``, and
+    a name that is not a setting ``AttributeError``.
+
+    What is documented has no switch: paths, status codes, the existence of limits, bearer keys, event types and their fields, the
+    order of a turn's events, ``stop.is_error`` as the verdict (https://developers.llamaindex.ai/reference/).
     """
 
     # A turn and its client
@@ -51,7 +54,9 @@ class Settings:
     concurrent_turns: Literal["queue", "refuse", "allow"] = _setting(
         "queue", "a second turn in a busy session waits (200, keep-alives), is refused (409), or runs beside the first"
     )
-    delete_while_running: Literal["finish", "refuse"] = _setting("finish", "DELETE lets a turn finish, or gets a 409")
+    delete_while_running: Literal["finish", "refuse"] = _setting(
+        "finish", "DELETE lets a turn finish, or is refused (409)"
+    )
 
     # A turn's sources
     mismatch: Literal["refuse", "accept"] = _setting(
@@ -84,7 +89,8 @@ class Settings:
 
     # Pace and form of the stream
     turn_latency: float = _setting(
-        0.0, "seconds from a turn's first event to its stop, spread evenly; a change applies to running turns"
+        0.0,
+        "seconds from a turn's first event to its stop, spread evenly over the events; a change applies to running turns",
     )
     delta_chars: int = _setting(24, "characters in one delta event")
     events_per_turn: int | None = _setting(None, "events of a turn; deltas are cut to fit, and delta_chars is ignored")
@@ -115,7 +121,11 @@ class Settings:
             self._on_change(**{name: value})
 
     def update(self, **values: Any) -> None:
-        """Change several settings, as assignments do."""
+        """Change several settings.
+
+        :raises AttributeError: a name that is not a setting.
+        :raises ValueError: a value that the setting does not take.
+        """
         for name, value in values.items():
             setattr(self, name, value)
 

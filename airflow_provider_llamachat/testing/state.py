@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def utc(epoch: float) -> str:
-    """A date-time with its zone, as projects and indexes have it; sessions have none."""
+    """A date-time with zone, as projects and indexes have it."""
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass
 class StoredIndex:
-    """An index: its place in lists, its documents, its state and schedule, and the end of its sync (infinity: until a test ends it)."""
+    """An index: its build state, its schedule of states to come, and its documents."""
 
-    place: int
+    number: int
     snippets: list[Snippet]
     id: str
     project_id: str
@@ -41,28 +40,33 @@ class StoredIndex:
     status: str
     description: str | None = None
     error_message: str | None = None
+    sync_in_progress: bool = False
     sync_ends: float | None = None
+    schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.schedule: Iterator[Mapping[str, Any]] = iter(())
         self.created = utc(time.time())
         self.last_synced_at = self.created if self.status == "ready" else None
 
     def syncing(self) -> bool:
-        """Whether a sync is running; one whose time is over ends now."""
+        """Whether a sync is running, by its clock or because a test says so; one whose time is over ends now."""
         if self.sync_ends is not None and time.time() >= self.sync_ends:
             self.last_synced_at, self.sync_ends = utc(self.sync_ends), None
-        return self.sync_ends is not None
+        return self.sync_in_progress or self.sync_ends is not None
 
     def change(self, values: Mapping[str, Any]) -> None:
         """Set what a test gives; ``ValueError`` for a name that cannot be set."""
         for name, value in values.items():
-            if name == "sync_in_progress":
-                self.sync_ends = math.inf if value else None
-            elif name in ("status", "error_message", "last_synced_at"):
-                setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
-            else:
+            if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
                 raise ValueError(f"An index has no {name!r} to set")
+            setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
+            if name == "sync_in_progress" and not value:
+                self.sync_ends = None
+
+    def advance(self) -> None:
+        """Come to the next state of the schedule, if there is one."""
+        if self.schedule:
+            self.change(self.schedule.popleft())
 
     def named(self, kind: str) -> str:
         """Id of something that belongs to the index."""
@@ -71,9 +75,8 @@ class StoredIndex:
     def to_json(self, settings: Settings, *, expand: bool = False) -> dict[str, Any]:
         """The index as the API answers it."""
         syncing = self.syncing()
-        metadata = {"status": self.status if not syncing or settings.sync_status is None else settings.sync_status}
-        if self.error_message is not None:
-            metadata["error_message"] = self.error_message
+        status = settings.sync_status if syncing and settings.sync_status is not None else self.status
+        error = {} if self.error_message is None else {"error_message": self.error_message}
         return {
             "id": self.id,
             "created_at": self.created,
@@ -87,13 +90,17 @@ class StoredIndex:
             "export_config_id": self.named("export"),
             "last_synced_at": self.last_synced_at,
             "last_exported_at": self.last_synced_at,
-            "metadata": metadata,
+            "metadata": {"status": status, **error},
             "sync_in_progress": syncing if expand else None,
         }
 
 
 class StoredEvent(NamedTuple):
-    """An event of a history, with the prompt of its turn as it was sent. Foreign are events of other clients, which do not lag."""
+    """An event of a history, with the prompt of its turn as it was sent.
+
+    :ivar time: when it is shown, but for the lag; this can be in the future for an event of another client.
+    :ivar foreign: it is another client's event, which does not lag.
+    """
 
     time: float
     event: dict[str, Any]
@@ -103,9 +110,13 @@ class StoredEvent(NamedTuple):
 
 @dataclass
 class StoredSession:
-    """A chat session, its place in lists, and the ``job_metadata`` of its last turn. ``locked``: its indexes cannot change any more."""
+    """A chat session. Its ``number`` is its place in the order of creation.
 
-    place: int
+    :ivar job: ``job_metadata``, which the last turn left.
+    :ivar locked: a turn was accepted: the indexes can no longer be changed.
+    """
+
+    number: int
     id: str
     project_id: str
     index_ids: list[str] | None
@@ -131,24 +142,25 @@ class StoredSession:
         events = [stored.event for stored in shown]
         title = next((event["content"] for event in events if event["type"] == "user_input"), None)
         has_job = any(stored.event["type"] == "stop" and not stored.foreign for stored in shown)
-        updated = max([self.created, *(stored.time for stored in self.shown())])
+        updated = datetime.fromtimestamp(max([self.created, *(stored.time for stored in self.shown())]), UTC)
         data: dict[str, Any] = {
             "session_id": self.id,
             "generated_title": title if title is None or len(title) <= 60 else title[:60] + "...",
-            "last_updated_at": utc(updated).removesuffix("Z"),
+            "last_updated_at": updated.replace(tzinfo=None).isoformat(timespec="microseconds"),
             "job_metadata": self.job if has_job else None,
             "index_ids": self.index_ids,
         }
         if not settings.omit_shared_access:
             data["shared_access"] = self.shared_access or settings.default_shared_access
         if full:
-            data["events"] = list(deque(events, settings.history_window))
+            window = len(events) if settings.history_window is None else settings.history_window
+            data["events"] = events[max(0, len(events) - window) :]
         return data
 
 
 @dataclass
 class Exchange:
-    """A request under way: its log entry, its API key if that is accepted, the fault that meets it, and the turn that needs it."""
+    """A request under way: its log entry, its API key if that is accepted, the fault that will spoil the answer, and its turn."""
 
     request: web.Request
     record: RequestRecord
@@ -167,14 +179,14 @@ class ServiceState:
     """
 
     def __init__(self, settings: Settings | None) -> None:
-        self.settings = settings or Settings()
+        self.settings = settings if settings is not None else Settings()
         self.live: list[TurnRun] = []
         self.busy: dict[asyncio.Task[Any] | None, Exchange] = {}
         self._initial = self.settings.to_json()
         self.start()
 
     def start(self) -> None:
-        """Know and behave as at the start."""
+        """Know nothing but the projects and indexes of the start, and behave as at the start."""
         self.settings.update(**self._initial)
         self.sessions: dict[str, StoredSession] = {}
         self.deleted: list[str] = []
@@ -183,7 +195,7 @@ class ServiceState:
         self.armed: list[tuple[Fault, itertools.count[int]]] = []
         self.scripted: list[Scripted] = []
         self.indexes: dict[str, StoredIndex] = {}
-        self._admitted: dict[str, list[float]] = {}
+        self._admitted: dict[str, deque[float]] = {}
         self.numbers = itertools.count(1)
         seed = json.loads(Path(__file__).with_name("corpus.json").read_text(encoding="utf-8"))
         made = dict.fromkeys(("created_at", "updated_at"), utc(time.time()))
@@ -195,11 +207,16 @@ class ServiceState:
         """Abandon every turn and break the connection of every request under way."""
         for turn in list(self.live):
             turn.abandon()
-        for task, exchange in self.busy.items():
+        for task, exchange in list(self.busy.items()):
             if exchange.request.transport is not None:
                 exchange.request.transport.abort()
             if task is not None:
                 task.cancel()
+
+    @property
+    def current(self) -> Exchange:
+        """The request that the running task answers."""
+        return self.busy[asyncio.current_task()]
 
     def take_fault(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
         """The first fault among ``kinds`` that is due for this request. It is used up by one, and noted in the request's record."""
@@ -217,8 +234,9 @@ class ServiceState:
         limit, window = self.settings.requests_per_minute, self.settings.rate_window
         if limit is None or (self.settings.rate_limits == "turns" and endpoint != "stream"):
             return None
-        now = time.monotonic()
-        seen = self._admitted[key] = [moment for moment in self._admitted.get(key, []) if moment > now - window]
+        now, seen = time.monotonic(), self._admitted.setdefault(key, deque())
+        while seen and seen[0] <= now - window:
+            seen.popleft()
         if len(seen) >= limit:
             return seen[0] + window - now if seen else window
         seen.append(now)
@@ -229,5 +247,9 @@ class ServiceState:
         if values["project_id"] not in self.projects:
             raise ValueError(f"There is no project {values['project_id']!r}")
         snippets, replaced = snippets_from(documents), self.indexes.get(values["id"])
-        place = next(self.numbers) if replaced is None else replaced.place
-        self.indexes[values["id"]] = StoredIndex(place, snippets, **values)
+        number = next(self.numbers) if replaced is None else replaced.number
+        self.indexes[values["id"]] = StoredIndex(number, snippets, **values)
+
+    def running(self, session: StoredSession) -> list[TurnRun]:
+        """The session's turns that have not ended."""
+        return [turn for turn in self.live if turn.session is session]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
 from aiohttp import web
@@ -14,10 +14,13 @@ from airflow_provider_llamachat.testing.records import PROCESSED_KINDS, Fault, e
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+HUGE = 64 * 1024 * 1024
+"""Bytes of the body that fault ``huge`` sends."""
+
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 """Headers of a turn's stream."""
 
-_HTML = "<!DOCTYPE html>\n<html><body><center><h1>{} {}</h1><hr>nginx/1.25.4</center></body></html>\n"
+_HTML = "<!DOCTYPE html>\n<html><body><center><h1>{0.status} {0.reason}</h1><hr>nginx/1.25.4</center></body></html>\n"
 
 
 def as_json(payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -61,41 +64,43 @@ async def answer_with(fault: Fault, request: web.Request, handler: Handler) -> w
     good: Any = await handler(request) if fault.kind in PROCESSED_KINDS else web.Response()
     body = good.body or b""
     status = fault.status or {"status_after": 429, "redirect": 307, "huge": 200}.get(fault.kind, 500)
-    given = {"Retry-After": fault.retry_after, "Location": fault.location}
-    headers = {name: value for name, value in given.items() if value is not None}
-    reason = web.Response(status=status).reason or "Error"
-    if fault.kind in ("status", "status_after", "redirect"):
-        return as_json({"detail": reason if fault.detail is None else fault.detail}, status, headers)
+    headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
+    if fault.kind in ("status", "status_after"):
+        detail = fault.detail if fault.detail is not None else web.Response(status=status).reason or "Error"
+        return as_json({"detail": detail}, status, headers)
     if fault.kind == "html":
-        return web.Response(status=status, text=_HTML.format(status, reason), content_type="text/html", headers=headers)
+        page = web.Response(status=status, content_type="text/html", headers=headers)
+        page.text = _HTML.format(page)
+        return page
+    if fault.kind == "redirect":
+        return as_json(None, status, {"location": fault.location or ""})
     if fault.kind == "malformed_json":
         # A stream has many JSON values to break; in its place comes what a broken gateway might send.
         is_json = good.content_type == "application/json" and body
         status, half = (good.status, body[: len(body) // 2]) if is_json else (200, b'{"session_id": "ses-')
         return web.Response(status=status, body=half, content_type="application/json")
     if fault.kind == "huge":
-        # Never a whole JSON value, or for a stream a whole event.
-        stream = request.match_info.route.name == "stream" and status < 300
-        content_type = STREAM_HEADERS["content-type"] if stream else "application/json"
-        start = b'event: message\ndata: {"type":"text","content":"' if stream else b'{"items":[{"session_id":"'
-        return await _begin(request, status, content_type, None, [start, *[b"a" * 65536] * 1024])
+        return await _huge(request, status)
     if fault.kind == "truncated_body":
-        half = body[: max(1, len(body) // 2)]
-        await _begin(request, good.status, good.headers.get("content-type", ""), len(body) + 512, [half])
+        answer = web.StreamResponse(status=good.status, headers={"content-type": good.headers.get("content-type", "")})
+        answer.content_length = len(body) + 512
+        await answer.prepare(request)
+        await answer.write(body[: max(1, len(body) // 2)])
         if request.transport is not None:
             request.transport.close()
     return await (reset(request) if fault.kind in ("reset_before", "reset_after") else park())
 
 
-async def _begin(
-    request: web.Request, status: int, content_type: str, length: int | None, pieces: Iterable[bytes]
-) -> web.StreamResponse:
-    """Send the head of an answer, and the pieces of its body that there are."""
-    answer = web.StreamResponse(status=status, headers={"content-type": content_type})
-    answer.content_length = length
+async def _huge(request: web.Request, status: int) -> web.StreamResponse:
+    """Send :data:`HUGE` bytes that never complete a JSON value, or for a stream an event."""
+    stream = request.match_info.route.name == "stream" and status < 300
+    answer = web.StreamResponse(status=status)
+    answer.headers["content-type"] = STREAM_HEADERS["content-type"] if stream else "application/json"
     await answer.prepare(request)
-    for piece in pieces:
-        await answer.write(piece)
+    block = b"a" * 65536
+    await answer.write(b'event: message\ndata: {"type":"text","content":"' if stream else b'{"items":[{"session_id":"')
+    for _ in range(HUGE // len(block)):
+        await answer.write(block)
         # Without this a client that keeps up would never let anybody else have the loop.
         await asyncio.sleep(0)
     return answer
