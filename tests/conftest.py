@@ -71,8 +71,8 @@ def _scopes(processes: int) -> dict[str, str]:
     """What runs Dags (a test, a file by a fixture of its own, a folder by its conftest.py), and which tests share its process."""
     scopes: dict[str, str] = {}
     for number, path in enumerate(sorted(REPOSITORY.glob("tests/*/*.py"))):
-        name = path.relative_to(REPOSITORY).as_posix()
-        blocks = [block for block in path.read_text().split("\n\n\n") if _RUNS_DAGS.search(block)]
+        name, text = path.relative_to(REPOSITORY).as_posix(), path.read_text()
+        blocks = [block for block in text.split("\n\n\n") if _RUNS_DAGS.search(block)]
         tests = [
             found[1] for block in blocks if (found := re.search(r"^(?:async )?def (test_\w+)", block, re.MULTILINE))
         ]
@@ -82,6 +82,8 @@ def _scopes(processes: int) -> dict[str, str]:
             scopes.update({f"{name}::{test}": f"Dags {number % processes}" for test in tests})
         else:
             scopes[name] = f"Dags {number % processes}"
+        if "    from llama_cloud import" in text:
+            scopes[name] = "SDK"  # which takes a second to import
     return scopes
 
 
@@ -93,7 +95,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # xdist has no types
 
-    scopes = _scopes(int(os.environ.get("DAG_PROCESSES", "2")))
+    scopes = _scopes(int(os.environ.get("DAG_PROCESSES", "1")))
 
     class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # as above
         def _split_scope(self, nodeid: str) -> str:

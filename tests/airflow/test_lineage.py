@@ -37,6 +37,7 @@ def test_an_openlineage_dataset_has_the_host_as_namespace() -> None:
     assert (dataset.namespace, dataset.name) == ("llamacloud://api.cloud.llamaindex.ai", "indexes/idx-1")
 
 
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_run_reports_its_indexes_and_counts_its_turns(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch

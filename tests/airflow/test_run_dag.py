@@ -101,6 +101,7 @@ def test_it_runs_a_dag_that_a_test_makes_and_leaves_it_as_it_was(llamacloud_run_
     assert task.retry_delay == timedelta(hours=1)
 
 
+@pytest.mark.airflow
 def test_a_dag_gets_the_modules_of_its_own_folder(
     tmp_path: Path, llamacloud_run_dag: DagRunner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_dag_gets_the_modules_of_its_own_folder(
     assert {"wording", "shared", "shared.words"}.isdisjoint(set(sys.modules) - before)
 
 
+@pytest.mark.airflow
 def test_modules_that_are_not_the_dag_folders_own_stay_imported(
     tmp_path: Path, llamacloud_run_dag: DagRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

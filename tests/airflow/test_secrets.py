@@ -58,6 +58,7 @@ def test_the_key_is_nowhere_after_a_run_with_faults(
         assert key not in text, f"the key is in the {name}: …{text[max(0, text.find(key) - 300) : text.find(key)]}"
 
 
+@pytest.mark.airflow
 @pytest.mark.parametrize("how", ["direct", "deferred"])
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_instructions_in_a_document_do_not_reveal_the_key(

@@ -90,6 +90,7 @@ def test_worker_deferred_and_adopted_answers_have_the_same_sources(
     assert LlamaCloudHook().send_message(session_id, PROMPT).sources == [SOURCE]
 
 
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database")
 def test_a_whole_airflow_passes_on_the_same_sources_from_worker_and_triggerer(
     llamacloud_emulator: LlamaCloudEmulator,

@@ -84,6 +84,7 @@ def test_an_unknown_extra_field_is_warned_about_once_with_the_nearest_name(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.long
 def test_a_region_causes_no_warning_about_short_secrets() -> None:
     """In a process of its own, because Airflow warns once in each."""
     code = (

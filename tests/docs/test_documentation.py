@@ -47,7 +47,9 @@ def named_files(page: str, folder: Path) -> None:
             (folder / found[1]).write_text(text)
 
 
-@pytest.mark.parametrize("name", PYTHON)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.airflow] if name.startswith("testing") else []) for name in PYTHON]
+)
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_python_blocks_work(
     name: str,

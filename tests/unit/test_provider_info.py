@@ -88,6 +88,7 @@ def test_the_entry_point_is_what_airflow_loads() -> None:
     assert found[0].load()() == get_provider_info()
 
 
+@pytest.mark.long
 def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> None:
     code = (
         "import sys; from airflow.providers.common.compat.sdk import BaseHook, AirflowFailException, BaseOperator, conf; BaseHook;"

@@ -151,6 +151,7 @@ def test_airflow_finds_it_by_its_entry_point_and_no_second_time() -> None:
     assert found[0].load() is importlib.import_module(PLUGIN).plugin
 
 
+@pytest.mark.long
 def test_loading_it_imports_neither_web_framework_nor_operators() -> None:
     code = (
         "import sys; from airflow.plugins_manager import AirflowPlugin;"
