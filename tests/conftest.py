@@ -68,7 +68,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _scopes(processes: int) -> dict[str, str]:
-    """What runs Dags (a test, a file by a fixture of its own, a folder by its conftest.py), and which tests share its process."""
+    """Which tests share a process: those that run Dags, by themselves or by a fixture of their file or folder, and those of the SDK."""
     scopes: dict[str, str] = {}
     for number, path in enumerate(sorted(REPOSITORY.glob("tests/*/*.py"))):
         name, text = path.relative_to(REPOSITORY).as_posix(), path.read_text()

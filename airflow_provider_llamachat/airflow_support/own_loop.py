@@ -15,8 +15,8 @@ R = TypeVar("R")
 def run(work: Awaitable[R], stop: Callable[[], object] | None = None) -> R:
     """Wait for ``work``, which runs on an event loop in a thread of its own.
 
-    Airflow raises a task's timeout from a signal handler, in the main thread, wherever that thread is. An event loop in the main thread
-    would log and forget what is raised within one of its callbacks. In a notebook, the main thread already runs a loop.
+    Airflow raises a task's timeout from a signal handler, which interrupts the main thread at any point. If it interrupted a callback of
+    an event loop, the loop would log the exception and continue. In a notebook, the main thread already runs a loop.
 
     :param stop: makes ``work`` end if the wait is interrupted. By default, it is cancelled.
     """

@@ -234,7 +234,7 @@ class Past:
                 self.intents.pop(position, None)
             case "result" if record["line"]["outcome"] == ANSWERED:
                 if asked is not None:
-                    self._learn(position, asked, Trace.read(record) or asked.trace)
+                    self._own(position, asked, Trace.read(record) or asked.trace)
                 self.answered.add(position)
                 self.intents.pop(position, None)
             case "result" if asked is not None and "intended_at" in record:
@@ -245,5 +245,8 @@ class Past:
 
     def _learn(self, position: int, asked: Intent, trace: Trace) -> None:
         self.intents[position] = replace(asked, trace=trace)
+        self._own(position, asked, trace)
+
+    def _own(self, position: int, asked: Intent, trace: Trace) -> None:
         if not asked.opened:
             self.owners.note(asked.session_id, position, trace)

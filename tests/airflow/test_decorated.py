@@ -14,6 +14,7 @@ from airflow_provider_llamachat.decorators.chat import LlamaChatDecoratedOperato
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 from tests.airflow.runner import AIRFLOW, DAGS, run
+from tests.airflow.tries import TimedOut, on_alarm, time_out
 
 DECORATED = DAGS / "decorated.py"
 
@@ -38,12 +39,6 @@ def test_an_asynchronous_function_is_awaited_where_a_loop_already_runs(
 
 
 def test_a_timeout_ends_an_asynchronous_function_whatever_it_interrupts() -> None:
-    class TimedOut(BaseException):
-        """As Airflow raises it from a signal handler."""
-
-    def handle(*_: Any) -> None:
-        raise TimedOut
-
     ended = []
 
     async def slow() -> str:
@@ -54,12 +49,8 @@ def test_a_timeout_ends_an_asynchronous_function_whatever_it_interrupts() -> Non
             ended.append(True)
         return "Why?"
 
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        with pytest.raises(TimedOut):
-            LlamaChatDecoratedOperator(task_id="t", python_callable=slow, session_id="ses-1").execute({})
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with on_alarm(time_out), pytest.raises(TimedOut):
+        LlamaChatDecoratedOperator(task_id="t", python_callable=slow, session_id="ses-1").execute({})
     assert ended == [True]
 
 

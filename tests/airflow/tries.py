@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 
 class Store(dict[str, Any]):
@@ -45,3 +48,21 @@ def a_try(task: Any, number: int, max_tries: int | None = None, store: Store | N
     tries = task.retries if max_tries is None else max_tries
     context = {"ti": TaskInstance(try_number=number, max_tries=tries, pushes={}), "task": task}
     return context if store is None else {**context, "task_state_store": store}
+
+
+class TimedOut(BaseException):
+    """What a signal handler raises, as Airflow's does when a task's time is over."""
+
+
+@contextlib.contextmanager
+def on_alarm(handle: Callable[[], object]) -> Iterator[None]:
+    """Let SIGALRM call ``handle``."""
+    before = signal.signal(signal.SIGALRM, lambda *_: handle())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def time_out() -> NoReturn:
+    raise TimedOut

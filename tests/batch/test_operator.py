@@ -24,7 +24,7 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, LlamaCloudTask
 from airflow_provider_llamachat.operators.batch import MAX_XCOM_ITEMS, ChatBatchOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, INDEX_HANDBOOK, Fault, LlamaCloudEmulator
 from tests.airflow.runner import Result, run
-from tests.airflow.tries import Store, a_try
+from tests.airflow.tries import Store, TimedOut, a_try, on_alarm, time_out
 from tests.batch.conftest import prompts
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
@@ -412,18 +412,8 @@ def test_a_whole_dag_can_be_tested_in_a_notebook(tmp_path: Path, llamacloud_emul
 def test_a_batch_inside_a_running_event_loop_can_be_stopped(
     how: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    class TimedOut(BaseException):
-        """As Airflow raises it from a signal handler."""
-
-    def handle(*_: Any) -> None:
-        if how == "told":
-            task.on_kill()
-        else:
-            raise TimedOut
-
     llamacloud_emulator.settings.turn_latency = 600.0
     task = batch(output_path=str(tmp_path / "results.jsonl"))
-    before = signal.signal(signal.SIGALRM, handle)
 
     def alarm() -> None:
         while sum(turn.state == "running" for turn in llamacloud_emulator.turns) < 2:
@@ -431,17 +421,17 @@ def test_a_batch_inside_a_running_event_loop_can_be_stopped(
         os.kill(os.getpid(), signal.SIGALRM)
 
     thread = threading.Thread(target=alarm)
-    thread.start()
 
     async def cell() -> Any:
+        thread.start()
         return task.execute(a_try(task, 1))
 
-    try:
-        with pytest.raises(ChatBatchError if how == "told" else TimedOut):
-            asyncio.run(cell())
-    finally:
-        thread.join()
-        signal.signal(signal.SIGALRM, before)
+    with on_alarm(task.on_kill if how == "told" else time_out):
+        try:
+            with pytest.raises(ChatBatchError if how == "told" else TimedOut):
+                asyncio.run(cell())
+        finally:
+            thread.join()
     # It does not wait for its turns.
     assert [turn.state for turn in llamacloud_emulator.turns] == ["running", "running"]
     assert llamacloud_emulator.posts() == 2
@@ -456,12 +446,6 @@ def test_a_timeout_ends_the_batch_whatever_it_interrupts(
 ) -> None:
     """An event loop logs, and forgets, what is raised within one of its callbacks."""
 
-    class TimedOut(BaseException):
-        """As Airflow raises it from a signal handler."""
-
-    def handle(*_: Any) -> None:
-        raise TimedOut
-
     def alarm() -> None:
         if sum(turn.state == "running" for turn in llamacloud_emulator.turns) < 2:
             asyncio.get_running_loop().call_later(0.01, alarm)
@@ -475,14 +459,10 @@ def test_a_timeout_ends_the_batch_whatever_it_interrupts(
 
     llamacloud_emulator.settings.turn_latency = 600.0
     task = batch(output_path=str(tmp_path / "results.jsonl"))
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(asyncio.events, "new_event_loop", new_loop)
-            with pytest.raises(TimedOut):
-                task.execute(a_try(task, 1))
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with on_alarm(time_out), monkeypatch.context() as patch:
+        patch.setattr(asyncio.events, "new_event_loop", new_loop)
+        with pytest.raises(TimedOut):
+            task.execute(a_try(task, 1))
     assert [turn.state for turn in llamacloud_emulator.turns] == ["running", "running"]
     llamacloud_emulator.settings.turn_latency = 0.0
     assert task.execute(a_try(task, 2))["settled"] == 2
