@@ -20,9 +20,11 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture(scope="session")
 def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
-    extra = {"history_lag": 5}
-    value = json.dumps({**json.loads(emulator.airflow_connection_json), "extra": extra})
-    connection = {"AIRFLOW_CONN_LLAMACLOUD_DEFAULT": value}
+    connection = json.loads(emulator.airflow_connection_json)
+    extras = {"DEFAULT": {"history_lag": 5}, "ONCE": {"history_lag": 5, "max_retries": 0}}
+    connections = {
+        f"AIRFLOW_CONN_LLAMACLOUD_{name}": json.dumps({**connection, "extra": extra}) for name, extra in extras.items()
+    }
     dags = [Path(__file__).parent / "dags" / name for name in ("survival.py", "shared_sessions.py")]
-    with AirflowStack(dags=dags, environment=connection) as running:
+    with AirflowStack(dags=dags, environment=connections) as running:
         yield running

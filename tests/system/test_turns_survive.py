@@ -6,6 +6,7 @@ The emulator is a process of its own, and its log is the judge: one turn for one
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,11 +26,11 @@ def server(emulator: EmulatorProcess) -> EmulatorProcess:
     return emulator
 
 
-def one_turn_right_answer(stack: AirflowStack, run: str, server: EmulatorProcess) -> None:
+def one_turn_right_answer(stack: AirflowStack, run: str, server: EmulatorProcess, *, posts: int = 1) -> None:
     answer = stack.xcom(run, "ask")
     assert "Q3" in answer
     (turn,) = server.turns
-    assert (turn.state, server.posts(), server.completed()) == ("completed", 1, 1)
+    assert (turn.state, server.posts(), server.completed()) == ("completed", posts, 1)
     usage = stack.xcom(run, "ask", "usage")
     assert usage["total_output_tokens"] == turn.output_tokens
 
@@ -150,3 +151,22 @@ def test_the_key_is_in_no_table_and_no_log(stack: AirflowStack, emulator: Emulat
     for name, text in (("database", database), ("logs", logs)):
         at = text.find(emulator.api_key)
         assert at < 0, f"the key is in the {name}: {text[max(0, at - 300) : at]}"
+
+
+@pytest.mark.parametrize("mode", ["direct", "deferred"])
+def test_the_server_decides_when_a_task_that_it_refused_is_retried(
+    stack: AirflowStack, server: EmulatorProcess, mode: str
+) -> None:
+    server.settings.turn_latency = 0.0
+    server.inject(Fault("status", endpoint="stream", status=503, retry_after="8"))
+    dag_id = f"survival_refused_{mode}"
+    run = stack.trigger(dag_id)
+    assert stack.wait(run, timeout=180) == "success"
+    one_turn_right_answer(stack, run, server, posts=2)
+    refused, answered = stack.api.call("GET", f"/dags/{dag_id}/dagRuns/{run}/taskInstances/ask/tries")["task_instances"]
+    waited = datetime.fromisoformat(answered["start_date"]) - datetime.fromisoformat(refused["end_date"])
+    # The Dag's own retry_delay is a day.
+    assert timedelta(seconds=8) <= waited < timedelta(minutes=2)
+    print(
+        f"| {mode}, refused with Retry-After: 8 | retried after {waited.total_seconds():.1f} s | POSTs {server.posts()} |"
+    )

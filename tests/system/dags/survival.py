@@ -7,6 +7,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, SendChatMessageOperator
+from airflow_provider_llamachat.retry_policy import ServerRetryPolicy
 
 ASK: dict[str, Any] = {
     "prompt": "What was the revenue in Q3?",
@@ -44,3 +45,15 @@ with DAG(dag_id="survival_hurried", schedule=None, catchup=False):
         deferrable=True,
         **{**ASK, "retries": 0, "turn_timeout": 5},
     )
+
+for mode in ("direct", "deferred"):
+    with DAG(dag_id=f"survival_refused_{mode}", schedule=None, catchup=False):
+        for_refused = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
+        SendChatMessageOperator(
+            task_id="ask",
+            session_id=for_refused.output["session_id"],
+            llamacloud_conn_id="llamacloud_once",
+            deferrable=mode == "deferred",
+            retry_policy=ServerRetryPolicy(),
+            **{**ASK, "retry_delay": 86_400},
+        )
