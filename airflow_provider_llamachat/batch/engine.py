@@ -41,6 +41,10 @@ FATAL = (AuthenticationError, PaymentRequiredError)
 """Refusals that every other prompt would receive too."""
 
 
+class _EarlyError(ChatBatchError):
+    """A prompt that was in doubt was not accepted, and others of its session come first."""
+
+
 class Batch:
     """One attempt of a batch. Make one per event loop, and :meth:`run` it once.
 
@@ -195,7 +199,9 @@ class Batch:
 
     async def _work(self, positions: Iterable[int]) -> None:
         self._lanes.begin(
-            (position for position in positions if position not in self._done), self._preparer.was_intended
+            (position for position in positions if position not in self._done),
+            self._preparer.was_intended,
+            self._preparer.is_in_doubt,
         )
         while True:
             await self._round()
@@ -309,11 +315,13 @@ class Batch:
             trace = Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor)
             expected = Prepared(following, question, trace)
             self._note(self._intent(expected, ahead=True))
-        result = await self._ask(prepared)
+        result = await self._ask(prepared, lane)
         position = None if isinstance(result, LlamaCloudError) else result.position
         if expected is not None and (position != prepared.trace.baseline or self._problem is not None):
             self._note(records.release(expected.item.key(self._scope)))
             expected = None
+        if isinstance(result, _EarlyError):
+            self._lanes.put_back(prepared.item.position, lane)
         if not lane or self._problem is not None:
             return None
         # An interrupted turn may still run, and a session answers one turn at a time. After other transient errors the order matters,
@@ -336,7 +344,7 @@ class Batch:
             return expected
         return await self._prepare_next(lane)
 
-    async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
+    async def _ask(self, prepared: Prepared, lane: Lane) -> ChatTurn | LlamaCloudError:
         item, key = prepared.item, prepared.item.key(self._scope)
         trace = prepared.trace
         may_again = trace.is_open and prepared.earlier and self._options.ask_again
@@ -346,6 +354,8 @@ class Batch:
             nonlocal trace
             if is_intent and not self._may_ask(item):
                 raise BudgetReachedError(f"Not asked. {self._budget.reason}")
+            if is_intent and not known.accepted and self._lanes.is_early(item.position, lane):
+                raise _EarlyError("Not asked yet, because other prompts of the same session come first.")
             if known.accepted and not trace.accepted:
                 self._note(records.acceptance(key, known))
             trace = known
@@ -369,13 +379,13 @@ class Batch:
         except FATAL as problem:
             self._stop(problem)
             return problem
-        except BudgetReachedError as problem:
-            if may_again and trace.is_open:  # the turn that would have been asked once more may still end
+        except (BudgetReachedError, _EarlyError) as problem:
+            if isinstance(problem, BudgetReachedError) and may_again and trace.is_open:
+                # The turn that would have been asked once more may still end.
                 self._record(item, replace(prepared, trace=trace), problem, outcome=records.INTERRUPTED)
                 return problem
             if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
-                entry = records.line(item, None, problem, outcome=records.UNASKED)
-                self._note(records.result(key, entry, trace=None))
+                self._note(records.result(key, self._missing(item.position), trace=None))
             self._note(records.release(key))
             return problem
         except LlamaCloudError as problem:

@@ -103,6 +103,11 @@ class Preparer:
         """Whether an earlier attempt was about to ask the item."""
         return position in self._intents
 
+    def is_in_doubt(self, position: int) -> bool:
+        """Whether a post of the item by an earlier attempt may have become a turn whose end was not seen."""
+        intent = self._intents.get(position)
+        return intent is not None and intent.trace.is_open and not intent.trace.answered
+
     def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
         """Note what became of an item. The next prompt of its session is asked after a turn that was answered."""
         session_id, position = prepared.question.session_id, turn.position if turn else None
