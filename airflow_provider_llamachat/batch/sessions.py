@@ -110,11 +110,12 @@ class Preparer:
 
     def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
         """Note what became of an item. The next prompt of its session is asked after a turn that was answered."""
+        if prepared.opened:
+            return  # its session has no other item, and thousands of them would take memory
         session_id, position = prepared.question.session_id, turn.position if turn else None
         if position is not None:
             self._turns[session_id] = max(self._turns.get(session_id, 0), position + 1)
-        if not prepared.opened:
-            self._owners.note(session_id, prepared.item.position, prepared.trace, position)
+        self._owners.note(session_id, prepared.item.position, prepared.trace, position)
 
     def expect(self, item: Item, intent: Intent) -> None:
         """Resume the item in the session where it was asked when it is prepared again."""
