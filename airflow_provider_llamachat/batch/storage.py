@@ -30,8 +30,8 @@ PAUSE = 0.3
 """Seconds between the first two attempts. Each further pause is four times as long."""
 CHUNK = 1024 * 1024
 """Bytes of a file that are read at once. Some file systems would hold 50 MiB in memory."""
-UPLOAD = {"chunksize": 8 * CHUNK, "max_concurrency": 1}
-"""How a file is uploaded if the file system lets us choose. s3fs would hold 100 MiB or more in memory. S3 takes 10,000 chunks."""
+UPLOAD = {"chunksize": 5 * CHUNK, "max_concurrency": 1}
+"""How a file is uploaded, where this can be chosen. s3fs would hold 100 MiB or more. S3 takes 10,000 chunks of at least 5 MiB."""
 
 T = TypeVar("T")
 
