@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
@@ -15,30 +13,19 @@ from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
 from airflow_provider_llamachat.batch.lanes import Lane, Lanes
 from airflow_provider_llamachat.batch.outcomes import PASSING, Outcomes
 from airflow_provider_llamachat.batch.progress import Meter
-from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.batch.report import Report, shortfall
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
+from airflow_provider_llamachat.batch.turns import FATAL, EarlyError, Turns
 from airflow_provider_llamachat.conversation.question import Trace
-from airflow_provider_llamachat.exceptions import (
-    AuthenticationError,
-    BudgetReachedError,
-    ChatBatchError,
-    ChatTurnInterruptedError,
-    LlamaCloudError,
-    PaymentRequiredError,
-)
+from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterruptedError, LlamaCloudError
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn
 
 Ready = asyncio.Queue["tuple[Prepared, Lane] | None"]
-
-FATAL = (AuthenticationError, PaymentRequiredError)
-"""Refusals that every other prompt would receive too."""
 
 
 class Batch:
@@ -72,13 +59,11 @@ class Batch:
         self._log = logger
         self._interval = commit_interval
         self._on_result = on_result
-        self._asked: set[str] = set()
         self._problem: LlamaCloudError | None = None
         self._killed = False
         self._working: asyncio.Task[Any] | None = None
         self._unposted: list[Prepared] = []
         self.in_flight = 0
-        self._settled = 0
         self._budget = Budget(options.max_total_tokens, options.max_turns)
         self._tidier = Tidier(client, journal, options, logger)
 
@@ -100,6 +85,18 @@ class Batch:
         positions = self._lanes.positions
         await self._resume(positions)
         async with Committer(self._journal.write, self._interval) as self._committer:
+            self._turns = Turns(
+                self._client,
+                self._scope,
+                self._options,
+                self._preparer,
+                self._budget,
+                self._outcomes,
+                self._committer,
+                self._log,
+                self._stop,
+                self._later(),
+            )
             await self._unless_killed(self._work_twice())
             self._release()
         self._meter.finish()
@@ -139,7 +136,9 @@ class Batch:
             return None  # type: ignore[unreachable]  # kill() may have been called meanwhile
 
     async def _hand_over(self, positions: dict[str, int]) -> Report:
-        results = await asyncio.to_thread(self._journal.hand_over, positions, self._missing)
+        results = await asyncio.to_thread(
+            self._journal.hand_over, positions, lambda n: self._turns.missing(self._items[n])
+        )
         handed = results.counts[records.ANSWERED]
         if handed < self._outcomes.answered and not self._was_complete:
             raise ChatBatchError(
@@ -169,10 +168,10 @@ class Batch:
             opened=self._preparer.opened,
             deleted=deleted,
             kept=len(self._done) if not self._was_complete else handed,
-            settled=self._settled,
+            settled=self._turns.settled,
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
-            index_ids=sorted(self._asked),
+            index_ids=sorted(self._turns.asked),
             stopped_by=self._budget.stopped_by or self._was_stopped_by,
             failure=failure,
         )
@@ -195,7 +194,9 @@ class Batch:
 
     async def _work(self, positions: Iterable[int]) -> None:
         self._lanes.begin(
-            (position for position in positions if position not in self._done), self._preparer.was_intended
+            (position for position in positions if position not in self._done),
+            self._preparer.was_intended,
+            self._preparer.is_in_doubt,
         )
         while True:
             await self._round()
@@ -249,36 +250,28 @@ class Batch:
             except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
-                self._record(item, None, problem)
+                self._turns.record(item, None, problem)
             else:
                 session_id = prepared.question.session_id
                 if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
-                    self._note(records.session(session_id))
+                    self._turns.note(records.session(session_id))
                 if prepared.recorded:
                     return prepared
-                if not was_intended or self._may_ask(item):
-                    intent = self._intent(prepared)
-                    self._budget.take([intent])
-                    await self._committer.commit(intent)
+                if not was_intended or self._turns.may_ask(item):
+                    self._turns.intend(prepared)
+                    await self._committer.durable()
                     return prepared
         return None
 
     def _take_next(self, lane: Lane) -> int | None:
         """Take the next item out of the lane. Return None if none may be asked now."""
-        if self._preparer.was_intended(lane[0]) or self._may_ask(self._items[lane[0]]):
+        if self._preparer.was_intended(lane[0]) or self._turns.may_ask(self._items[lane[0]]):
             return lane.popleft()
         # What may have been asked before is looked for in any case.
         position = next(filter(self._preparer.was_intended, lane), None)
         if position is not None:
             lane.remove(position)
         return position
-
-    def _may_ask(self, item: Item) -> bool:
-        was_stopped = self._budget.stopped_by
-        may = self._budget.reserve(item.key(self._scope))
-        if not may and was_stopped != self._budget.stopped_by:
-            self._log.warning("%s", self._budget.reason)
-        return may
 
     async def _ask_all(self, ready: Ready, ahead: asyncio.Semaphore) -> None:
         while (entry := await ready.get()) is not None:
@@ -288,32 +281,39 @@ class Batch:
             while following is not None:
                 following = await self._ask_in_lane(following, lane)
 
+    def _expect_next(self, prepared: Prepared, lane: Lane) -> Prepared | None:
+        """Prepare the next item of the lane, as it will be asked if the turn of ``prepared`` is answered.
+
+        Its intent becomes durable while that turn runs, and is valid only if that turn ends at the expected position. This does not apply
+        to a session's first turn: how the history begins (the anchor) is known only after that turn has ended.
+        """
+        if not lane or not prepared.trace.baseline or prepared.trace.is_open or self._preparer.was_intended(lane[0]):
+            return None
+        item, asked = self._items[lane[0]], prepared.question
+        if not self._turns.may_ask(item):
+            return None
+        question = self._preparer.question(item, asked.session_id, item.index_ids or asked.index_ids)
+        expected = Prepared(item, question, Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor))
+        self._turns.intend(expected, ahead=True)
+        return expected
+
     async def _ask_in_lane(self, prepared: Prepared, lane: Lane) -> Prepared | None:
         """Ask, and return the next prepared item of the same session."""
         if self._problem is not None:
             self._unposted.append(prepared)
             return None
-        expected: Prepared | None = None
-        following = self._items[lane[0]] if lane else None
-        if (
-            following is not None
-            and prepared.trace.baseline
-            and not prepared.trace.is_open
-            and not self._preparer.was_intended(following.position)
-            and self._may_ask(following)
-        ):
-            # Its intent becomes durable while this turn runs, and is valid only if this turn ends at the expected position. This does not
-            # apply to a session's first turn: how the history begins (the anchor) is known only after that turn has ended.
-            asked = prepared.question
-            question = self._preparer.question(following, asked.session_id, following.index_ids or asked.index_ids)
-            trace = Trace(prepared.trace.baseline + 1, anchor=prepared.trace.anchor)
-            expected = Prepared(following, question, trace)
-            self._note(self._intent(expected, ahead=True))
-        result = await self._ask(prepared)
+        expected = self._expect_next(prepared, lane)
+        self.in_flight += 1
+        try:
+            result = await self._turns.ask(prepared, lambda: self._lanes.is_early(prepared.item.position, lane))
+        finally:
+            self.in_flight -= 1
         position = None if isinstance(result, LlamaCloudError) else result.position
         if expected is not None and (position != prepared.trace.baseline or self._problem is not None):
-            self._note(records.release(expected.item.key(self._scope)))
+            self._turns.release(expected.item)
             expected = None
+        if isinstance(result, EarlyError):
+            self._lanes.put_back(prepared.item.position, lane)
         if not lane or self._problem is not None:
             return None
         # An interrupted turn may still run, and a session answers one turn at a time. After other transient errors the order matters,
@@ -336,105 +336,6 @@ class Batch:
             return expected
         return await self._prepare_next(lane)
 
-    async def _ask(self, prepared: Prepared) -> ChatTurn | LlamaCloudError:
-        item, key = prepared.item, prepared.item.key(self._scope)
-        trace = prepared.trace
-        may_again = trace.is_open and prepared.earlier and self._options.ask_again
-        has_streamed = False
-
-        async def keep(known: Trace, is_intent: bool) -> None:
-            nonlocal trace
-            if is_intent and not self._may_ask(item):
-                raise BudgetReachedError(f"Not asked. {self._budget.reason}")
-            if known.accepted and not trace.accepted:
-                self._note(records.acceptance(key, known))
-            trace = known
-
-        def seen(_event: object) -> None:
-            nonlocal has_streamed
-            has_streamed = True
-
-        throttle = self._client.throttle
-        self.in_flight += 1
-        try:
-            turn = await self._client.answer(
-                prepared.question,
-                prepared.trace,
-                # Waiting for the rate limit does not count as part of the turn.
-                deadline=time.time() + self._options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
-                ask_again=may_again,
-                keep=keep,
-                on_event=seen,
-            )
-        except FATAL as problem:
-            self._stop(problem)
-            return problem
-        except BudgetReachedError as problem:
-            if may_again and trace.is_open:  # the turn that would have been asked once more may still end
-                self._record(item, replace(prepared, trace=trace), problem, outcome=records.INTERRUPTED)
-                return problem
-            if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
-                entry = records.line(item, None, problem, outcome=records.UNASKED)
-                self._note(records.result(key, entry, trace=None))
-            self._note(records.release(key))
-            return problem
-        except LlamaCloudError as problem:
-            self._record(item, replace(prepared, trace=trace), problem)
-            return problem
-        finally:
-            self.in_flight -= 1
-        self._settled += prepared.trace.is_open and prepared.earlier and not has_streamed
-        self._record(item, replace(prepared, trace=trace), turn)
-        return turn
-
-    # Records ----------------------------------------------------------------------------------------------------------
-
-    def _note(self, record: dict[str, Any]) -> None:
-        self._budget.take([record])
-        self._committer.note(record)
-
-    def _intent(self, prepared: Prepared, *, ahead: bool = False) -> dict[str, Any]:
-        key = prepared.item.key(self._scope)
-        trace = replace(prepared.trace, intended_at=time.time())
-        return records.intent(key, prepared.question.session_id, trace, opened=prepared.opened, ahead=ahead)
-
-    def _record(
-        self,
-        item: Item,
-        prepared: Prepared | None,
-        result: ChatTurn | LlamaCloudError,
-        *,
-        outcome: str | None = None,
-    ) -> None:
-        entry = records.line(item, prepared, result, outcome=outcome)
-        trace = prepared.trace if prepared else None
-        self._note(records.result(item.key(self._scope), entry, trace=trace))
-        self._outcomes.add(item, result, entry)
-        if prepared is not None:
-            self._preparer.saw(prepared, None if isinstance(result, LlamaCloudError) else result)
-            self._asked.update(prepared.question.index_ids)
-        if isinstance(result, LlamaCloudError) and not isinstance(result, BudgetReachedError):
-            self._take_failure(item, prepared, result, entry)
-
-    def _take_failure(
-        self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
-    ) -> None:
-        reason = f"{item}: {entry['error']['message']} "
-        self._log.warning("No answer for %s", reason)
-        if isinstance(problem, PASSING) and prepared is not None:
-            self._preparer.expect(item, Intent(prepared.question.session_id, prepared.trace, prepared.opened))
-        if self._options.fail_fast:
-            text = f"Stopped at the first error, because on_item_error is 'fail_fast'. {reason}{self._later()}"
-            self._stop(ChatBatchError(text, session_id=entry["session_id"]))
-
-    def _missing(self, position: int) -> dict[str, Any]:
-        problem: LlamaCloudError = ChatBatchError(
-            "Not asked, because an earlier prompt of the same session has no answer."
-        )
-        if self._budget.stopped_by is not None:
-            problem = BudgetReachedError(f"Not asked. {self._budget.reason}")
-        return records.line(self._items[position], None, problem, outcome=records.UNASKED)
-
     def _later(self) -> str:
         if self._journal.remembers:
             return "Answers are kept, and a retry asks only the missing prompts."
@@ -455,7 +356,7 @@ class Batch:
         if self._options.delete_sessions and not self._killed:
             for prepared in self._unposted:
                 if prepared.opened and not prepared.trace.is_open:
-                    self._note(records.release(prepared.item.key(self._scope)))
+                    self._turns.release(prepared.item)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from airflow_provider_llamachat.batch.items import Item, Scope
 
 Lane = deque[int]
-"""Positions of items that are asked one after another, because a session answers one turn at a time."""
+"""Positions of items that are asked one after another, because a session answers one turn at a time. Those in doubt come first."""
 
 
 class Lanes:
@@ -29,20 +29,28 @@ class Lanes:
         self._waiting: deque[Lane] = deque()
         self._parked: list[Lane] = []
         self._was_intended: Callable[[int], bool] = lambda _position: False
+        self._is_in_doubt: Callable[[int], bool] = self._was_intended
 
-    def begin(self, positions: Iterable[int], was_intended: Callable[[int], bool]) -> None:
+    def begin(
+        self,
+        positions: Iterable[int],
+        was_intended: Callable[[int], bool],
+        is_in_doubt: Callable[[int], bool],
+    ) -> None:
         """Begin with these items.
 
         :param was_intended: whether an item may have been asked before. These come first, because their answers may be paid for.
+        :param is_in_doubt: whether a post of an item may have become a turn. It comes first in its lane, because another item could
+            take its place in the session.
         """
         self._waiting.clear()
         self._parked.clear()
-        self._was_intended = was_intended
+        self._was_intended, self._is_in_doubt = was_intended, is_in_doubt
         self._coming = self._ordered(list(positions), was_intended)
 
     def _ordered(self, positions: list[int], was_intended: Callable[[int], bool]) -> Iterator[Lane]:
         lanes: dict[str | None, Lane] = {}
-        for position in positions:
+        for position in sorted(positions, key=self._turn):
             if position in self._session_of:
                 lanes.setdefault(self._session_of[position], deque()).append(position)
         for position in sorted(positions, key=lambda position: not was_intended(position)):
@@ -50,6 +58,20 @@ class Lanes:
                 yield deque((position,))
             elif (lane := lanes.pop(self._session_of[position], None)) is not None:
                 yield lane
+
+    def _turn(self, position: int) -> tuple[bool, int]:
+        return not self._is_in_doubt(position), position
+
+    def is_early(self, position: int, lane: Lane) -> bool:
+        """Whether an item that was taken out of the lane must not be asked before the next one."""
+        return bool(lane) and self._turn(lane[0]) < self._turn(position)
+
+    def put_back(self, position: int, lane: Lane) -> None:
+        """Put an item back that is not in doubt any more."""
+        lane.append(position)
+        ordered = sorted(lane, key=self._turn)
+        lane.clear()
+        lane.extend(ordered)
 
     def __iter__(self) -> Iterator[Lane]:
         return self

@@ -205,12 +205,14 @@ class Past:
             if record["kind"] == "session":
                 past.shared_session = record["session_id"]
                 continue
-            if record["kind"] == "result" and record["line"]["outcome"] == ANSWERED:
+            position = positions.get(record["key"])
+            asked = None if position is None else past.intents.get(position)
+            # Nothing else is asked in a session that was opened for one item, and thousands of them would take memory.
+            if record["kind"] == "result" and record["line"]["outcome"] == ANSWERED and not (asked and asked.opened):
                 session_id, baseline = record["line"].get("session_id"), record.get("baseline")
                 answered_at.add((session_id, baseline))
                 if isinstance(session_id, str) and isinstance(baseline, int):
                     past.turns[session_id] = max(past.turns.get(session_id, 0), baseline + 1)
-            position = positions.get(record["key"])
             if position is None:
                 past.foreign += 1
             elif position not in past.answered:

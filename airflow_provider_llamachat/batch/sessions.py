@@ -103,13 +103,19 @@ class Preparer:
         """Whether an earlier attempt was about to ask the item."""
         return position in self._intents
 
+    def is_in_doubt(self, position: int) -> bool:
+        """Whether a post of the item by an earlier attempt may have become a turn whose end was not seen."""
+        intent = self._intents.get(position)
+        return intent is not None and intent.trace.is_open and not intent.trace.answered
+
     def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
         """Note what became of an item. The next prompt of its session is asked after a turn that was answered."""
+        if prepared.opened:
+            return  # its session has no other item, and thousands of them would take memory
         session_id, position = prepared.question.session_id, turn.position if turn else None
         if position is not None:
             self._turns[session_id] = max(self._turns.get(session_id, 0), position + 1)
-        if not prepared.opened:
-            self._owners.note(session_id, prepared.item.position, prepared.trace, position)
+        self._owners.note(session_id, prepared.item.position, prepared.trace, position)
 
     def expect(self, item: Item, intent: Intent) -> None:
         """Resume the item in the session where it was asked when it is prepared again."""

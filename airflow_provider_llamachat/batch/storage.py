@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import tempfile
@@ -29,6 +30,8 @@ PAUSE = 0.3
 """Seconds between the first two attempts. Each further pause is four times as long."""
 CHUNK = 1024 * 1024
 """Bytes of a file that are read at once. Some file systems would hold 50 MiB in memory."""
+UPLOAD = {"chunksize": 5 * CHUNK, "max_concurrency": 1}
+"""How a file is uploaded, where this can be chosen. s3fs would hold 100 MiB or more. S3 takes 10,000 chunks of at least 5 MiB."""
 
 T = TypeVar("T")
 
@@ -150,7 +153,9 @@ class Folder:
             self._trying("write to", lambda: self._upload(file.name, name))
 
     def _upload(self, local: str, name: str) -> None:
-        self._place(lambda: self._fs.put_file(local, self._at(name)))
+        taken = inspect.signature(self._fs.put_file).parameters
+        options = {option: value for option, value in UPLOAD.items() if option in taken}
+        self._place(lambda: self._fs.put_file(local, self._at(name), **options))
 
     def lines(self, name: str) -> Iterator[bytes]:
         """Yield the lines of a file without line breaks."""

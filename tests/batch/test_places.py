@@ -13,7 +13,7 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumen
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
 from tests.airflow.tries import a_try
-from tests.batch.stores import Buckets, Disk, Remote
+from tests.batch.stores import Buckets, Disk, Pieces, Remote
 from tests.batch.test_operator import go, read
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
@@ -122,6 +122,17 @@ def test_a_disk_error_at_the_end_fails_the_batch_and_a_retry_asks_nothing_again(
     output.rmdir()
     assert task.execute(a_try(task, 2))["kept"] == 2
     assert answered() == 2
+
+
+def test_results_are_uploaded_in_small_pieces_where_the_file_system_can() -> None:
+    store = Pieces()
+    folder = storage.Folder.around(store.at("answers/results.jsonl"))
+    with folder.replacing("results.jsonl", "owner") as file:
+        for number in range(20):
+            file.write(bytes([number]) * 2**20)
+    content = store.cat_file("answers/results.jsonl")
+    assert content == b"".join(bytes([number]) * 2**20 for number in range(20))
+    assert 0 < store.held <= 5 * 2**20
 
 
 def test_an_interrupted_read_fails_the_batch(tmp_path: Path) -> None:

@@ -88,6 +88,69 @@ def test_a_retry_of_failed_turns_tells_them_apart_although_they_are_recorded_ali
     assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts * 2
 
 
+def a_failed_prompt_before_one_in_doubt(runner: Runner, emulator: LlamaCloudEmulator, *, fault: str) -> None:
+    """A batch with a shared session: the first prompt has failed, and the process was lost while it posted the second one."""
+    runner.prompts = [f"Tell me all about the revenue of company {number}." for number in range(2)]
+    emulator.inject(Fault("error_stop", endpoint="stream"))
+    emulator.inject(Fault(fault, endpoint="stream", prompt=runner.prompts[1]))
+
+    def during(batch: Batch) -> None:
+        kill_when(batch, lambda: emulator.posts(prompt=runner.prompts[1]))
+
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(during, session_mode="shared")
+
+
+@pytest.mark.parametrize("ask_again", [False, True])
+@pytest.mark.parametrize("recorded_as", ["empty", "cut", "verbatim"])
+def test_a_prompt_in_doubt_that_never_arrived_is_asked_in_its_order(
+    recorded_as: str, ask_again: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(recorded_as=recorded_as)
+    a_failed_prompt_before_one_in_doubt(runner, llamacloud_emulator, fault="hang")
+    runner.told.clear()
+    runner.run(session_mode="shared", ask_again=ask_again)
+    assert outcomes(runner) == [outcome for outcome, _ in runner.told] == ["answered"] * 2
+    first, second = runner.prompts
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == [first, first, second]
+
+
+@pytest.mark.parametrize("recorded_as", ["empty", "cut", "verbatim"])
+def test_the_answer_of_a_prompt_in_doubt_is_taken_before_an_earlier_one_is_asked_again(
+    recorded_as: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(recorded_as=recorded_as)
+    a_failed_prompt_before_one_in_doubt(runner, llamacloud_emulator, fault="hang_after")
+    report = runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 2
+    assert report.settled == 1
+    first, second = runner.prompts
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == [first, second, first]
+
+
+def test_a_prompt_in_doubt_that_never_arrived_is_unasked_if_the_budget_is_used_up_before_its_order_comes(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    a_failed_prompt_before_one_in_doubt(runner, llamacloud_emulator, fault="hang")
+    report = runner.run(session_mode="shared", max_turns=2)
+    assert outcomes(runner) == ["answered", "unasked"]
+    assert report.stopped_by == "max_turns"
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == [runner.prompts[0]] * 2
+
+
+def test_prompts_in_doubt_are_all_looked_for_before_one_of_them_is_asked(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.settings.update(recorded_as="empty")
+    runner.prompts = ["First", "Second", "Third"]
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+    # Each was asked while the service accepted nothing, so all were meant to be the first turn.
+    runner.journal = lambda: in_flight(runner, session_id, Trace(0, intended_at=1.0))
+    runner.run(session_mode="shared", max_turns=3)
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts
+
+
 @pytest.mark.parametrize("recorded_as", ["empty", "cut"])
 def test_a_prompt_does_not_get_the_answer_of_one_that_took_its_place(
     recorded_as: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
@@ -95,18 +158,15 @@ def test_a_prompt_does_not_get_the_answer_of_one_that_took_its_place(
     emulator = llamacloud_emulator
     emulator.settings.update(recorded_as=recorded_as)
     runner.prompts = [f"Tell me all about the revenue of company {number}." for number in range(2)]
-    emulator.inject(Fault("error_stop", endpoint="stream"))
-    emulator.inject(Fault("hang", endpoint="stream", prompt=runner.prompts[1]))
-
-    def during(batch: Batch) -> None:
-        kill_when(batch, lambda: emulator.posts(prompt=runner.prompts[1]))
-
-    with pytest.raises(errors.ChatBatchError):
-        runner.run(during, session_mode="shared")
-    # The second prompt was never accepted. The first one is asked again, and stands where the second one was meant to.
-    runner.run(session_mode="shared")
-    assert outcomes(runner) == ["answered", "interrupted"]
-    assert [turn.prompt for turn in emulator.turns] == [runner.prompts[0]] * 2
+    with LlamaCloudClient(runner.config) as client:
+        session_id = client.create_session([INDEX_FILINGS]).session_id
+        client.send_message(session_id, runner.prompts[0])
+    # The server has accepted both, says the journal, at the place where the history shows one turn.
+    trace = Trace(0, accepted=True)
+    runner.journal = lambda: in_flight(runner, session_id, trace)
+    lines = runner.run(session_mode="shared").results.lines or []
+    assert [line["outcome"] for line in lines] == ["answered", "interrupted"]
+    assert [turn.prompt for turn in emulator.turns] == runner.prompts[:1]
 
 
 def test_the_retry_at_the_end_does_not_repeat_what_may_have_been_billed(
@@ -257,6 +317,15 @@ def asked_ahead(runner: Runner, session_id: str) -> MemoryJournal:
     for position, key in enumerate(keys):
         trace = Trace(position, intended_at=1.0)
         journal.write([records.intent(key, session_id, trace, opened=False, ahead=position > 0)])
+    journal.write([records.session(session_id)])
+    return journal
+
+
+def in_flight(runner: Runner, session_id: str, trace: Trace) -> MemoryJournal:
+    """A journal in which all prompts are in doubt at the same place of a shared session."""
+    journal = MemoryJournal()
+    for item in parse(runner.prompts, index_ids=[INDEX_FILINGS]):
+        journal.write([records.intent(item.key(runner.scope), session_id, trace, opened=False)])
     journal.write([records.session(session_id)])
     return journal
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from typing import Any
 
 from airflow_provider_llamachat.exceptions import LlamaCloudError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
 from tests.airflow.tries import a_try
+from tests.chaos.upload import peak
 
 
 def main(number: int, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -21,8 +21,7 @@ def main(number: int, arguments: dict[str, Any]) -> dict[str, Any]:
         context["ti"].pushes["return_value"] = task.execute(context)
     except LlamaCloudError as problem:
         error = type(problem).__name__
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"error": error, "manifest": context["ti"].pushes.get("return_value"), "peak": peak}
+    return {"error": error, "manifest": context["ti"].pushes.get("return_value"), "peak": peak()}
 
 
 if __name__ == "__main__":
