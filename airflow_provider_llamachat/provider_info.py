@@ -98,9 +98,8 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
 
     :param airflow_version: :func:`airflow_core_version`.
     """
-    release = tuple(int(part) for part in re.findall(r"\d+", airflow_version)[:3])
     first, after = TEST_NEEDS_A_PORT
-    if not first <= release < after:
+    if not first <= release(airflow_version) < after:
         return CONNECTION_TYPE
     behaviour = CONNECTION_TYPE["ui-field-behaviour"]
     return {
@@ -114,6 +113,11 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, such as ``(3, 3, 1)`` for ``3.3.1rc1``."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def airflow_core_version() -> str:

@@ -126,10 +126,19 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     raise _not_the_apis(call, reply, config, what)
 
 
-def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
+def _not_the_apis(
+    call: Call,
+    reply: Reply,
+    config: ClientConfig,
+    what: str,
+    *,
+    wanted: str = "a LlamaCloud API response",
+    accepted: bool | None = None,
+) -> errors.LlamaCloudProtocolError:
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return a LlamaCloud API response ({_safe(what, config, 300)}). "
+        f"Could not {purpose(call)}: {where(call, config)} did not return {wanted} ({_safe(what, config, 300)}). "
         f"{_CHECK_BASE_URL} Status {reply.status}; the response {_begin(call, reply, config)}.",
+        accepted=accepted,
         **_known(call, reply, config),
     )
 
@@ -294,15 +303,10 @@ def connection_error(
 
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
     """Return the error for a successful response to a prompt that is not an event stream."""
-    kind = _safe(reply.headers.get("content-type", "none"), config, 60)
+    what = f"it has the content type {_safe(reply.headers.get('content-type', 'none'), config, 60)!r}"
     # An HTML page comes from a proxy. Any other successful response may mean that the prompt was accepted.
-    is_page = "html" in kind.lower()
-    return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return an event stream, but content type {kind!r}. "
-        f"{_CHECK_BASE_URL} Status {reply.status}; the response begins with {_quoted(reply.body, config)}.",
-        accepted=None if is_page else True,
-        **_known(call, reply, config),
-    )
+    accepted = None if _is_page(reply) else True
+    return _not_the_apis(call, reply, config, what, wanted="an event stream", accepted=accepted)
 
 
 def too_large(call: Call, config: ClientConfig) -> errors.LlamaCloudProtocolError:

@@ -164,7 +164,6 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.require_all_indexes = require_all_indexes
         self.turn_timeout = turn_timeout
         self._kill: Callable[[], object] | None = None
-        self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
@@ -274,7 +273,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def on_kill(self) -> None:
         """Ask nothing more. Turns in flight may continue at the server, and the next attempt looks for their answers."""
-        self._is_killed = True
+        super().on_kill()
         if self._kill is not None:
             with contextlib.suppress(RuntimeError):  # the loop, and therefore the batch, has already ended
                 self._kill()

@@ -64,7 +64,7 @@ class IndexReadyTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
         self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
-        self.index_ids = _ids(index_ids, "index_ids")
+        self.index_ids = arguments.ids_to_wait_for(index_ids)
         self.deadline = arguments.seconds(deadline, "deadline")
         # A sensor may have an interval of 0.
         self.poke_interval = (
@@ -199,7 +199,7 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        (self.index_id,) = _ids([index_id], "index_id")
+        (self.index_id,) = arguments.ids_to_wait_for([index_id], "index_id")
         self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
         self.poke_interval = arguments.seconds(poke_interval, "poke_interval")
         self.since = _moment(since)
@@ -278,13 +278,6 @@ def _serialized(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
         one.name for init in own for one in inspect.signature(init).parameters.values() if one.kind is one.KEYWORD_ONLY
     ]
     return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(trigger, name) for name in names}
-
-
-def _ids(value: Any, name: str) -> list[str]:
-    ids = arguments.id_list(value, name)
-    if not ids:
-        raise InvalidArgumentError(f"{name} must contain at least one index.")
-    return ids
 
 
 def _name(value: Any, name: str) -> str:
