@@ -1,4 +1,4 @@
-"""What an answer rests on: a tool's result becomes a list of sources, plain JSON values of bounded size. No I/O.
+"""What an answer is based on: a tool's result becomes a list of sources, plain JSON values of bounded size. No I/O.
 
 The API documents no form of a tool's result. The known forms are those of its retrieval endpoints (retrieve, find, grep, read);
 anything else is passed on as it is. Nothing here raises for a result of another form, because its turn was paid for.

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 FIRST_AIRFLOW = (3, 1)
 """The first Airflow whose navigation takes pages of plugins."""
 ROUTE = "llamacloud-chats"
-"""Where the page is: ``/plugin/llamacloud-chats`` inside Airflow, and ``/llamacloud-chats/`` by itself."""
+"""Where the page is: ``/plugin/llamacloud-chats`` inside Airflow, and ``/llamacloud-chats/`` on its own."""
 
 
 @cache

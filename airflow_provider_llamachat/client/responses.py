@@ -63,13 +63,13 @@ _CAUSES: dict[int, tuple[type[errors.LlamaCloudError], str]] = {
         "too many requests (free plans allow 20 per minute). Send fewer requests, or run fewer tasks at once (use an Airflow pool).",
     ),
 }
-"""The error, its likely cause and what to do about it, where the status alone tells."""
+"""The error, its likely cause and what to do about it, for statuses that determine them."""
 
 _FROM_ANYONE = {407, 408, 425, 429}
 """Statuses that mean the same whether LlamaCloud or a proxy sent them, as do those from 500."""
 
 _BUSY = re.compile(r"\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b", re.IGNORECASE)
-"""Words of a refusal that speak of another turn. The API does not document them."""
+"""Words in a refusal that indicate another turn. The API does not document them."""
 
 NOT_THE_API = "the response does not come from LlamaCloud's API"
 """The cause in a message about a response that LlamaCloud's API did not send."""
@@ -337,7 +337,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextlib.contextmanager
 def redacting(config: ClientConfig) -> Iterator[None]:
-    """Remove the key from errors that leave the block. The reason of a failed turn is text of the server."""
+    """Remove the key from errors that leave the block. The reason of a failed turn is text from the server."""
     try:
         yield
     except errors.LlamaCloudError as problem:

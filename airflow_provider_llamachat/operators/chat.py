@@ -51,7 +51,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     ``duration_ms``, ``try_number``, ``outcome`` (``answered``, ``failed``, ``interrupted``), ``adopted`` (whether the answer was found
     in the session's history, so that this attempt paid nothing); also pushed on failure, with None for unknown values),
     ``skipped_index_ids`` (list of text),
-    ``sources`` (list of what the answer rests on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
+    ``sources`` (list of what the answer is based on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
 
     The operator reads the session's history before it posts a prompt again. After a retry, a restart of the triggerer or a lost
     connection, it finds the answer instead of paying for another one. Clearing a successful task asks again. Clearing a failed task
@@ -61,8 +61,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     :param session_id: the session to ask in, normally ``create.output["session_id"]``; to map over sessions,
         ``create.output`` (Airflow maps over return values only). (templated)
-    :param prompt: what to ask; the API takes at most 1,000 characters today. A name that ends in ``.prompt`` or ``.prompt.md`` is that
-        of a file beside the Dag, or in its ``template_searchpath``, whose content is asked. (templated)
+    :param prompt: what to ask; the API takes at most 1,000 characters today. A text that ends in ``.prompt`` or ``.prompt.md``
+        is the name of a file next to the Dag, or in its ``template_searchpath``, whose content is asked. (templated)
     :param index_ids: indexes to use; None means those the session is bound to. (templated)
     :param require_all_indexes: fail the turn if an index is not ready, instead of skipping the index and adding it to
         ``skipped_index_ids``. (templated)

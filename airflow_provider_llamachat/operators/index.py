@@ -34,7 +34,7 @@ class IndexWaitingOperator(LlamaCloudOperator):
         """
         if is_deferral_timeout(next_method, next_kwargs):
             raise IndexNotReadyError(
-                "The time for waiting passed while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
+                "The waiting time ended while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
                 "triggerer) is running and not overloaded."
             )
         return super().resume_execution(next_method, next_kwargs, context)

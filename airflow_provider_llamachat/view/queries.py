@@ -1,4 +1,4 @@
-"""What tasks left in Airflow's metadata database, read through Airflow's models. Each function runs a fixed number of statements."""
+"""What tasks stored in Airflow's metadata database, read through Airflow's models. Each function runs a fixed number of statements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("SendChatMessageOperator", "LlamaChatDecoratedOperator")
 BATCHES = ("ChatBatchOperator",)
 LINK_KEY = LlamaCloudConversationLink().xcom_key
-"""Tasks of subclasses push this XCom when they end. That is how they are recognized."""
+"""Tasks of subclasses push this XCom when they end, and are recognized by it."""
 RUNS_PER_PAGE = 50
 TASKS_PER_PAGE = 100
 MAX_CHART_ROWS = 50_000
@@ -51,7 +51,7 @@ class Period:
 
 @dataclass(frozen=True)
 class Asking:
-    """What asked in a period.
+    """The Dags and operators that asked in a period.
 
     :ivar dag_ids: Dags.
     :ivar subclasses: Dag and class name of operators that are not the provider's own. What one Dag pushes says nothing about another's.
@@ -100,7 +100,7 @@ def asking(session: Session, period: Period, dag_id: str | None = None, run_id: 
 
 
 def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str], offset: int) -> list[Any]:
-    """Return one run more than a page has, newest first: one statement."""
+    """Return one more run than a page has, newest first: one statement."""
     asked = exists().where(
         TaskInstance.dag_id == DagRun.dag_id,
         TaskInstance.run_id == DagRun.run_id,

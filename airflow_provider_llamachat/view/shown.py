@@ -1,4 +1,4 @@
-"""What the page is sent: plain, bounded JSON values, made of what tasks pushed. No I/O, and no trust in the form of any value."""
+"""What the page receives: plain, bounded JSON values, made of what tasks pushed. No I/O, and no trust in the form of any value."""
 
 from __future__ import annotations
 
