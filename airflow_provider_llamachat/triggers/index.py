@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.triggers.looks import Watch
 
 
-class IndexReadyTrigger(BaseTrigger):
+class _Serialized:
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments that make this trigger again."""
+        # Each argument is an attribute of the same name.
+        kind = type(self)
+        own = [
+            init for parent in kind.__mro__ if parent.__module__ == __name__ and (init := vars(parent).get("__init__"))
+        ]
+        every = [one for init in own for one in inspect.signature(init).parameters.values()]
+        names = [one.name for one in every if one.kind is one.KEYWORD_ONLY]
+        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in names}
+
+
+class IndexReadyTrigger(_Serialized, BaseTrigger):
     """Fire when all indexes are ready, when one has failed, or at the deadline.
 
     The trigger does not contain an API key. Unknown arguments are ignored, so that deferred tasks survive an upgrade or downgrade of
@@ -76,10 +89,6 @@ class IndexReadyTrigger(BaseTrigger):
         self.silent_fail = arguments.flag(silent_fail, "silent_fail")
         self.project_id = _optional_name(project_id, "project_id")
         self.organization_id = _optional_name(organization_id, "organization_id")
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments that make this trigger again."""
-        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check all indexes repeatedly, together with the other triggers of the triggerer, and fire once."""
@@ -169,7 +178,7 @@ class IndexSyncedTrigger(IndexReadyTrigger):
         )
 
 
-class IndexUpdatedTrigger(BaseEventTrigger):
+class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
     """Fire each time an index was synced: its ``last_synced_at`` is newer, and it is ready.
 
     For Airflow's asset watchers (3.0 and later)::
@@ -205,10 +214,6 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         self.since = _moment(since)
         self.project_id = _optional_name(project_id, "project_id")
         self.organization_id = _optional_name(organization_id, "organization_id")
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments that make this trigger again."""
-        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
@@ -268,16 +273,6 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
             self.log.warning("The asset state store could not be %s (%s).", done, type(problem).__name__)
             return None
-
-
-def _serialized(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
-    # Each argument is an attribute of the same name.
-    kind = type(trigger)
-    own = [vars(parent)["__init__"] for parent in kind.__mro__ if parent.__module__ == __name__]
-    names = [
-        one.name for init in own for one in inspect.signature(init).parameters.values() if one.kind is one.KEYWORD_ONLY
-    ]
-    return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(trigger, name) for name in names}
 
 
 def _name(value: Any, name: str) -> str:
