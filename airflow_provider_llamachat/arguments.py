@@ -77,6 +77,14 @@ def id_list(value: Any, name: str = "index_ids") -> list[str] | None:
     return list(dict.fromkeys(item.strip() for item in items))
 
 
+def ids_to_wait_for(value: Any, name: str = "index_ids") -> list[str]:
+    """Return ``value`` as a list of at least one id; see :func:`id_list`."""
+    ids = id_list(value, name)
+    if not ids:
+        raise InvalidArgumentError(f"{name} must contain at least one index to wait for.")
+    return ids
+
+
 def parsed_list(text: str, name: str) -> list[Any]:
     """Return the list that a rendered template holds.
 
@@ -184,12 +192,8 @@ def seconds(value: Any, name: str) -> float:
 
     :raises InvalidArgumentError: it is none of these.
     """
-    number = value.total_seconds() if hasattr(value, "total_seconds") else value
-    try:
-        result = float("nan") if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError, OverflowError):
-        result = float("nan")
-    if not 0 < result < float("inf"):
+    result = _positive(value.total_seconds() if hasattr(value, "total_seconds") else value)
+    if result is None:
         raise InvalidArgumentError(f"{name} must be a number of seconds above 0, got {_shown(value)}.")
     return result
 
@@ -199,14 +203,19 @@ def number(value: Any, name: str, *, whole: bool = False) -> float:
 
     :raises InvalidArgumentError: it is none of these, or it is not ``whole``.
     """
+    result = _positive(value)
+    if result is None or (whole and result != int(result)):
+        kind = "a whole number of at least 1" if whole else "a number above 0"
+        raise InvalidArgumentError(f"{name} must be {kind}, got {_shown(value)}.")
+    return result
+
+
+def _positive(value: Any) -> float | None:
     try:
         result = float("nan") if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        result = float("nan")
-    if not (0 < result < float("inf")) or (whole and result != int(result)):
-        kind = "a whole number of at least 1" if whole else "a number above 0"
-        raise InvalidArgumentError(f"{name} must be {kind}, got {excerpt(repr(value), limit=60)}.")
-    return result
+        return None
+    return result if 0 < result < float("inf") else None
 
 
 def limit(value: Any, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""What an answer rests on: a tool's result becomes a list of sources, plain JSON values of bounded size. No I/O.
+"""What an answer is based on: a tool's result becomes a list of sources, plain JSON values of bounded size. No I/O.
 
 The API documents no form of a tool's result. The known forms are those of its retrieval endpoints (retrieve, find, grep, read);
 anything else is passed on as it is. Nothing here raises for a result of another form, because its turn was paid for.
@@ -110,13 +110,13 @@ def _known(part: dict[str, Any], asked: Source) -> Source:
     static = part["static_fields"] if isinstance(part.get("static_fields"), dict) else {}
     metadata = part["metadata"] if isinstance(part.get("metadata"), dict) else {}
     names = {**asked, **_present(file_id=_name(static.get("parsed_directory_file_id"))), **own}
-    score = _number(part.get("score"))
+    score = number(part.get("score"))
     return _present(
         index_id=names.get("index_id"),
         file_id=names.get("file_id"),
         file_name=file_name or _name(metadata.get("file_name")),
         pages=_pages(static),
-        score=_number(part.get("rerank_score")) if score is None else score,
+        score=number(part.get("rerank_score")) if score is None else score,
         text=_cut(text, MAX_TEXT) if isinstance(text, str) else None,
         metadata=_metadata(metadata) or None,
         attachment=_picture(static.get("attachments")),
@@ -131,13 +131,14 @@ def _name(value: Any) -> str | None:
     return _cut(value, MAX_NAME) or None if isinstance(value, str) else None
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """Return a JSON number that every store takes, or None."""
     return plain(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _pages(static: dict[str, Any]) -> list[int] | None:
     given = [static.get("page_range_start"), static.get("page_range_end")]
-    pages = [int(page) for page in given if isinstance(page, int) and _number(page) is not None]
+    pages = [int(page) for page in given if isinstance(page, int) and number(page) is not None]
     return [pages[0], pages[-1]] if pages else None
 
 

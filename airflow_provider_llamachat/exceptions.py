@@ -128,7 +128,14 @@ class LlamaCloudProtocolError(LlamaCloudError):
 
 
 class LlamaCloudStatusError(LlamaCloudError):
-    """The server answered with an error status."""
+    """The server answered with an error status.
+
+    :param retry_after: seconds the server asked to wait, or None. Only errors that a retry may solve have it.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.retry_after = retry_after
 
 
 class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):
@@ -162,14 +169,7 @@ class ConflictError(LlamaCloudStatusError):
 
 
 class SessionBusyError(ConflictError):
-    """409: another turn is running in the session. Sending a prompt waits for it, at most until ``turn_timeout``.
-
-    :param retry_after: seconds the server asked to wait, None when it did not say.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.retry_after = retry_after
+    """409: another turn is running in the session. Sending a prompt waits for it, at most until ``turn_timeout``."""
 
 
 class UnprocessableError(RequestRefusedError):
@@ -177,29 +177,15 @@ class UnprocessableError(RequestRefusedError):
 
 
 class RateLimitError(LlamaCloudStatusError):
-    """429: too many requests.
-
-    :param retry_after: seconds the server asked to wait, None when it did not say.
-    """
+    """429: too many requests."""
 
     retryable = True
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.retry_after = retry_after
 
 
 class ServerError(LlamaCloudStatusError):
-    """5xx: the server, or a proxy in front of it, failed.
-
-    :param retry_after: seconds the server asked to wait, None when it did not say.
-    """
+    """5xx: the server, or a proxy in front of it, failed."""
 
     retryable = True
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.retry_after = retry_after
 
 
 class ChatTurnError(LlamaCloudError):

@@ -332,7 +332,7 @@ class ChatTurn(ApiModel):
 
     @property
     def sources(self) -> list[dict[str, Any]]:
-        """What the answer rests on: all sources in the results of its tool calls; see :func:`~.evidence.sources`."""
+        """What the answer is based on: all sources in the results of its tool calls; see :func:`~.evidence.sources`."""
         return self.first_sources()
 
     def first_sources(self, most: int | None = None) -> list[dict[str, Any]]:

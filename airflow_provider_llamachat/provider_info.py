@@ -33,12 +33,12 @@ CONNECTION_TYPE: dict[str, Any] = {
     "conn-fields": {
         "region": {
             "label": "Region",
-            "description": "Where the API key was made: us (default) or eu. A Base URL wins over it.",
+            "description": "Region in which the API key was created: us (default) or eu. A Base URL overrides it.",
             "schema": {"type": ["string", "null"], "enum": ["us", "eu"]},
         },
         "project_id": {
             "label": "Project ID",
-            "description": "UUID of the project that calls work in. Empty: the default project of the key.",
+            "description": "UUID of the project to use. Empty: the default project of the key.",
             "schema": {"type": ["string", "null"], "format": "uuid"},
         },
         "organization_id": {
@@ -48,19 +48,19 @@ CONNECTION_TYPE: dict[str, Any] = {
         },
         "timeout": {
             "label": "Timeout (s)",
-            "description": "Seconds without a byte before a read fails; above 0. Empty: 60.",
+            "description": "Seconds without any data after which a read fails; above 0. Empty: 60.",
             # The number field of the form uses only "minimum".
             "schema": {"type": ["number", "null"], "minimum": 0, "exclusiveMinimum": 0},
         },
         "max_retries": {
             "label": "Max retries",
-            "description": "How often a request that is safe to repeat is sent again; 0 means never. Empty: 5.",
+            "description": "Maximum number of retries of a request that is safe to repeat; 0 means none. Empty: 5.",
             "schema": {"type": ["integer", "null"], "minimum": 0},
         },
         "history_lag": {
             "label": "History lag (s)",
-            "description": "After a lost request, how many seconds the provider waits for the prompt to appear in the session's "
-            "history before it may ask again. Empty: 10.",
+            "description": "Seconds to wait, after a lost request, for the prompt to appear in the session's history before asking again. "
+            "Empty: 10.",
             "schema": {"type": ["number", "null"], "minimum": 0},
         },
     },
@@ -78,7 +78,7 @@ _CONFIG: dict[str, Any] = {
         "description": "Options of the LlamaCloud Chat provider.",
         "options": {
             "view_enabled": {
-                "description": "Whether the page *LlamaCloud chats* and the links to it are there, on Airflow 3.1 and later.\n",
+                "description": "Whether Airflow (3.1 and later) has the page *LlamaCloud chats* and the links to it.\n",
                 "version_added": "1.1.0",
                 "type": "boolean",
                 "example": None,
@@ -98,9 +98,8 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
 
     :param airflow_version: :func:`airflow_core_version`.
     """
-    release = tuple(int(part) for part in re.findall(r"\d+", airflow_version)[:3])
     first, after = TEST_NEEDS_A_PORT
-    if not first <= release < after:
+    if not first <= release(airflow_version) < after:
         return CONNECTION_TYPE
     behaviour = CONNECTION_TYPE["ui-field-behaviour"]
     return {
@@ -114,6 +113,11 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
             },
         },
     }
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, such as ``(3, 3, 1)`` for ``3.3.1rc1``."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def airflow_core_version() -> str:

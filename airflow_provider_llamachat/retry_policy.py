@@ -27,7 +27,7 @@ class ServerRetryPolicy(RetryPolicy):
 
         SendChatMessageOperator(..., retries=5, retry_policy=ServerRetryPolicy())
 
-    It applies to errors with a ``retry_after``: 429, 5xx and a busy session. The number of retries is unchanged. See
+    It applies to errors with a ``retry_after``: 429, 5xx and 409 (busy). The number of retries is unchanged. See
     https://airflow.apache.org/docs/apache-airflow/stable/core-concepts/tasks.html for retry policies.
 
     :param max_delay: maximum delay, in seconds or as a timedelta, whatever the server asks for.

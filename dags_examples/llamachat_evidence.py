@@ -45,7 +45,7 @@ with DAG(
         """Fail the run if an answer has no source. A retry would adopt the same answer, so it would not help."""
         for number, sources in enumerate(found, start=1):
             if not any("text" in source for source in sources):
-                raise AirflowFailException(f"Answer {number} rests on no passage of a document.")
+                raise AirflowFailException(f"Answer {number} is not based on any passage of a document.")
 
     @task
     def report(folder: str, answers: list[str], found: list[list[dict[str, Any]]]) -> str:

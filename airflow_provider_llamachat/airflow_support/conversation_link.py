@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -12,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.provider_info import airflow_core_version
+from airflow_provider_llamachat.provider_info import airflow_core_version, release
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 FIRST_AIRFLOW = (3, 1)
 """The first Airflow whose navigation takes pages of plugins."""
 ROUTE = "llamacloud-chats"
-"""Where the page is: ``/plugin/llamacloud-chats`` inside Airflow, and ``/llamacloud-chats/`` by itself."""
+"""Where the page is: ``/plugin/llamacloud-chats`` inside Airflow, and ``/llamacloud-chats/`` on its own."""
 
 
 @cache
@@ -31,10 +30,9 @@ def has_view() -> bool:
 
     Dags are parsed with it, so a setting that is neither true nor false only switches the page off.
     """
-    release = tuple(int(part) for part in re.findall(r"\d+", airflow_core_version())[:2])
     given = str(conf.get("llamachat", "view_enabled", fallback="True")).partition("#")[0]
     try:
-        return release >= FIRST_AIRFLOW and arguments.flag(given, "[llamachat] view_enabled")
+        return release(airflow_core_version()) >= FIRST_AIRFLOW and arguments.flag(given, "[llamachat] view_enabled")
     except InvalidArgumentError as error:
         log.warning("The page LlamaCloud chats is off. %s", error)
         return False

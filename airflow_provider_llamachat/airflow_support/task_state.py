@@ -37,7 +37,7 @@ def is_stale(context: Context, try_number: Any) -> bool:
 
 
 GRACE = timedelta(seconds=60)
-"""Time that a trigger has to report after its deadline, before the deferral times out."""
+"""Time in which a trigger can still report after its deadline, before the deferral times out."""
 
 
 def deferral_timeout(context: Context, seconds: float) -> timedelta:

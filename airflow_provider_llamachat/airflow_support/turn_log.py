@@ -53,7 +53,7 @@ class TurnLog:
         self._ended = False
 
     def asks(self, question: Question) -> None:
-        """Log where what is asked."""
+        """Log the question, its session and its indexes."""
         place = f"session {excerpt(question.session_id, limit=100)}, indexes {excerpt(', '.join(question.index_ids), limit=300)}"
         if self._shows_texts:
             self._log.info("Question in %s: %s", place, excerpt(question.prompt, limit=300))
@@ -129,9 +129,9 @@ class TurnLog:
             self._flush()
 
     def ends(self, turn: ChatTurn, sources: list[Source]) -> None:
-        """Log the documents that the answer rests on, and what it cost.
+        """Log the documents that the answer is based on, and what it cost.
 
-        :param sources: the sources as they are handed on.
+        :param sources: the sources as they are passed on.
         """
         if self._shows_texts:
             documents = cited(sources)

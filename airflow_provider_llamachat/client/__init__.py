@@ -1,5 +1,5 @@
-"""Clients of LlamaCloud's chat API, synchronous and asynchronous, based on httpx. Of Airflow they
-use only the exception classes.
+"""Clients of LlamaCloud's chat API, synchronous and asynchronous, based on httpx. They use only the exception
+classes of Airflow.
 
 Layers, top first: :mod:`.sync` and :mod:`.aio` (the clients), :mod:`.sender` (how calls travel), :mod:`.calls` (what both share),
 :mod:`.sse` (bytes to events), :mod:`.retry`, :mod:`.responses` (models and errors), :mod:`.endpoints`, :mod:`.config`.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 
 Observer = Callable[[models.Event], None]
-"""Is called with each event of a turn as it arrives."""
+"""Called with each event of a turn as it arrives."""
 
 
 class AsyncLlamaCloudClient(AsyncSender):

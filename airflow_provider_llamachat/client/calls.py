@@ -173,7 +173,7 @@ class Pages:
 
     :param most: maximum number of pages; None means no maximum.
     :ivar token: the token of the next page; None for the first.
-    :ivar more: whether another page is to be read.
+    :ivar more: whether there is another page to read.
     """
 
     def __init__(self, endpoint: endpoints.Endpoint, most: int | None = None) -> None:
@@ -195,7 +195,7 @@ class Pages:
         if token in self._seen or len(self._seen) >= MAX_PAGES or len(token) > MAX_TOKEN:
             raise LlamaCloudProtocolError(
                 f"Could not {self._purpose} to the end: after {len(self._seen) + 1} pages the server returned "
-                f"{'a page token again' if token in self._seen else 'another page token'}. "
+                f"{'the same page token again' if token in self._seen else 'another page token'}. "
                 "Check that the connection's Base URL is LlamaCloud's."
             )
         self._seen.add(token)

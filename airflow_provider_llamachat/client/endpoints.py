@@ -84,18 +84,18 @@ def path_segment(name: str, value: Any) -> str:
         remove.
     """
     if not isinstance(value, str) or not value.strip():
-        raise InvalidArgumentError(f"{name} is empty. Give the id as LlamaCloud returned it.")
+        raise InvalidArgumentError(f"{name} is empty. Use the id that LlamaCloud returned.")
     if value in {".", ".."}:
-        raise InvalidArgumentError(f"{name} is {value!r}, which is not an id. Give the id as LlamaCloud returned it.")
+        raise InvalidArgumentError(f"{name} is {value!r}, which is not an id. Use the id that LlamaCloud returned.")
     if len(value) > MAX_ID:
         raise InvalidArgumentError(
-            f"{name} has {len(value)} characters, so it is not an id. Give the id as LlamaCloud returned it."
+            f"{name} has {len(value)} characters, so it is not an id. Use the id that LlamaCloud returned."
         )
     try:
         return quote(value, safe="")
     except UnicodeEncodeError:
         raise InvalidArgumentError(
-            f"{name} contains half of a surrogate pair, so it is not an id. Give the id as LlamaCloud returned it."
+            f"{name} contains half of a surrogate pair, so it is not an id. Use the id that LlamaCloud returned."
         ) from None
 
 

@@ -40,17 +40,36 @@ DISCONNECTS = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 LARGE = 512 * 1024
 """Size in bytes from which a response is decoded in a thread, so that it does not block the event loop."""
 
-_REFUSALS: dict[int, type[errors.LlamaCloudStatusError]] = {
-    401: errors.AuthenticationError,
-    402: errors.PaymentRequiredError,
-    403: errors.PermissionDeniedError,
-    404: errors.NotFoundError,
-    409: errors.ConflictError,
-    422: errors.UnprocessableError,
+_FAILED = (errors.ServerError, "the server, or a proxy in front of it, failed. A retry may succeed.")
+
+_CAUSES: dict[int, tuple[type[errors.LlamaCloudError], str]] = {
+    402: (
+        errors.PaymentRequiredError,
+        "the organization has no credits left. Add credits, or use another organization.",
+    ),
+    403: (
+        errors.PermissionDeniedError,
+        (
+            "the API key is not allowed to do this. Check the key's role, and the project and organization "
+            "(the connection's Project ID and Organization ID, or the task's project_id and organization_id)."
+        ),
+    ),
+    408: (errors.LlamaCloudTimeoutError, "the server, or a proxy in front of it, timed out. A retry may succeed."),
+    409: (errors.ConflictError, "the session or index is busy. A retry may succeed."),
+    422: (errors.UnprocessableError, "the server does not accept some fields. Correct the fields that it names."),
+    425: _FAILED,
+    429: (
+        errors.RateLimitError,
+        "too many requests (free plans allow 20 per minute). Send fewer requests, or run fewer tasks at once (use an Airflow pool).",
+    ),
 }
+"""The error, its likely cause and what to do about it, for statuses that determine them."""
+
+_FROM_ANYONE = {407, 408, 425, 429}
+"""Statuses that mean the same whether LlamaCloud or a proxy sent them, as do those from 500."""
 
 _BUSY = re.compile(r"\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b", re.IGNORECASE)
-"""Words of a refusal that speak of another turn. The API does not document them."""
+"""Words in a refusal that indicate another turn. The API does not document them."""
 
 NOT_THE_API = "the response does not come from LlamaCloud's API"
 """The cause in a message about a response that LlamaCloud's API did not send."""
@@ -107,10 +126,19 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
     raise _not_the_apis(call, reply, config, what)
 
 
-def _not_the_apis(call: Call, reply: Reply, config: ClientConfig, what: str) -> errors.LlamaCloudProtocolError:
+def _not_the_apis(
+    call: Call,
+    reply: Reply,
+    config: ClientConfig,
+    what: str,
+    *,
+    wanted: str = "a LlamaCloud API response",
+    accepted: bool | None = None,
+) -> errors.LlamaCloudProtocolError:
     return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return a LlamaCloud API response ({_safe(what, config, 300)}). "
+        f"Could not {purpose(call)}: {where(call, config)} did not return {wanted} ({_safe(what, config, 300)}). "
         f"{_CHECK_BASE_URL} Status {reply.status}; the response {_begin(call, reply, config)}.",
+        accepted=accepted,
         **_known(call, reply, config),
     )
 
@@ -128,55 +156,49 @@ def _is_of_another_session(answer: Any, call: Call) -> bool:
 
 def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     """Raise the typed error for a status that is not a success."""
-    status = reply.status
-    if 200 <= status < 300:
+    if 200 <= reply.status < 300:
         return
     known = _known(call, reply, config)
-    begin = f"Could not {purpose(call)}:"
     detail = error_detail(reply, config)
+    kind, cause = _refusal(call, reply, config, detail)
+    if issubclass(kind, errors.LlamaCloudStatusError) and kind.retryable:
+        known["retry_after"] = retry_after(reply.headers)
+    details = f" ({detail})" if detail else ""
     ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
-    end = f"{where(call, config)} answered {status}{f' ({detail})' if detail else ''}.{ticket}"
-    wait = retry_after(reply.headers)
+    end = f"{where(call, config)} answered {reply.status}{details}.{ticket}"
+    raise kind(f"Could not {purpose(call)}: {cause} {end}", **known)
+
+
+def _refusal(call: Call, reply: Reply, config: ClientConfig, detail: str) -> tuple[type[errors.LlamaCloudError], str]:
+    """Return the error for a status, with its likely cause and what to do about it."""
+    status, thing = reply.status, _thing(call)
     if status < 200:
-        raise errors.LlamaCloudProtocolError(f"{begin} {NOT_THE_API}. {_CHECK_BASE_URL} {end}", **known)
+        return errors.LlamaCloudProtocolError, f"{NOT_THE_API}. {_CHECK_BASE_URL}"
     if status < 400:
-        raise errors.LlamaCloudProtocolError(
-            f"{begin} the response is a redirect to {_location(call, reply, config)!r}. It was not followed, to protect the API key. "
-            f"{_CHECK_BASE_URL} {end}",
-            **known,
-        )
-    if status == 429:
-        raise errors.RateLimitError(
-            f"{begin} too many requests (free plans allow 20 per minute). Send fewer requests, or run fewer tasks at once "
-            f"(use an Airflow pool). {end}",
-            retry_after=wait,
-            **known,
-        )
-    if status == 408:
-        raise errors.LlamaCloudTimeoutError(
-            f"{begin} the server, or a proxy in front of it, timed out. A retry may succeed. {end}", **known
-        )
-    if status >= 500 or status == 425:
-        raise errors.ServerError(
-            f"{begin} the server, or a proxy in front of it, failed. A retry may succeed. {end}",
-            retry_after=wait,
-            **known,
-        )
-    if status == 407:
-        raise errors.RequestRefusedError(
-            f"{begin} {unreachable.proxy_wants_a_password(config.base_url)} {end}", **known
-        )
-    thing = _thing(call)
+        cause = f"the response is a redirect to {_location(call, reply, config)!r}."
+        return errors.LlamaCloudProtocolError, f"{cause} It was not followed, to protect the API key. {_CHECK_BASE_URL}"
+    if status >= 500:
+        return _FAILED
     # The API supports each path and method used here, and explains a refusal in JSON. Any other response proves nothing, for
     # example that a session does not exist or that a sync is running.
-    is_elsewhere = status == 405 or (status == 404 and thing is None)
-    if is_elsewhere or _is_page(reply) or (status in {403, 404} and not _has_detail(reply)):
+    is_elsewhere = status == 405 or (status == 404 and thing is None) or _is_page(reply)
+    if status not in _FROM_ANYONE and (is_elsewhere or (status in {403, 404} and not _has_detail(reply))):
         page = ", but an HTML page" if _is_page(reply) else ""
-        raise errors.RequestRefusedError(f"{begin} {NOT_THE_API}{page}. {_CHECK_BASE_URL} {end}", **known)
-    if status == 409 and call.endpoint is STREAM_MESSAGE and (wait is not None or _BUSY.search(detail)):
-        raise errors.SessionBusyError(f"{begin} {_why_refused(status, thing, config)} {end}", retry_after=wait, **known)
-    kind = _REFUSALS.get(status, errors.RequestRefusedError)
-    raise kind(f"{begin} {_why_refused(status, thing, config)} {end}", **known)
+        return errors.RequestRefusedError, f"{NOT_THE_API}{page}. {_CHECK_BASE_URL}"
+    kind, cause = _CAUSES.get(status, (errors.RequestRefusedError, "the server does not accept this request."))
+    if status == 401:
+        kind, cause = errors.AuthenticationError, _key_advice(config)
+    elif status == 404 and thing in {"project", "organization"}:
+        kind, cause = errors.NotFoundError, f"there is no such {thing}. Check project_id and organization_id."
+    elif status == 404:
+        check = "Check the id, and that project_id is its project."
+        kind, cause = errors.NotFoundError, f"there is no such {thing} in this project. {check}"
+    elif status == 407:
+        cause = unreachable.proxy_wants_a_password(config.base_url)
+    elif status == 409 and call.endpoint is STREAM_MESSAGE:
+        tells_of_a_turn = retry_after(reply.headers) is not None or _BUSY.search(detail)
+        kind = errors.SessionBusyError if tells_of_a_turn else kind
+    return kind, cause
 
 
 def _location(call: Call, reply: Reply, config: ClientConfig) -> str:
@@ -199,30 +221,6 @@ def _thing(call: Call) -> str | None:
         named.append("index")
     named += [thing for thing in ("project", "organization") if f"{thing}_id" in call.query]
     return named[0] if named else None
-
-
-def _why_refused(status: int, thing: str | None, config: ClientConfig) -> str:
-    """Return the likely cause of a refusal by the API, and what to do about it."""
-    match status:
-        case 401:
-            return _key_advice(config)
-        case 402:
-            return "the organization has no credits left. Add credits, or use another organization."
-        case 403:
-            return (
-                "the API key is not allowed to do this. Check the key's role, and the project and organization "
-                "(the connection's Project ID and Organization ID, or the task's project_id and organization_id)."
-            )
-        case 404 if thing in {"project", "organization"}:
-            return f"there is no such {thing}. Check project_id and organization_id."
-        case 404:
-            return f"there is no such {thing} in this project. Check the id, and that project_id is its project."
-        case 409:
-            return "the session or index is busy. A retry may succeed."
-        case 422:
-            return "the server does not accept some fields. Correct the fields that it names."
-        case _:
-            return "the server does not accept this request."
 
 
 def _is_page(reply: Reply) -> bool:
@@ -305,15 +303,10 @@ def connection_error(
 
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
     """Return the error for a successful response to a prompt that is not an event stream."""
-    kind = _safe(reply.headers.get("content-type", "none"), config, 60)
+    what = f"it has the content type {_safe(reply.headers.get('content-type', 'none'), config, 60)!r}"
     # An HTML page comes from a proxy. Any other successful response may mean that the prompt was accepted.
-    is_page = "html" in kind.lower()
-    return errors.LlamaCloudProtocolError(
-        f"Could not {purpose(call)}: {where(call, config)} did not return an event stream, but content type {kind!r}. "
-        f"{_CHECK_BASE_URL} Status {reply.status}; the response begins with {_quoted(reply.body, config)}.",
-        accepted=None if is_page else True,
-        **_known(call, reply, config),
-    )
+    accepted = None if _is_page(reply) else True
+    return _not_the_apis(call, reply, config, what, wanted="an event stream", accepted=accepted)
 
 
 def too_large(call: Call, config: ClientConfig) -> errors.LlamaCloudProtocolError:
@@ -344,7 +337,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 @contextlib.contextmanager
 def redacting(config: ClientConfig) -> Iterator[None]:
-    """Remove the key from errors that leave the block. The reason of a failed turn is text of the server."""
+    """Remove the key from errors that leave the block. The reason of a failed turn is text from the server."""
     try:
         yield
     except errors.LlamaCloudError as problem:

@@ -75,7 +75,7 @@ class EventReader:
         if event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
             self._unknown.add(event.type)
             log.info(
-                "Session %s: the event type %s is newer than this provider; it is passed on as it is.",
+                "Session %s: the event type %s is newer than this provider. It is passed on unchanged.",
                 self._session_id,
                 excerpt(event.type, secrets=self._secrets, limit=60),
             )
@@ -93,9 +93,8 @@ class EventReader:
             self._events += 1
         if max(self._deltas, self._whole) > MAX_TURN or self._events > MAX_EVENTS:
             raise LlamaCloudProtocolError(
-                f"The stream of the turn in session {self._session_id} goes on after {self._events} events with {self._whole} bytes, "
-                f"and {self._deltas} characters of deltas: more than any answer has. "
-                "Check that the connection's Base URL leads to LlamaCloud.",
+                f"The stream of the turn in session {self._session_id} is larger than any answer. Check that the connection's Base URL is "
+                f"LlamaCloud's. Received: {self._events} events with {self._whole} bytes, and {self._deltas} characters of deltas.",
                 accepted=True,
                 session_id=self._session_id,
             )

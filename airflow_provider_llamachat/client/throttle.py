@@ -63,6 +63,8 @@ class Throttle:
 
     :param requests_per_minute: maximum number of requests per minute; None means no limit.
     :param window: length of that "minute" in seconds.
+    :ivar refused: number of 429 responses.
+    :ivar spacing: current number of seconds between two requests.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Throttle:
         self._window = window
         self._limit = None if requests_per_minute is None else max(1, int(requests_per_minute))
         self._base = 0.0 if requests_per_minute is None else window / requests_per_minute
-        self._spacing = self._base
+        self.spacing = self._base
         self._clock = clock
         self._sleep = sleep
         self._door = asyncio.Lock()
@@ -89,14 +91,9 @@ class Throttle:
         self._recent: deque[Passage] = deque(maxlen=self._limit or 1)
         self._accepted: deque[float] = deque(maxlen=_REMEMBERED)
 
-    @property
-    def spacing(self) -> float:
-        """Current number of seconds between two requests."""
-        return self._spacing
-
     def expected_wait(self) -> float:
         """Estimated seconds that a new request will wait. Add them to the time limit of a turn."""
-        return max(0.0, self._delay(self._clock())) + self._waiting * self._spacing
+        return max(0.0, self._delay(self._clock())) + self._waiting * self.spacing
 
     async def enter(self) -> Passage:
         """Wait until a request may be sent."""
@@ -108,7 +105,7 @@ class Throttle:
                     await self._sleep(delay)
                 now = self._clock()
                 passage = Passage(self._leave, now)
-                self._next = now + self._spacing
+                self._next = now + self.spacing
                 self._recent.append(passage)
                 return passage
         finally:
@@ -130,9 +127,9 @@ class Throttle:
         elif status is not None and status < 500:
             self._accepted.append(now)
             self._in_a_row = 0
-            if self._spacing > self._base:
-                recovered = self._spacing * _RECOVERY
-                self._spacing = self._base if recovered < max(self._base, 0.002) else recovered
+            if self.spacing > self._base:
+                recovered = self.spacing * _RECOVERY
+                self.spacing = self._base if recovered < max(self._base, 0.002) else recovered
 
     def _refuse(self, passage: Passage, now: float, retry_after: float | None) -> None:
         self.refused += 1
@@ -147,14 +144,14 @@ class Throttle:
         # The server's rate is estimated from the requests that it accepted in a span of the same length as the pause.
         span = max(pause, 0.1)
         accepted = sum(1 for moment in self._accepted if moment > now - span)
-        pace = span / accepted if accepted else max(_FIRST_SPACING, 2 * self._spacing)
-        self._spacing = min(MAX_SPACING, max(pace, 1.3 * self._spacing))
+        pace = span / accepted if accepted else max(_FIRST_SPACING, 2 * self.spacing)
+        self.spacing = min(MAX_SPACING, max(pace, 1.3 * self.spacing))
         self._slowed_at = now
         log.warning(
             "LlamaCloud limits the request rate (429). All requests pause for %.1f s and then continue at about %.0f per minute. "
             "Set requests_per_minute to stay below the limit.",
             self._paused_until - now,
-            60.0 / self._spacing,
+            60.0 / self.spacing,
         )
 
 

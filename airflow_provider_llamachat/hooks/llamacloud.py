@@ -254,7 +254,7 @@ class LlamaCloudHook(BaseHook):
         found = self.get_conn().get_attachment_url(
             source_id, attachment_name, project_id=project_id, organization_id=organization_id
         )
-        # Libraries log the part after the path by itself.
+        # Libraries log the part after the path separately.
         for secret in (found.url, found.url.partition("?")[2]):
             mask_secret(secret)
         return found

@@ -1,4 +1,4 @@
-"""Code that the operators share: connection arguments and XComs."""
+"""Code that the operators share: connection arguments, XComs, and being stopped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
+    from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
 
@@ -39,6 +40,8 @@ class LlamaCloudOperator(BaseOperator):
         self.llamacloud_conn_id = llamacloud_conn_id
         self.project_id = project_id
         self.organization_id = organization_id
+        self._client: LlamaCloudClient | None = None
+        self._is_killed = False
 
     def get_hook(self) -> LlamaCloudHook:
         """Return a hook for the connection. Call this when the task runs, because templates are rendered by then."""
@@ -54,3 +57,15 @@ class LlamaCloudOperator(BaseOperator):
         """Push an XCom unless ``do_xcom_push`` is False."""
         if self.do_xcom_push:
             context["ti"].xcom_push(key=key, value=value)
+
+    def watch(self, client: LlamaCloudClient) -> None:
+        """Stop ``client`` when the task is stopped."""
+        self._client = client
+        if self._is_killed:  # while the connection was being read
+            client.stop()
+
+    def on_kill(self) -> None:
+        """Send nothing more, and stop waiting."""
+        self._is_killed = True
+        if self._client is not None:
+            self._client.stop()

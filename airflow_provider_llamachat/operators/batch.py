@@ -45,8 +45,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     XComs: ``return_value`` is the manifest: ``total``, then how many are ``answered``, ``failed``, ``interrupted``, ``unasked``;
     ``total_input_tokens`` and ``total_output_tokens`` of these results; ``output_path``; ``sessions_opened``, ``sessions_deleted``;
     ``kept`` (answered by an earlier attempt) and ``settled`` (asked by an earlier attempt, answer found in the session's history);
-    ``rate_limited`` (number of 429 responses); ``seconds``; ``try_number``; ``stopped_by`` (the limit, ``max_total_tokens`` or
-    ``max_turns``, because of which prompts were not asked, or None). Without ``output_path``: ``results``, the list of the objects
+    ``rate_limited`` (number of 429 responses); ``seconds``; ``try_number``; ``stopped_by`` (``max_total_tokens`` or ``max_turns``
+    if prompts were not asked because of this limit, or None). Without ``output_path``: ``results``, the list of the objects
     above. All are also pushed if fewer than ``min_answered`` prompts were answered. On Airflow 2.10 and later, events of the task's
     outlet assets have the counts and ``output_path`` in their ``extra``.
 
@@ -62,9 +62,9 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     API: POST /api/v1/chat and POST /api/v1/chat/{session_id}/messages/stream (https://developers.llamaindex.ai/reference/).
 
-    :param prompts: a list (an XComArg, or a JSON list in a string) of prompts, or of objects with ``prompt`` and, each
-        optional, ``id`` (unique), ``index_ids``, ``session_id`` (an existing session; prompts of one session are asked in order). Other
-        fields are handed on to the results as ``extra``. (templated)
+    :param prompts: a list (an XComArg, or a JSON list in a string) of prompts, or of objects with ``prompt`` and,
+        optionally, ``id`` (unique), ``index_ids``, ``session_id`` (an existing session; prompts of one session are asked in order). Other
+        fields are passed on to the results as ``extra``. (templated)
     :param prompts_path: instead of ``prompts``, a CSV file or JSON Lines file with the same fields, in UTF-8, on any path as in
         ``output_path``. It is copied to the local disk and checked before anything is asked. (templated)
     :param index_ids: indexes for all prompts without their own, at most ten. (templated)
@@ -76,7 +76,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         local path, as text or as a path object. None: results in XCom, for at most :data:`MAX_XCOM_ITEMS` prompts. (templated)
     :param on_item_error: ``collect``: continue, and fail only if fewer than ``min_answered`` prompts were answered; ``fail_fast``:
         stop asking, let turns in flight finish, and fail.
-    :param min_answered: how many prompts have to be answered: a count (90), or a share with a decimal point (0.9, 1.0). If there are
+    :param min_answered: minimum number of answered prompts: a count (90), or a share with a decimal point (0.9, 1.0). If there are
         fewer, the task fails after all results were written. None means one. (templated)
     :param on_empty: what happens if there are no prompts: ``skip`` the task, ``succeed``, or ``fail``. (templated)
     :param max_total_tokens: input and output tokens, over all attempts, after which nothing more is asked. Turns in flight end and may
@@ -87,7 +87,8 @@ class ChatBatchOperator(LlamaCloudOperator):
     :param delete_sessions: delete the sessions that the batch created after the results were written. After a failure, sessions that a
         retry needs are kept.
     :param require_all_indexes: fail a turn if an index is not ready. (templated)
-    :param turn_timeout: maximum duration of a turn, in seconds or as a timedelta, without waiting for the rate limit. (templated)
+    :param turn_timeout: maximum duration of a turn, in seconds or as a timedelta, not counting the time spent waiting for the rate
+        limit. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
@@ -164,7 +165,6 @@ class ChatBatchOperator(LlamaCloudOperator):
         self.require_all_indexes = require_all_indexes
         self.turn_timeout = turn_timeout
         self._kill: Callable[[], object] | None = None
-        self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
@@ -274,7 +274,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def on_kill(self) -> None:
         """Ask nothing more. Turns in flight may continue at the server, and the next attempt looks for their answers."""
-        self._is_killed = True
+        super().on_kill()
         if self._kill is not None:
             with contextlib.suppress(RuntimeError):  # the loop, and therefore the batch, has already ended
                 self._kill()

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
     from airflow_provider_llamachat.airflow_support.templated import Templated
-    from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
 
@@ -52,7 +51,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     ``duration_ms``, ``try_number``, ``outcome`` (``answered``, ``failed``, ``interrupted``), ``adopted`` (whether the answer was found
     in the session's history, so that this attempt paid nothing); also pushed on failure, with None for unknown values),
     ``skipped_index_ids`` (list of text),
-    ``sources`` (list of what the answer rests on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
+    ``sources`` (list of what the answer is based on, see :func:`~..evidence.sources`; bounded by :func:`~..evidence.bounded`).
 
     The operator reads the session's history before it posts a prompt again. After a retry, a restart of the triggerer or a lost
     connection, it finds the answer instead of paying for another one. Clearing a successful task asks again. Clearing a failed task
@@ -62,8 +61,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     :param session_id: the session to ask in, normally ``create.output["session_id"]``; to map over sessions,
         ``create.output`` (Airflow maps over return values only). (templated)
-    :param prompt: what to ask; the API takes at most 1,000 characters today. A name that ends in ``.prompt`` or ``.prompt.md`` is that
-        of a file beside the Dag, or in its ``template_searchpath``, whose content is asked. (templated)
+    :param prompt: what to ask; the API takes at most 1,000 characters today. A text that ends in ``.prompt`` or ``.prompt.md``
+        is the name of a file next to the Dag, or in its ``template_searchpath``, whose content is asked. (templated)
     :param index_ids: indexes to use; None means those the session is bound to. (templated)
     :param require_all_indexes: fail the turn if an index is not ready, instead of skipping the index and adding it to
         ``skipped_index_ids``. (templated)
@@ -129,9 +128,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         self.max_total_tokens = max_total_tokens
         self.log_answer = log_answer
         self.push_sources = push_sources
-        self._client: LlamaCloudClient | None = None
         self._memory: TurnMemory | None = None
-        self._is_killed = False
 
     def execute(self, context: Context) -> str:
         """Ask, or resume the turn of an earlier attempt. Defer if ``deferrable`` is set."""
@@ -150,7 +147,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         log = TurnLog(self.log, shows_texts=self.log_answer)
         hook = self.get_hook()
         with hook.get_conn() as client, self._usage_on_failure(context):
-            self._watch(client)
+            self.watch(client)
             self._memory = memory = TurnMemory(context, self.log, question)
             memory.recall()
             session = client.get_session(question.session_id, **question.scope)
@@ -252,7 +249,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             outcome.raise_for_failure()
             hook = self.get_hook()
             with hook.get_conn() as client:
-                self._watch(client)
+                self.watch(client)
                 deadline = time.time() + client.config.history_lag + READ_TIME
                 turn = client.answer(question, outcome.trace, deadline=deadline, keep=memory.keep)
         record(hook, question.index_ids, client.config.base_url)
@@ -260,20 +257,13 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
     def on_kill(self) -> None:
         """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
-        self._is_killed = True
-        if self._client is not None:
-            self._client.stop()
+        super().on_kill()
         if self._memory is not None and self._memory.trace is not None and self._memory.trace.is_open:
             self.log.warning(
                 "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Its answer is then "
                 "in the session's history. Session: %s.",
                 self._memory.session_id,
             )
-
-    def _watch(self, client: LlamaCloudClient) -> None:
-        self._client = client
-        if self._is_killed:  # while the connection was being read
-            client.stop()
 
     def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn

@@ -34,7 +34,7 @@ class IndexWaitingOperator(LlamaCloudOperator):
         """
         if is_deferral_timeout(next_method, next_kwargs):
             raise IndexNotReadyError(
-                "The time for waiting passed while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
+                "The waiting time ended while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
                 "triggerer) is running and not overloaded."
             )
         return super().resume_execution(next_method, next_kwargs, context)
@@ -139,10 +139,8 @@ class SyncIndexOperator(IndexWaitingOperator):
         self.deferrable = deferrable
         self.sync_timeout = sync_timeout
         self.poke_interval = poke_interval
-        self._client: LlamaCloudClient | None = None
         self._starting: str | None = None
         self._started: str | None = None
-        self._is_killed = False
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the sync, and wait for it if ``wait`` is set."""
@@ -153,9 +151,7 @@ class SyncIndexOperator(IndexWaitingOperator):
         deadline = time.time() + arguments.seconds(self.sync_timeout, "sync_timeout")
         longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:
-            self._client = client
-            if self._is_killed:  # while the connection was being read
-                client.stop()
+            self.watch(client)
             before = client.get_index(index_id, **self.scope()).last_synced_at if wait else None
             self._starting = index_id if wait else None
             started = client.sync_index(index_id, **self.scope())
@@ -216,9 +212,7 @@ class SyncIndexOperator(IndexWaitingOperator):
 
     def on_kill(self) -> None:
         """Stop waiting, and cancel the sync if this task started it."""
-        self._is_killed = True
-        if self._client is not None:
-            self._client.stop()
+        super().on_kill()
         self._cancel()
 
     def _cancel(self) -> None:

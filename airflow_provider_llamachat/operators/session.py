@@ -241,7 +241,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         path = resolved_path(self.transcript_path, "transcript_path")
         if path is None and self._keeps_transcript:
             raise InvalidArgumentError(
-                "transcript_path was given, but is nothing now, so the session was not deleted. Check the template or the XCom."
+                "transcript_path was set, but rendered to nothing, so the session was not deleted. Check the template or the XCom."
             )
         with self.get_hook().get_conn() as client:
             try:

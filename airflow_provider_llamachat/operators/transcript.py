@@ -34,7 +34,7 @@ class SaveTranscriptOperator(LlamaCloudOperator):
 
     :param session_id: the session, or the whole session as its task returned it. (templated)
     :param output_path: any path that Airflow's object storage knows (``s3://conn_id@bucket/key``, ``file:///...``), or an absolute
-        local path, as text or as a path object. A file that is there is replaced. (templated)
+        local path, as text or as a path object. An existing file is replaced. (templated)
     :param format: ``markdown``, ``json`` or ``html`` (one file without scripts and without references to other files). (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)

@@ -18,8 +18,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.task_state import is_stale
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout, is_stale
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 
 GRACE = 300.0
 """Seconds that a triggerer may be late before Airflow ends a deferred sensor."""
-
-AIRFLOWS_FAILURE = "__fail__"
-"""The method with which Airflow resumes a deferred task without an event, because the trigger failed or timed out."""
 
 
 class IndexReadySensor(BaseSensorOperator):
@@ -113,14 +109,14 @@ class IndexReadySensor(BaseSensorOperator):
         self.defer(
             trigger=IndexReadyTrigger(
                 llamacloud_conn_id=self.llamacloud_conn_id,
-                index_ids=self._ids(),
+                index_ids=arguments.ids_to_wait_for(self.index_ids),
                 deadline=deadline,
                 poke_interval=float(self.poke_interval),
                 exponential_backoff=bool(self.exponential_backoff),
                 max_wait=arguments.seconds(self.max_wait, "max_wait") if self.max_wait else None,
                 wait_for_sync=arguments.flag(self.wait_for_sync, "wait_for_sync"),
                 silent_fail=bool(self.silent_fail),
-                **self._scope(),
+                **arguments.scope(self.project_id, self.organization_id),
             ),
             # The trigger enforces the deadline. This timeout is for a triggerer that does not run.
             timeout=timedelta(seconds=max(0.0, deadline - time.time()) + GRACE),
@@ -130,9 +126,8 @@ class IndexReadySensor(BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral. Airflow calls this."""
-        error = str((next_kwargs or {}).get("error"))
         with self._as_on_a_worker():
-            if next_method == AIRFLOWS_FAILURE and "timeout" in error.lower():
+            if is_deferral_timeout(next_method, next_kwargs):
                 raise self._timed_out(
                     f"The {self._limit()[1]} of this deferred sensor passed, and no triggerer resumed it within {GRACE:.0f} s. Check that "
                     "a triggerer (airflow triggerer) is running and not overloaded."
@@ -177,12 +172,13 @@ class IndexReadySensor(BaseSensorOperator):
         from airflow_provider_llamachat.client.readiness import Readiness
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
-        ids = self._ids()
+        ids = arguments.ids_to_wait_for(self.index_ids)
         wait_for_sync = arguments.flag(self.wait_for_sync, "wait_for_sync")
         if self._readiness is None:
             self._readiness = Readiness(wait_for_sync=wait_for_sync)
+        scope = arguments.scope(self.project_id, self.organization_id)
         with LlamaCloudHook(self.llamacloud_conn_id).get_conn() as client:
-            indexes = (client.get_index(index_id, expand_sync=wait_for_sync, **self._scope()) for index_id in ids)
+            indexes = (client.get_index(index_id, expand_sync=wait_for_sync, **scope) for index_id in ids)
             return not self._readiness.pending(indexes)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> None:
@@ -201,12 +197,3 @@ class IndexReadySensor(BaseSensorOperator):
         if outcome.state != READY:
             raise outcome.failure.exception()
         self.log.info("All indexes are ready: %s.", ", ".join(outcome.index_ids))
-
-    def _ids(self) -> list[str]:
-        ids = arguments.id_list(self.index_ids)
-        if not ids:
-            raise InvalidArgumentError("index_ids must contain at least one index to wait for.")
-        return ids
-
-    def _scope(self) -> dict[str, Any]:
-        return arguments.scope(self.project_id, self.organization_id)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MOMENT = 3.0
 """Seconds after the deferral within which a start counts as the first one.
 
-Airflow gives the triggers of a triggerer that died to another one after ``triggerer_health_check_threshold`` (30 seconds by default),
-but those of a triggerer that stopped at once. So a trigger that is cancelled after its post holds the stop up until the moment is over.
+Airflow moves the triggers of a dead triggerer to another one after ``triggerer_health_check_threshold`` (30 seconds by default), but the
+triggers of a stopped triggerer immediately. A trigger that is cancelled after its post therefore delays the stop until this time is over.
 """
 
 
@@ -142,7 +142,7 @@ class ChatTurnTrigger(BaseTrigger):
             event = TurnEvent(ANSWERED, self.question, self._trace, adopted=not self._has_posted)
         except asyncio.CancelledError:
             if is_first and self._trace.is_open and self.deferred_at is not None:
-                # If the clock was set back meanwhile, no start counts as the first one until it has caught up.
+                # If the clock was set back in the meantime, no start counts as the first one until the clock has caught up.
                 await asyncio.sleep(min(self.deferred_at + MOMENT - time.time(), MOMENT + 1.0))
             raise
         except LlamaCloudError as problem:

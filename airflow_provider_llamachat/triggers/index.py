@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.triggers.looks import Watch
 
 
-class IndexReadyTrigger(BaseTrigger):
+class _Serialized:
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments that make this trigger again."""
+        # Each argument is an attribute of the same name.
+        kind = type(self)
+        own = [
+            init for parent in kind.__mro__ if parent.__module__ == __name__ and (init := vars(parent).get("__init__"))
+        ]
+        every = [one for init in own for one in inspect.signature(init).parameters.values()]
+        names = [one.name for one in every if one.kind is one.KEYWORD_ONLY]
+        return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(self, name) for name in names}
+
+
+class IndexReadyTrigger(_Serialized, BaseTrigger):
     """Fire when all indexes are ready, when one has failed, or at the deadline.
 
     The trigger does not contain an API key. Unknown arguments are ignored, so that deferred tasks survive an upgrade or downgrade of
@@ -64,7 +77,7 @@ class IndexReadyTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
         self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
-        self.index_ids = _ids(index_ids, "index_ids")
+        self.index_ids = arguments.ids_to_wait_for(index_ids)
         self.deadline = arguments.seconds(deadline, "deadline")
         # A sensor may have an interval of 0.
         self.poke_interval = (
@@ -76,10 +89,6 @@ class IndexReadyTrigger(BaseTrigger):
         self.silent_fail = arguments.flag(silent_fail, "silent_fail")
         self.project_id = _optional_name(project_id, "project_id")
         self.organization_id = _optional_name(organization_id, "organization_id")
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments that make this trigger again."""
-        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check all indexes repeatedly, together with the other triggers of the triggerer, and fire once."""
@@ -169,7 +178,7 @@ class IndexSyncedTrigger(IndexReadyTrigger):
         )
 
 
-class IndexUpdatedTrigger(BaseEventTrigger):
+class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
     """Fire each time an index was synced: its ``last_synced_at`` is newer, and it is ready.
 
     For Airflow's asset watchers (3.0 and later)::
@@ -199,16 +208,12 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        (self.index_id,) = _ids([index_id], "index_id")
+        (self.index_id,) = arguments.ids_to_wait_for([index_id], "index_id")
         self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
         self.poke_interval = arguments.seconds(poke_interval, "poke_interval")
         self.since = _moment(since)
         self.project_id = _optional_name(project_id, "project_id")
         self.organization_id = _optional_name(organization_id, "organization_id")
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class path and the arguments that make this trigger again."""
-        return _serialized(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
@@ -268,23 +273,6 @@ class IndexUpdatedTrigger(BaseEventTrigger):
         except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
             self.log.warning("The asset state store could not be %s (%s).", done, type(problem).__name__)
             return None
-
-
-def _serialized(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
-    # Each argument is an attribute of the same name.
-    kind = type(trigger)
-    own = [vars(parent)["__init__"] for parent in kind.__mro__ if parent.__module__ == __name__]
-    names = [
-        one.name for init in own for one in inspect.signature(init).parameters.values() if one.kind is one.KEYWORD_ONLY
-    ]
-    return f"{kind.__module__}.{kind.__qualname__}", {name: getattr(trigger, name) for name in names}
-
-
-def _ids(value: Any, name: str) -> list[str]:
-    ids = arguments.id_list(value, name)
-    if not ids:
-        raise InvalidArgumentError(f"{name} must contain at least one index.")
-    return ids
 
 
 def _name(value: Any, name: str) -> str:

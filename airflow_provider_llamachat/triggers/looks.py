@@ -87,7 +87,7 @@ class Watch:
     async def pause(self, seconds: float) -> None:
         """Wait until the next look, which is ``seconds`` after the read that the last look used.
 
-        So triggers that have used the same read also come to the next one together.
+        Triggers that used the same read therefore also share the next one.
         """
         now = asyncio.get_running_loop().time()
         began = now if self.began is None else self.began
@@ -97,7 +97,7 @@ class Watch:
 
 
 class _Board:
-    """What is known of the indexes of one connection and project in one event loop."""
+    """What is known about the indexes of one connection and project in one event loop."""
 
     def __init__(self, llamacloud_conn_id: str, scope: Scope) -> None:
         self.watches: set[Watch] = set()
@@ -111,7 +111,7 @@ class _Board:
         self._few = 1
 
     async def look(self, watch: Watch) -> list[_Seen]:
-        """Return what is known of the indexes of ``watch``, and read them first if that is too old."""
+        """Return what is known about the indexes of ``watch``. Read them first if that is too old."""
         # A read that begins now is recent enough even for a look that comes early.
         watch.due = min(watch.due, asyncio.get_running_loop().time())
         while self._outdated(watch):
@@ -139,7 +139,7 @@ class _Board:
         plain -= expanded
         if not expanded | plain:
             return
-        # A new trigger may have been started because of a change of the connection.
+        # A new trigger may have been started because the connection was changed.
         is_current = self._client is None or any(other.began is None for other in watches)
         try:
             client, _ = await self._connected(again=is_current)
@@ -229,9 +229,9 @@ class _Board:
     async def _listed(
         self, client: AsyncLlamaCloudClient, index_ids: set[str]
     ) -> tuple[dict[str, Index], Exception | None]:
-        """Return those of the indexes that a list shows which takes fewer requests than reading them one by one.
+        """Return the indexes that the list shows, as far as it takes fewer requests than reading the indexes one by one.
 
-        The exception is one that reading the other indexes one by one would meet too.
+        An exception is returned if reading the other indexes one by one would raise it too.
         """
         found: dict[str, Index] = {}
         if len(index_ids) <= self._few:

@@ -1,1 +1,1 @@
-"""The page *LlamaCloud chats* in Airflow's navigation: what Dags asked, what they were told, and what it cost. Read-only."""
+"""The page *LlamaCloud chats* in Airflow's navigation: what Dags asked, the answers, and the cost. Read-only."""

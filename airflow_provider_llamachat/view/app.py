@@ -36,7 +36,7 @@ FILES = {
     "view.css": ("view.css", "text/css"),
 }
 NEEDED = (DagAccessEntity.XCOM, DagAccessEntity.TASK_INSTANCE)
-"""What one has to be allowed to read of a Dag: answers are XComs, questions are fields of task instances."""
+"""What a user must be allowed to read of a Dag: answers are XComs, questions are fields of task instances."""
 DEFAULT_PERIOD = timedelta(days=30)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -48,7 +48,7 @@ HEADERS = {
 
 
 class ChatsApp(FastAPI):
-    """Puts :data:`HEADERS` on every response, those of errors included."""
+    """Puts :data:`HEADERS` on every response, including errors."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -78,7 +78,7 @@ PeriodDep = Annotated[queries.Period, Depends(period_of)]
 
 
 def readable(user: Any, dag_ids: frozenset[str], session: Session) -> list[str]:
-    """Return those of the Dags whose XComs and task instances the user may read."""
+    """Return the Dags whose XComs and task instances the user may read."""
     manager = get_auth_manager()
     teams = _teams(sorted(dag_ids), session)
     # Airflow 3.1 does not pass teams.
@@ -176,7 +176,7 @@ def conversation(
     map_index: int | None = None,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
-    """Return what a run, or one task of it, asked and was told, in the order in which tasks started."""
+    """Return the questions and answers of a run, or of one of its tasks, in the order in which the tasks started."""
     tasks = queries.conversation(session, dag_id, run_id, task_id=task_id, map_index=map_index, offset=offset)
     if not tasks:
         raise HTTPException(404, "This run has no task that asked LlamaCloud, or there is no such run.")

@@ -35,7 +35,7 @@ class LlamaCloudChatsPlugin(AirflowPlugin):
 
     @cached_property
     def operator_extra_links(self) -> list[Any]:  # type: ignore[override]  # as above
-        """Return the button, which Airflow shows for tasks of these classes whatever they pushed. Subclasses bring their own."""
+        """Return the button, which Airflow shows for all tasks of these classes, with or without XComs. Subclasses have their own."""
         from airflow_provider_llamachat.decorators.chat import LlamaChatDecoratedOperator
         from airflow_provider_llamachat.operators.batch import ChatBatchOperator
         from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
@@ -46,5 +46,5 @@ class LlamaCloudChatsPlugin(AirflowPlugin):
         return [Link()]
 
 
-# Airflow passes over an entry point that is no plugin, without a word.
+# Airflow silently ignores an entry point that is not a plugin.
 plugin = LlamaCloudChatsPlugin if has_view() else None

@@ -1,4 +1,4 @@
-"""What tasks left in Airflow's metadata database, read through Airflow's models. Each function runs a fixed number of statements."""
+"""What tasks stored in Airflow's metadata database, read through Airflow's models. Each function runs a fixed number of statements."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 QUESTIONS = ("SendChatMessageOperator", "LlamaChatDecoratedOperator")
 BATCHES = ("ChatBatchOperator",)
 LINK_KEY = LlamaCloudConversationLink().xcom_key
-"""Tasks of subclasses push this XCom when they end. That is how they are recognized."""
+"""Tasks of subclasses push this XCom when they end, and are recognized by it."""
 RUNS_PER_PAGE = 50
 TASKS_PER_PAGE = 100
 MAX_CHART_ROWS = 50_000
@@ -30,6 +30,13 @@ MAX_CHART_ROWS = 50_000
 SHOWN_XCOMS = ("usage", "return_value", "sources", "session_id", "skipped_index_ids", "results")
 SHOWN_FIELDS = ("prompt", "session_id", "index_ids")
 
+OF_RUN = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
+OF_TASK = and_(
+    XComModel.dag_run_id == DagRun.id,
+    XComModel.task_id == TaskInstance.task_id,
+    XComModel.map_index == TaskInstance.map_index,
+)
+"""Joins: the task instances of a run, and the XComs of a task instance."""
 LISTED = (DagRun.id, TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state)
 ALSO_SHOWN = (TaskInstance.operator, TaskInstance.try_number, TaskInstance.start_date, TaskInstance.duration)
 
@@ -51,7 +58,7 @@ class Period:
 
 @dataclass(frozen=True)
 class Asking:
-    """What asked in a period.
+    """The Dags and operators that asked in a period.
 
     :ivar dag_ids: Dags.
     :ivar subclasses: Dag and class name of operators that are not the provider's own. What one Dag pushes says nothing about another's.
@@ -85,27 +92,22 @@ class Task:
 
 def asking(session: Session, period: Period, dag_id: str | None = None, run_id: str | None = None) -> Asking:
     """Find what asked in a period: one statement."""
-    of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
     limits = [
         *period.limits(),
         *([] if dag_id is None else [DagRun.dag_id == dag_id]),
         *([] if run_id is None else [DagRun.run_id == run_id]),
     ]
-    ours = select(TaskInstance.dag_id, TaskInstance.operator).join(DagRun, of_run).where(*limits)
+    ours = select(TaskInstance.dag_id, TaskInstance.operator).join(DagRun, OF_RUN).where(*limits)
     by_name = ours.where(TaskInstance.operator.in_(QUESTIONS + BATCHES))
-    by_link = ours.join(XComModel, _is_of(TaskInstance)).where(XComModel.key == LINK_KEY)
+    by_link = ours.join(XComModel, OF_TASK).where(XComModel.key == LINK_KEY)
     rows = session.execute(union(by_name, by_link)).all()
     subclasses = frozenset((row[0], row[1]) for row in rows if row[1] and row[1] not in QUESTIONS + BATCHES)
     return Asking(frozenset(row[0] for row in rows), subclasses)
 
 
 def runs(session: Session, period: Period, found: Asking, dag_ids: Iterable[str], offset: int) -> list[Any]:
-    """Return one run more than a page has, newest first: one statement."""
-    asked = exists().where(
-        TaskInstance.dag_id == DagRun.dag_id,
-        TaskInstance.run_id == DagRun.run_id,
-        found.condition(),
-    )
+    """Return one more run than a page has, newest first: one statement."""
+    asked = exists().where(OF_RUN, found.condition())
     query = (
         select(
             DagRun.id, DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.run_after, DagRun.start_date, DagRun.end_date
@@ -185,15 +187,8 @@ def conversation(
     return found
 
 
-def _is_of(task: Any) -> Any:
-    return and_(
-        XComModel.dag_run_id == DagRun.id, XComModel.task_id == task.task_id, XComModel.map_index == task.map_index
-    )
-
-
 def _tasks(found: Asking, *columns: Any) -> Select[Any]:
-    of_run = and_(DagRun.dag_id == TaskInstance.dag_id, DagRun.run_id == TaskInstance.run_id)
-    return select(*columns).select_from(DagRun).join(TaskInstance, of_run).where(found.condition())
+    return select(*columns).select_from(DagRun).join(TaskInstance, OF_RUN).where(found.condition())
 
 
 def _with_usage(
@@ -201,7 +196,7 @@ def _with_usage(
 ) -> tuple[list[Task], bool]:
     # Only a batch's return value is its manifest. An answer may be long, and is not needed for the counts.
     manifest = and_(XComModel.key == "return_value", TaskInstance.operator.not_in(QUESTIONS))
-    pushed = and_(_is_of(TaskInstance), or_(XComModel.key == "usage", manifest))
+    pushed = and_(OF_TASK, or_(XComModel.key == "usage", manifest))
     query = _tasks(found, *LISTED, XComModel.key, XComModel.value).join(XComModel, pushed, isouter=True)
     tasks: dict[tuple[int, str, int], Task] = {}
     rows = session.execute(query.where(*limits).order_by(order_by).limit(most and most + 1)).all()

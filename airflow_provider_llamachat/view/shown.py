@@ -1,4 +1,4 @@
-"""What the page is sent: plain, bounded JSON values, made of what tasks pushed. No I/O, and no trust in the form of any value."""
+"""What the page receives: plain, bounded JSON values, made of what tasks pushed. No I/O, and no trust in the form of any value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_llamachat.evidence import plain
+from airflow_provider_llamachat.evidence import number, plain
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.view.queries import Task
@@ -56,14 +56,9 @@ def _text(value: Any, limit: int = MAX_NAME) -> str | None:
     return str(plain(value if len(value) <= limit else value[: limit - 1] + "…"))
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain(value) if is_number else None
-
-
 def _count(value: Any) -> float:
-    number = _number(value) or 0
-    return number if 0 <= number <= MAX_COUNT else 0
+    count = number(value) or 0
+    return count if 0 <= count <= MAX_COUNT else 0
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def manifest(task: Task) -> dict[str, Any] | None:
     given = _mapping(task.xcoms.get("return_value"))
     if not {"total", "answered", "output_path"} <= given.keys():
         return None
-    return {name: _number(given.get(name)) for name in _MANIFEST} | {"output_path": _text(given["output_path"], 2_000)}
+    return {name: number(given.get(name)) for name in _MANIFEST} | {"output_path": _text(given["output_path"], 2_000)}
 
 
 def outcome(task: Task) -> str:
@@ -154,7 +149,7 @@ def task(task: Task) -> dict[str, Any]:
         "outcome": outcome(task),
         "try_number": task.try_number,
         "start_date": _time(task.start_date),
-        "seconds": _number(task.duration),
+        "seconds": number(task.duration),
         "session_id": None if is_batch else _text(_id(task.rendered.get("session_id"))),
         "index_ids": [] if is_batch else _ids(task.rendered.get("index_ids")),
         "skipped_index_ids": _ids(xcoms.get("skipped_index_ids")),
@@ -181,7 +176,7 @@ def _id(session: Any) -> Any:
 
 def _usage(usage: dict[str, Any]) -> dict[str, float | None]:
     names = ("total_input_tokens", "total_output_tokens", "turns", "duration_ms")
-    return {name: _number(usage.get(name)) for name in names}
+    return {name: number(usage.get(name)) for name in names}
 
 
 def _evidence(given: Any, limit: int) -> dict[str, Any]:
@@ -193,8 +188,8 @@ def _evidence(given: Any, limit: int) -> dict[str, Any]:
                 "tool": _text(source.get("tool")),
                 "file_name": _text(source.get("file_name")) or _text(source.get("file_id")),
                 "index_id": _text(source.get("index_id")),
-                "pages": [_number(page) for page in _list(source.get("pages"))[:2]],
-                "score": _number(source.get("score")),
+                "pages": [number(page) for page in _list(source.get("pages"))[:2]],
+                "score": number(source.get("score")),
                 "text": _text(source.get("text", source.get("raw")), limit),
             }
             for source in sources

@@ -35,7 +35,7 @@ def policy(**arguments: Any) -> Any:
 
 @with_policies
 @pytest.mark.usefixtures("llamacloud_connection")
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [409, 429, 503])
 def test_the_server_decides_when_a_task_that_it_refused_is_retried(
     status: int, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,7 +200,7 @@ def test_a_used_session_without_visible_turns_is_neither_saved_nor_deleted(
 def test_a_transcript_path_that_renders_to_nothing_keeps_the_session(
     path: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    with pytest.raises(InvalidArgumentError, match="transcript_path was given, but is nothing"):
+    with pytest.raises(InvalidArgumentError, match="transcript_path was set, but rendered to nothing"):
         delete(session_id, path)
     assert llamacloud_emulator.deleted == []
 

@@ -1,8 +1,7 @@
-"""What later looks and later tries make of what an earlier one left: outages, kills, journals, sessions that are gone."""
+"""What later looks and later tries make of what an earlier one left: outages, kills, sessions that are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -361,64 +360,6 @@ def test_a_prompt_after_a_repeated_turn_is_asked_after_it(
     assert report.settled == 1
 
 
-class FullDisk(PartsJournal):
-    """A journal whose disk gets full, and then cannot be read either."""
-
-    room = 3
-    readable = True
-
-    def write(self, batch: list[dict[str, Any]]) -> None:
-        self.room -= 1
-        if self.room < 0:
-            self.readable = False
-            raise errors.ChatBatchError("the disk is full")
-        super().write(batch)
-
-    def records(self) -> Iterator[dict[str, Any] | None]:
-        if not self.readable:
-            raise errors.ChatBatchError("the disk is broken")
-        return super().records()
-
-
-def test_a_batch_asks_nothing_that_its_journal_cannot_record(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
-    runner.prompts = prompts(40)
-    llamacloud_emulator.settings.turn_latency = 0.1
-    runner.journal = lambda: FullDisk(runner.output, runner.scope)
-    with pytest.raises(errors.ChatBatchError, match="disk is full"):
-        runner.run(max_concurrency=2)
-    posts = llamacloud_emulator.posts()
-    assert posts < 10
-    runner.journal = None
-    runner.run(max_concurrency=2)
-    assert outcomes(runner) == ["answered"] * 40
-    assert once_each(llamacloud_emulator)
-
-
-def test_cleanup_never_hides_why_the_batch_failed(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    def journal() -> FullDisk:
-        made = FullDisk(runner.output, runner.scope)
-        made.room = 1000
-        load = made.load
-
-        def load_and_break(positions: dict[str, int]) -> records.Past:
-            past = load(positions)
-            made.readable = False
-            return past
-
-        made.load = load_and_break  # type: ignore[method-assign]  # breaks after it was read once
-        return made
-
-    runner.journal = journal
-    llamacloud_emulator.inject(Fault("error_stop", endpoint="stream", prompt="Question 2:", detail="tired"))
-    with pytest.raises(errors.ChatBatchError, match="tired"):
-        runner.run(fail_fast=True, delete_sessions=True)
-    assert "Sessions were not deleted. the disk is broken" in caplog.text
-
-
 @pytest.mark.parametrize("which", ["First", "Second"])
 def test_a_shared_session_keeps_its_order_during_an_outage(
     which: str, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
@@ -477,17 +418,6 @@ def test_sessions_are_deleted_after_the_results_unless_an_answer_may_still_arriv
     (left,) = llamacloud_emulator.sessions
     assert left == runner.lines[0]["session_id"]
     assert left in caplog.text
-
-
-def test_answers_that_cannot_be_read_back_are_not_lost(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(PartsJournal, "records", lambda _: iter(()))
-    with pytest.raises(errors.ChatBatchError, match="6 prompts were answered, but only 0 of their answers"):
-        runner.run()
-    monkeypatch.undo()
-    assert runner.run().kept == 6
-    assert llamacloud_emulator.posts() == 6
 
 
 def test_without_a_store_no_session_is_kept_for_a_retry(

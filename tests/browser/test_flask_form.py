@@ -79,7 +79,7 @@ def test_entered_values_are_tested_stored_and_shown_again(
     stored_config: StoredConfig,
     repository: Path,
 ) -> None:
-    form.page.set_viewport_size({"width": 1280, "height": 1080})
+    form.page.set_viewport_size({"width": 1280, "height": 1170})
     form.add("llamacloud_default")
     assert form.labels() == [
         "Connection Id",

@@ -36,7 +36,7 @@ def fill_address(pages: ConnectionPages, emulator: EmulatorProcess) -> None:
 
 
 def test_the_form_shows_what_is_used_and_hides_the_rest(pages: ConnectionPages, repository: Path) -> None:
-    pages.page.set_viewport_size({"width": 1280, "height": 1160})
+    pages.page.set_viewport_size({"width": 1280, "height": 1280})
     pages.add("llamacloud_default")
     # This version's Test button wants a port, so there is a field for it.
     pages.expect_labels("Description", "Base URL", "API Key", "Port")

@@ -40,21 +40,6 @@ def told(value: Any) -> str:
     return f"{value.kind} {value.status or ''}" if isinstance(value, Fault) else str(value)
 
 
-def asked(emulator: LlamaCloudEmulator, endpoint: str) -> bool:
-    return any(request.endpoint == endpoint for request in emulator.requests)
-
-
-def kill_when(condition: Callable[[], bool], task: Any) -> None:
-    """Kill a task as soon as something has come about."""
-
-    def watch() -> None:
-        while not condition():
-            time.sleep(0.01)
-        task.on_kill()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def is_right(answer: str | None) -> bool:
     return answer is not None and "47.5 million" in answer
 
@@ -251,39 +236,6 @@ def test_an_answer_without_text_is_not_handed_over_while_the_history_cannot_be_r
     assert [getattr(problem, "reason", "") for problem in one.errors] == ["unread"] * (one.tries - 1)
 
 
-def test_nothing_is_sent_after_a_kill_and_the_task_ends_soon(
-    life: Begin, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
-    one = life(extra={"timeout": 120})
-    llamacloud_emulator.inject(Fault("delay", endpoint="get", delay=60.0))
-    task = one.task()
-    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
-    kill_when(lambda: asked(llamacloud_emulator, "get"), task)
-    began = time.monotonic()
-    assert one.attempt() is None
-    assert time.monotonic() - began < 30.0
-    assert llamacloud_emulator.posts() == 0
-
-
-def test_a_kill_in_mid_turn_ends_the_task_soon_and_the_retry_takes_the_answer(
-    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
-) -> None:
-    if mode != "worker":
-        pytest.skip("a batch and a trigger are cancelled on their event loop")
-    llamacloud_emulator.settings.update(turn_latency=600.0, keepalive_interval=None)
-    one = life(extra={"timeout": 120})
-    task = one.task()
-    made, one.task = one.task, lambda: task  # type: ignore[method-assign]  # the one that is killed
-    kill_when(lambda: bool(llamacloud_emulator.turns), task)
-    assert one.attempt() is None
-    assert llamacloud_emulator.turns[0].state == "running"
-    assert getattr(one.errors[0], "reason", "") == "killed"
-    llamacloud_emulator.settings.turn_latency = 0.0
-    one.task = made  # type: ignore[method-assign]  # the retry's own
-    assert is_right(one.attempt())
-    assert one.paid == 1
-
-
 def test_a_prompt_whose_intent_cannot_be_stored_is_not_sent(
     mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -329,44 +281,6 @@ def test_a_cleared_task_whose_first_attempt_failed_early_asks_again(
     one.server.xcom_keys_to_clear = []  # Airflow deleted the result when that attempt began
     assert is_right(one.attempt())
     assert one.paid == 2
-
-
-def test_a_kill_while_the_connection_is_read_prevents_the_prompt(
-    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if mode == "batch":
-        pytest.skip("a batch looks when it begins whether it was killed")
-    one = life()
-    task = one.task()
-    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
-    get_conn = LlamaCloudHook.get_conn
-
-    def slow(hook: LlamaCloudHook) -> Any:
-        task.on_kill()
-        return get_conn(hook)
-
-    monkeypatch.setattr(LlamaCloudHook, "get_conn", slow)
-    assert one.attempt() is None
-    assert llamacloud_emulator.posts() == 0
-
-
-def test_a_batch_stops_although_its_log_is_in_use_when_the_signal_comes(
-    mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if mode != "batch":
-        pytest.skip("only a batch says what it stops before it does")
-    one = life(extra={"timeout": 120})
-    llamacloud_emulator.inject(Fault("delay", endpoint="get", delay=60.0))
-    task = one.task()
-    one.task = lambda: task  # type: ignore[method-assign]  # the one that is killed
-
-    def tell(*_values: Any, **_known: Any) -> None:
-        raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
-
-    monkeypatch.setattr(task, "_tell_kill", tell)  # what a log in use when the signal comes does
-    kill_when(lambda: asked(llamacloud_emulator, "get"), task)
-    assert one.attempt() is None
-    assert llamacloud_emulator.posts() == 0
 
 
 def test_a_fault_free_turn_costs_no_more_requests_than_it_needs(

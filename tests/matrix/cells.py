@@ -65,6 +65,7 @@ LONG_SUITES = "system or browser or matrix or chaos or celery or long or bench"
 SHORT = (
     "tests/airflow",
     "tests/batch/test_operator.py",
+    "tests/batch/test_stopping.py",
     "tests/client/test_hook.py",
     "tests/docs",
     "tests/doubt",

@@ -85,9 +85,9 @@ function airflowLink(path, text) {
 
 async function load(path, values) {
   const answer = await fetch(`${path}?${address(values).slice(1)}`, { credentials: "same-origin" });
-  if (answer.status === 401) throw new Error("You are not logged in any more. Reload Airflow to log in again.");
+  if (answer.status === 401) throw new Error("You are no longer logged in. Reload Airflow to log in again.");
   if (answer.status === 403) throw new Error("You may not read the XComs of this Dag. Ask an administrator of this Airflow for access.");
-  if (answer.status === 404) throw new Error("This run has no task that asked LlamaCloud, or it does not exist any more.");
+  if (answer.status === 404) throw new Error("This run has no task that asked LlamaCloud, or the run no longer exists.");
   if (!answer.ok) throw new Error(`Airflow's server reports an error (${answer.status}). Its log has the details.`);
   return answer.json();
 }
@@ -260,7 +260,7 @@ function drawCharts(found) {
   return [
     panel("Questions per day", list, seen, (day, one) => sum(day.rows, (row) => row[one.name])),
     panel("Tokens per day and Dag", list, series, (day, one) => sum(day.rows.filter((row) => one.dags.has(row.dag_id)), (row) => row.input_tokens + row.output_tokens)),
-    found.is_cut ? el("p", { class: "muted" }, "This period has more tasks than the charts can show. They cover the newest of them only.") : null,
+    found.is_cut ? el("p", { class: "muted" }, "This period has more tasks than the charts can show. They cover only the newest ones.") : null,
   ].filter(Boolean);
 }
 
@@ -338,7 +338,7 @@ function turn(task, dagId, runId) {
   const mapped = task.map_index >= 0;
   const path = `/dags/${encodeURIComponent(dagId)}/runs/${encodeURIComponent(runId)}/tasks/${encodeURIComponent(task.task_id)}${mapped ? `/mapped/${task.map_index}` : ""}`;
   const head = el("div", { class: "turn-head" }, el("h3", {}, mapped ? `${task.task_id} [${task.map_index}]` : task.task_id), tag(task.outcome, task.is_batch ? task.state : null), airflowLink(path, "Open the task"));
-  const missing = "Airflow does not keep the question of this task any more ([core] num_dag_runs_to_retain_rendered_fields).";
+  const missing = "Airflow no longer has the question of this task ([core] num_dag_runs_to_retain_rendered_fields).";
   const body = task.is_batch
     ? batch(task)
     : [
