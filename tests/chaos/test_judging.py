@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.batch import records
-from airflow_provider_llamachat.conversation import ask, history
+from airflow_provider_llamachat.conversation import ask, history, recovery
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ServerError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
@@ -60,7 +60,8 @@ def says_nothing(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(DeleteChatSessionOperator, "execute", _wrapped(fail))
     patch.setattr(LlamaCloudOperator, "log", property(lambda self: logging.getLogger("httpx")))
-    patch.setattr(ask, "log", logging.getLogger("httpx"))
+    for module in (ask, recovery):
+        patch.setattr(module, "log", logging.getLogger("httpx"))
 
 
 def tells_the_key(patch: pytest.MonkeyPatch) -> None:
