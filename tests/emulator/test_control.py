@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from airflow_provider_llamachat import testing
 from airflow_provider_llamachat.testing import (
@@ -132,6 +134,46 @@ def test_start_stop_and_start_again() -> None:
         assert [api.http.get(f"/api/v1/chat/{session_id}").status_code for _ in range(2)] == [503, 200]
     emulator.stop()
     api.http.close()
+
+
+def _start_from_several_threads(emulator: LlamaCloudEmulator, patch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """How many servers a slow start makes, and the keys that each thread got from the emulator that it had started."""
+    everyone, servers, keys, listen = threading.Barrier(4), [], [], web.TCPSite.start
+
+    async def slowly(site: web.TCPSite) -> None:
+        servers.append(site)
+        await asyncio.sleep(0.2)
+        await listen(site)
+
+    def start() -> None:
+        everyone.wait(60)
+        emulator.start()
+        keys.append(EmulatorControl(emulator.url).api_key)
+
+    patch.setattr(web.TCPSite, "start", slowly)
+    threads = [threading.Thread(target=start) for _ in range(everyone.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return len(servers), keys
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_start_from_several_threads_starts_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = LlamaCloudEmulator()
+    servers, _ = _start_from_several_threads(emulator, monkeypatch)
+    emulator.stop()
+    assert servers == 1
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(emulator.url)
+
+
+def test_whoever_starts_it_can_use_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = LlamaCloudEmulator()
+    _, keys = _start_from_several_threads(emulator, monkeypatch)
+    emulator.stop()
+    assert keys == [emulator.api_key] * 4
 
 
 def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:
