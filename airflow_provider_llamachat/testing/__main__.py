@@ -25,11 +25,11 @@ _NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 def _parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser("python -m airflow_provider_llamachat.testing", description="LlamaCloud for tests.")
     add = found.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     add("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
-    add("--until-stdin-closes", action="store_true", help="end with the process that holds the standard input")
-    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; these override single options")
+    add("--until-stdin-closes", action="store_true", help="exit when the standard input is closed")
+    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; they override the options below")
     group = found.add_argument_group("behaviour where the API's documentation is silent, and pace")
     for item in fields(Settings):
         kind, *others = setting_kinds()[item.name]

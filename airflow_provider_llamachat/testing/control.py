@@ -76,8 +76,7 @@ class Control:
 
     def inject(self, *faults: Fault | Mapping[str, Any]) -> None:
         """Arm faults, or objects with their fields; see :class:`~.records.Fault`."""
-        made = [fault if isinstance(fault, Fault) else Fault(**fault) for fault in faults]
-        self._state.armed += [(fault, itertools.count()) for fault in made]
+        self._state.armed += [(one if isinstance(one, Fault) else Fault(**one), itertools.count()) for one in faults]
 
     @property
     def faults(self) -> list[Fault]:
@@ -272,9 +271,9 @@ class EmulatorProcess(EmulatorControl):
 
     @property
     def pid(self) -> int:
-        """Id of the process. Raises ``RuntimeError`` unless the process runs."""
+        """Id of the process. Raises ``RuntimeError`` if it is not running."""
         if self._process is None:
-            raise RuntimeError("The emulator's process does not run")
+            raise RuntimeError("The emulator's process is not running")
         return self._process.pid
 
     def __enter__(self) -> Self:

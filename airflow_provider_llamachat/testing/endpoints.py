@@ -34,6 +34,7 @@ class _ProjectQuery(BaseModel):
 class _ListQuery(_ProjectQuery):
     page_size: Annotated[int, Field(ge=1)] | None = None
     page_token: str | None = None
+    source_directory_id: str | None = None
 
 
 class _AttachmentQuery(_ProjectQuery):
@@ -123,10 +124,10 @@ class Call:
 
     async def _do_create(self) -> web.Response:
         body = await self._body(_bodies(self._settings.max_indexes, self._settings.max_prompt)[0], required=False)
-        place, session_id = -next(self._state.numbers), f"ses-{secrets.token_hex(8)}"
-        session = StoredSession(place, session_id, self._project_id, body.index_ids, body.shared_access)
         for index_id in body.index_ids or ():
             self._found("Index", self._state.indexes, index_id)
+        project_id, session_id = self._project_id, f"ses-{secrets.token_hex(8)}"
+        session = StoredSession(-next(self._state.numbers), session_id, project_id, body.index_ids, body.shared_access)
         self._state.sessions[session_id] = session
         return as_json(session.to_json(self._settings), 201)
 
@@ -147,7 +148,7 @@ class Call:
         return web.Response(status=204)
 
     def _page(self, items: Iterable[StoredSession | StoredIndex]) -> web.Response:
-        """A page of the project's items, which are in the order of their places. An item added between two pages is on neither."""
+        """A page of the project's items, which are in the order of their places: changes between two pages repeat or hide no other item."""
         query, project_id = self._query(_ListQuery), self._project_id
         try:
             after = -math.inf if query.page_token is None else int(query.page_token)
@@ -190,9 +191,8 @@ class Call:
             return await stream(turn, self._request, settings, fault)
         while spoils.kind in ("truncated_body", "malformed_json") and turn.record.ended is None:
             await turn.more()
-        return web.Response(
-            body=b"".join(turn.frames).replace(b"\n", settings.newline.encode()), headers=STREAM_HEADERS
-        )
+        body_so_far = b"".join(turn.frames).replace(b"\n", settings.newline.encode())
+        return web.Response(body=body_so_far, headers=STREAM_HEADERS)
 
     def _give_sources(self, turn: TurnRun, *, required: bool) -> None:
         """Give the turn the indexes that it can search, or a reason to fail."""
@@ -222,7 +222,7 @@ class Call:
         return as_json(self._project(named))
 
     async def _do_indexes(self) -> web.Response:
-        directory, indexes = self._request.query.get("source_directory_id"), self._state.indexes.values()
+        directory, indexes = self._query(_ListQuery).source_directory_id, self._state.indexes.values()
         return self._page(index for index in indexes if directory in (None, index.named("dir-source")))
 
     async def _do_index(self) -> web.Response:

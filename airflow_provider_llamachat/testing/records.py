@@ -59,15 +59,15 @@ class _Record:
 
 @dataclass(frozen=True)
 class Fault(_Record):
-    """Something that goes wrong.
+    """Something that goes wrong with a request or a turn.
 
     Kinds that affect a request, to any endpoint:
 
     - ``status``: not processed; the response is ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
     - ``status_after``: processed (a turn runs to its end), but the response is like that of ``status``, with 429
     - ``delay``: processed normally after ``delay`` seconds
-    - ``hang``, ``hang_after``: not processed, or processed; no response
-    - ``reset_before``, ``reset_after``: not processed, or processed; TCP reset instead of a response
+    - ``hang`` (not processed) and ``hang_after`` (processed): no response
+    - ``reset_before`` (not processed) and ``reset_after`` (processed): TCP reset instead of a response
     - ``truncated_body``: processed; the connection closes before as many bytes are sent as Content-Length promises
     - ``malformed_json``: processed; the usual status with broken JSON
     - ``redirect``: not processed; 307 to ``location``
@@ -80,7 +80,8 @@ class Fault(_Record):
     - ``stream_reset``: TCP reset
     - ``cut``: the body ends properly, without a stop event
     - ``error_stop``: the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
-    - ``garbage``, ``unknown_event``, ``invalid_utf8``: one more event, with malformed JSON, of an unknown type, or not valid UTF-8
+    - ``garbage``, ``unknown_event``, ``invalid_utf8``: an event that is malformed JSON, of an unknown type, or not valid UTF-8; then
+      the stream continues
     - ``slow``: the rest is sent one byte at a time, every ``delay`` seconds
 
     After the first three, ``Settings.survives_disconnect`` decides what happens to the turn when the client leaves.
@@ -122,15 +123,15 @@ class Fault(_Record):
         if self.endpoint is not None and self.endpoint not in ENDPOINTS:
             raise ValueError(f"There is no endpoint {self.endpoint!r}. Endpoints: {', '.join(ENDPOINTS)}")
         if self.kind in STREAM_KINDS and self.endpoint not in (None, "stream"):
-            raise ValueError(f"Fault {self.kind} meets streams only, not endpoint {self.endpoint!r}")
+            raise ValueError(f"Fault {self.kind} affects only streams, not the endpoint {self.endpoint!r}")
         if self.kind == "redirect" and self.location is None:
             raise ValueError("A redirect needs a location")
         if min(self.skip, self.delay, self.after_events, 0 if self.times is None else self.times - 1) < 0:
-            raise ValueError("skip, delay and after_events cannot be negative; times is 1 or more, or None: no limit")
+            raise ValueError("skip, delay and after_events must be at least 0; times must be at least 1, or None")
         try:
             re.compile(self.path or "")
         except re.error as error:
-            raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
+            raise ValueError(f"path {self.path!r} is not a regular expression: {error}") from None
 
     def meets(self, record: RequestRecord) -> bool:
         """Whether the request matches the endpoint, method, path, session and prompt of the fault."""

@@ -39,7 +39,7 @@ class LlamaCloudEmulator(Control):
     the emulator is running.
 
     :param settings: behaviour; :meth:`reset` restores it.
-    :param host: address to listen at. At any address, the control API answers only loopback clients.
+    :param host: address to listen on. Whatever it is, the control API answers only loopback clients.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted; :attr:`api_key` is the first.
     :raises ValueError: an unusable key, or a port that is out of range.
@@ -55,9 +55,9 @@ class LlamaCloudEmulator(Control):
     ) -> None:
         self._keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
         if not self._keys or not all(re.fullmatch("[!-~]([ -~]*[!-~])?", key) for key in self._keys):
-            raise ValueError("API keys are one or more texts of printable ASCII characters, without space around them")
+            raise ValueError("Give at least one API key. A key is printable ASCII text without surrounding spaces")
         if not 0 <= port <= 65535:
-            raise ValueError(f"The port is a number from 0 to 65535, not {port}")
+            raise ValueError(f"port must be a number from 0 to 65535, not {port}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
         self._host, self._port = host, port
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -81,7 +81,7 @@ class LlamaCloudEmulator(Control):
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[self._exchanged, _answered], client_max_size=_MAX_COMMAND)
+        app = web.Application(middlewares=[_answered, self._exchanged, _answered], client_max_size=_MAX_COMMAND)
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
@@ -92,7 +92,7 @@ class LlamaCloudEmulator(Control):
         except (OSError, UnicodeError) as error:
             # Without the address, which asyncio words in another way.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
-            ready.set_exception(OSError(f"Cannot listen at {self._host}, port {self._port}: {reason}"))
+            ready.set_exception(OSError(f"Cannot listen on {self._host}, port {self._port}: {reason}"))
         else:
             self._port = runner.addresses[0][1]
             self.url = f"{self.url.rpartition(':')[0]}:{self._port}"
@@ -159,8 +159,7 @@ class LlamaCloudEmulator(Control):
         key = given.strip() if scheme.lower() == "bearer" and given.strip() in self._keys else None
         shown = {"authorization": "Bearer <refused>" if key is None else "Bearer <accepted>", **_WITHHELD}
         headers.update({name: text for name, text in shown.items() if name in headers})
-        parameters = {name: request.query.getall(name) for name in request.query}
-        query = {name: values if len(values) > 1 else values[0] for name, values in parameters.items()}
+        query = {name: many if many[1:] else many[0] for name in request.query if (many := request.query.getall(name))}
         record = RequestRecord(len(self._state.requests) + 1, time.time(), request.method, path, query, headers)
         record.request_id = f"req-{record.number:08d}"
         # A whole URL is a request to a proxy, which the service is not.

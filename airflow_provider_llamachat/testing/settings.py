@@ -100,7 +100,7 @@ class Settings:
         fits = value in kinds or type(value) in kinds or (float in kinds and type(value) is int)
         if not fits or (type(value) in (int, float) and value < 0):
             taken = Settings.__annotations__[name]
-            raise ValueError(f"Setting {name} cannot be {value!r}. It takes {taken}; a number is 0 or more.")
+            raise ValueError(f"Setting {name} cannot be {value!r}. It takes {taken}; a number must be at least 0.")
         object.__setattr__(self, name, value)
         if self._on_change is not None:
             self._on_change(**{name: value})

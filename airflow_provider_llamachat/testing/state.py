@@ -57,7 +57,7 @@ class StoredIndex:
         """Set what a test gives. A name that cannot be set raises ``ValueError``."""
         for name, value in values.items():
             if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
-                raise ValueError(f"An index has no {name!r} to set")
+                raise ValueError(f"An index has no {name!r} that can be set")
             setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
             if name == "sync_in_progress" and not value:
                 self.sync_ends = None
@@ -179,7 +179,7 @@ class ServiceState:
         self.armed: list[tuple[Fault, itertools.count[int]]] = []
         self.scripted: list[Scripted] = []
         self.indexes: dict[str, StoredIndex] = {}
-        self._admitted: dict[str, list[float]] = {}
+        self._admitted: dict[str, deque[float]] = {}
         self.numbers = itertools.count(1)
         seed = json.loads(Path(__file__).with_name("corpus.json").read_text(encoding="utf-8"))
         made = dict.fromkeys(("created_at", "updated_at"), utc(time.time()))
@@ -212,8 +212,9 @@ class ServiceState:
         limit, window = self.settings.requests_per_minute, self.settings.rate_window
         if limit is None or (self.settings.rate_limits == "turns" and endpoint != "stream"):
             return None
-        now = time.monotonic()
-        seen = self._admitted[key] = [moment for moment in self._admitted.get(key, []) if moment > now - window]
+        now, seen = time.monotonic(), self._admitted.setdefault(key, deque())
+        while seen and seen[0] <= now - window:
+            seen.popleft()
         if len(seen) >= limit:
             return seen[0] + window - now if seen else window
         seen.append(now)

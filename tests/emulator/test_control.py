@@ -190,7 +190,7 @@ def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:
 
 def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
-    with pytest.raises(OSError, match=f"Cannot listen at 127.0.0.1, port {port}: .*already in use"):
+    with pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1, port {port}: .*already in use"):
         LlamaCloudEmulator(port=port).start()
     for keys in ([], [""], ["llx-\n"], ["schlüssel"], [" llx"]):
         with pytest.raises(ValueError, match="printable ASCII"):
@@ -200,11 +200,11 @@ def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ({"port": 70000}, "port is a number from 0 to 65535, not 70000"),
-        ({"port": -1}, "port is a number from 0 to 65535, not -1"),
-        ({"host": "192.0.2.1"}, "Cannot listen at 192.0.2.1, port 0: .*(assign requested address|could not bind)"),
-        ({"host": "nowhere.invalid"}, "Cannot listen at nowhere.invalid, port 0: "),
-        ({"host": "no..where"}, "Cannot listen at no..where, port 0: "),
+        ({"port": 70000}, "port must be a number from 0 to 65535, not 70000"),
+        ({"port": -1}, "port must be a number from 0 to 65535, not -1"),
+        ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1, port 0: .*(assign requested address|could not bind)"),
+        ({"host": "nowhere.invalid"}, "Cannot listen on nowhere.invalid, port 0: "),
+        ({"host": "no..where"}, "Cannot listen on no..where, port 0: "),
     ],
 )
 def test_an_invalid_address_is_refused_at_once_with_an_explanation(
@@ -394,7 +394,7 @@ def test_an_emulator_in_a_process_of_its_own() -> None:
         emulator.reset()
         assert (emulator.sessions, emulator.settings.delta_chars) == ({}, 5)
     assert not Path(f"/proc/{pid}").exists() or os.name != "posix"
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         emulator.pid  # noqa: B018 - reading it is what raises
     with pytest.raises(OSError, match="refused"):
         emulator.reset()
