@@ -52,7 +52,7 @@ class Settings:
     delete_while_running: Literal["finish", "refuse"] = _setting("finish", "DELETE lets a turn finish, or gets a 409")
     # A turn's sources
     mismatch: Literal["refuse", "accept"] = _setting(
-        "refuse", "a turn names other indexes than those of its locked session: 422, or those it names answer"
+        "refuse", "a turn names other indexes than those of its locked session: 422, or it is answered from them"
     )
     unlocked_mismatch: Literal["rebind", "refuse"] = _setting(
         "rebind", "the first turn of a bound session names other indexes: the session is bound to these, or 422"

@@ -159,6 +159,7 @@ def _start_from_several_threads(emulator: LlamaCloudEmulator, patch: pytest.Monk
     return len(servers), keys
 
 
+# Whether each of the threads can use it is what the next test asks.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_start_from_several_threads_starts_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
     emulator = LlamaCloudEmulator()
