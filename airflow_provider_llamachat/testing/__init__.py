@@ -1,4 +1,4 @@
-"""A LlamaCloud for tests: a real HTTP server with faults on demand and a log of what it received.
+"""A LlamaCloud for tests: a real HTTP server that injects faults on demand and keeps a log of what it received.
 
 Install the extra ``testing``; then::
 
@@ -13,8 +13,6 @@ or run ``python -m airflow_provider_llamachat.testing``, or use the pytest fixtu
 first use, and only :class:`LlamaCloudEmulator` needs aiohttp: a remote control works without the extra.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000001"
 OTHER_ORGANIZATION_ID = "0a7e1f00-0000-4000-8000-000000000002"
 DEFAULT_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000001"
-"""Project that a request without ``project_id`` works in."""
+"""The project of a request without ``project_id``."""
 OTHER_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000002"
 """Second project of the default organization."""
 FOREIGN_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000003"
@@ -36,20 +34,13 @@ FOREIGN_PROJECT_ID = "9b0f5c00-0000-4000-8000-000000000003"
 INDEX_FILINGS = "idx-filings"
 INDEX_HANDBOOK = "idx-handbook"
 INDEX_BUILDING = "idx-building"
-"""An index that is never ready, until a test says so."""
+"""An index that is not ready until a test says so."""
 INDEX_FAILED = "idx-failed"
 INDEX_OTHER_PROJECT = "idx-contracts"
 """A ready index of :data:`OTHER_PROJECT_ID`."""
 
-__all__ = [
-    "EmulatorControl",
-    "EmulatorProcess",
-    "Fault",
-    "LlamaCloudEmulator",
-    "RequestRecord",
-    "Settings",
-    "TurnRecord",
-]
+__all__ = ["EmulatorControl", "EmulatorProcess", "LlamaCloudEmulator"]
+__all__ += ["Fault", "RequestRecord", "Settings", "TurnRecord"]
 __all__ += ["DEFAULT_ORGANIZATION_ID", "DEFAULT_PROJECT_ID"]
 __all__ += ["FOREIGN_PROJECT_ID", "OTHER_ORGANIZATION_ID", "OTHER_PROJECT_ID"]
 __all__ += ["INDEX_BUILDING", "INDEX_FAILED", "INDEX_FILINGS", "INDEX_HANDBOOK", "INDEX_OTHER_PROJECT"]

@@ -1,15 +1,15 @@
 """``python -m airflow_provider_llamachat.testing``: the emulator as a process of its own.
 
-When it is listening it prints one line, ``LlamaCloud emulator: url=... key=...``; SIGTERM and SIGINT end it with status 0.
+It prints one line as soon as it listens, ``LlamaCloud emulator: url=... key=...``. SIGTERM and SIGINT end it with status 0.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -23,16 +23,14 @@ _NEWLINES = {"lf": "\n", "crlf": "\r\n", "cr": "\r"}
 
 
 def _parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="python -m airflow_provider_llamachat.testing", description="A LlamaCloud on this machine, for tests."
-    )
+    found = argparse.ArgumentParser("python -m airflow_provider_llamachat.testing", description="LlamaCloud for tests.")
     add = found.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=0, help="port; 0 takes a free one (default: %(default)s)")
     add("--api-key", action="append", dest="api_keys", help="key to accept; can be given several times")
-    add("--until-stdin-closes", action="store_true", help="end with the process that holds the standard input")
-    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; these override single options")
-    group = found.add_argument_group("behaviour, where the API's documentation is silent, and pace")
+    add("--until-stdin-closes", action="store_true", help="exit when the standard input is closed")
+    add("--settings", type=json.loads, default={}, metavar="JSON", help="settings; they override the options below")
+    group = found.add_argument_group("behaviour where the API's documentation is silent, and pace")
     for item in fields(Settings):
         kind, *others = setting_kinds()[item.name]
         options: dict[str, Any] = {"default": item.default, "help": item.metadata["help"] + " (default: %(default)s)"}
@@ -49,19 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _optional(kind: type[Any]) -> Any:
-    def read(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    read.__name__ = kind.__name__
-    return read
-
-
-def _allow_many_sockets() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # argparse names the kind in its messages.
+    return functools.wraps(kind, updated=())(lambda text: None if text.lower() == "none" else kind(text))
 
 
 def _end_with_input() -> None:
@@ -73,30 +60,32 @@ def _end_with_input() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator until a signal ends it.
 
-    :returns: exit status: 0, or 1 with a message when it cannot start.
+    :returns: exit status: 0, or 1 with a message if the emulator cannot start.
     """
     cli = _parser()
-    arguments = cli.parse_args(argv)
-    values = {item.name: getattr(arguments, item.name) for item in fields(Settings)}
-    values["newline"] = _NEWLINES[arguments.newline]
+    given = cli.parse_args(argv)
+    values = {item.name: getattr(given, item.name) for item in fields(Settings)}
+    values["newline"] = _NEWLINES[given.newline]
     try:
         settings = Settings(**values)
-        settings.update(**arguments.settings)
+        settings.update(**given.settings)
     except (ValueError, TypeError, AttributeError) as error:
         cli.error(str(error))
-    _allow_many_sockets()
+    # As many sockets as the system allows. Some systems report no limit, and then refuse that.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     endings = {signal.SIGTERM, signal.SIGINT}
-    # Blocked in all threads, so that no signal is lost in the code that runs when it arrives.
+    # Blocked in all threads, so that no signal is lost in code that swallows what a handler raises.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, endings)
     try:
         from airflow_provider_llamachat.testing import LlamaCloudEmulator
 
-        keys = arguments.api_keys
-        with LlamaCloudEmulator(settings, host=arguments.host, port=arguments.port, api_keys=keys) as emulator:
+        with LlamaCloudEmulator(settings, host=given.host, port=given.port, api_keys=given.api_keys) as emulator:
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
-            if arguments.until_stdin_closes:
+            if given.until_stdin_closes:
                 threading.Thread(target=_end_with_input, daemon=True).start()
-            # The first request needs it: imported before one arrives, it delays nobody.
+            # Imported before the first request needs it, it delays nobody.
             importlib.import_module("airflow_provider_llamachat.testing.endpoints")
             signal.sigwait(endings)
     except (ImportError, OSError, ValueError) as error:

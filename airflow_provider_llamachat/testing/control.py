@@ -1,4 +1,4 @@
-"""What a test sees of an emulator and does to it, in its own process or in another one. Standard library only."""
+"""What a test reads from an emulator and does to it, in its own process or from another one. Standard library only."""
 
 from __future__ import annotations
 
@@ -12,53 +12,38 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
-from airflow_provider_llamachat.testing.corpus import Scripted, found_in
+from airflow_provider_llamachat.testing.corpus import found_in
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.state import ServiceState
 
-C = TypeVar("C")
-
 PREFIX = "/_emulator"
-"""Where an emulator takes commands: GET for a property, POST with arguments (an array or an object) for a method."""
+"""Path of the control API: GET reads a property, POST calls a method with arguments (an array or an object)."""
 
 _RECORDS: dict[str, type[Any]] = {"requests": RequestRecord, "turns": TurnRecord, "faults": Fault}
 
-COMMANDS: dict[str, Any] = {}
-"""Properties and methods of :class:`Control`, except those that say where the emulator is."""
+
+def _dispatched(work: Any) -> Any:
+    """Make ``_do`` decide where a property or method runs."""
+    if isinstance(work, property):
+        return property(_dispatched(work.fget), work.fset)
+    return functools.wraps(work)(lambda control, *args, **kwargs: control._do(work, *args, **kwargs))  # noqa: SLF001 - its own
 
 
-def _commands(kind: type[C]) -> type[C]:
-    """Let ``_do`` decide where each property and method of a class is carried out."""
-
-    def dispatched(work: Callable[..., Any]) -> Callable[..., Any]:
-        return functools.wraps(work)(lambda control, *args, **kwargs: control._do(work, *args, **kwargs))  # noqa: SLF001 - its own
-
-    for name, found in list(vars(kind).items()):
-        if not name.startswith(("_", "url", "airflow_")):
-            is_read = isinstance(found, property)
-            COMMANDS[name] = property(dispatched(found.fget), found.fset) if is_read else dispatched(found)
-            setattr(kind, name, COMMANDS[name])
-    return kind
-
-
-@_commands
 class Control:
-    """What a test sees of an emulator and does to it. The methods' own code is what happens where the emulator runs."""
+    """What a test reads from an emulator and does to it. The bodies of the methods run where the emulator runs."""
+
+    url: str
+    """Base URL, without a slash at its end. The port is known once the emulator has started."""
 
     _state: ServiceState
     _api_key: str
-
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-        raise NotImplementedError
 
     @property
     def airflow_connection_json(self) -> str:
@@ -68,7 +53,7 @@ class Control:
 
     @property
     def airflow_connection_uri(self) -> str:
-        """The same as a URI; the host is a whole URL, hence percent-encoded."""
+        """The same as a URI. Its host is a whole URL, so it is percent-encoded."""
         return f"llamacloud://:{quote(self.api_key, safe='')}@{quote(self.url, safe='')}?history_lag=0"
 
     @property
@@ -78,7 +63,7 @@ class Control:
 
     @property
     def settings(self) -> Settings:
-        """The settings as they are now; an assignment to an attribute applies at once."""
+        """The current settings. An assignment to an attribute applies at once."""
         return self._state.settings
 
     @settings.setter
@@ -86,16 +71,12 @@ class Control:
         self.update_settings(**settings.to_json())
 
     def update_settings(self, **values: Any) -> None:
-        """Change several settings.
-
-        :raises AttributeError: a name that is not a setting (``ValueError`` from another process).
-        :raises ValueError: a value that the setting does not take.
-        """
+        """Change several settings. Raises what an assignment to one of them raises; from another process, always ``ValueError``."""
         self._state.settings.update(**values)
 
-    def inject(self, *faults: Fault) -> None:
-        """Arm faults; see :class:`~.records.Fault`."""
-        self._state.armed += [(fault, itertools.count()) for fault in faults]
+    def inject(self, *faults: Fault | Mapping[str, Any]) -> None:
+        """Arm faults, or objects with their fields; see :class:`~.records.Fault`."""
+        self._state.armed += [(one if isinstance(one, Fault) else Fault(**one), itertools.count()) for one in faults]
 
     @property
     def faults(self) -> list[Fault]:
@@ -108,12 +89,12 @@ class Control:
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """Requests that arrived, in order. In the emulator's own process the records are live: a status appears when it is sent."""
+        """Requests that arrived, in order. In the emulator's own process the records are live: ``status`` is set when it is sent."""
         return list(self._state.requests)
 
     @property
     def turns(self) -> list[TurnRecord]:
-        """Turns that began, in order. In the emulator's own process the records are live: their state changes when they end."""
+        """Turns that began, in order. In the emulator's own process the records are live: they change when the turn ends."""
         return list(self._state.turns)
 
     @property
@@ -126,23 +107,23 @@ class Control:
     ) -> None:
         """Answer prompts that match with ``text``, until the next reset. If several answers match, the latest is given.
 
-        :param match: text that the prompt contains, or a compiled regular expression that is searched in it (another process may also
-            send ``{"pattern": ..., "flags": ...}``).
+        :param match: text that the prompt contains, or a compiled regular expression that is searched in it (the control API also
+            takes ``{"pattern": ..., "flags": ...}``).
         :param sources: what the model found: objects with ``file_name`` and each optional ``text``, ``pages`` (first and last),
             ``score`` and ``index_id``; or the API's own retrieval results (objects with ``content``).
         :raises ValueError: a source of another form.
         """
         if isinstance(match, Mapping):
             match = re.compile(match["pattern"], match.get("flags", 0))
-        self._state.scripted.insert(0, Scripted(match, text, [found_in(source) for source in sources]))
+        wanted = re.compile(re.escape(match)) if isinstance(match, str) else match
+        self._state.scripted.insert(0, (wanted, text, [found_in(source) for source in sources]))
 
     def posts(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Number of prompts that reached the server, whatever became of them; ``prompt`` is compared as a whole."""
-        posted = [record for record in self._state.requests if record.endpoint == "stream"]
-        return _count(posted, session_id, prompt)
+        """Number of prompts that reached the server, whatever became of them. A given ``prompt`` is compared as a whole."""
+        return _count([each for each in self._state.requests if each.endpoint == "stream"], session_id, prompt)
 
     def completed(self, session_id: str | None = None, prompt: str | None = None) -> int:
-        """Number of turns that ended well; ``prompt`` is compared as a whole."""
+        """Number of turns that ended without an error. A given ``prompt`` is compared as a whole."""
         return _count([turn for turn in self._state.turns if turn.state == "completed"], session_id, prompt)
 
     @property
@@ -165,7 +146,7 @@ class Control:
 
     @property
     def indexes(self) -> dict[str, dict[str, Any]]:
-        """Indexes of all projects by id, as the API answers them, ``sync_in_progress`` included."""
+        """Indexes of all projects by id, as the API answers them, including ``sync_in_progress``."""
         return {key: index.to_json(self._state.settings, expand=True) for key, index in self._state.indexes.items()}
 
     def add_index(
@@ -187,33 +168,31 @@ class Control:
         self._state.add_index(id=index_id, project_id=project_id, name=name or index_id, **known)
 
     def set_index(self, index_id: str, **values: Any) -> None:
-        """Change an index at once; its schedule is forgotten.
+        """Change an index at once, and forget its schedule.
 
         :param values: ``status``, ``error_message``, ``sync_in_progress``, ``last_synced_at`` (ISO text or datetime).
-        :raises ValueError: an unknown index or value.
+        :raises ValueError: an unknown index, or another name.
         """
         self.index_schedule(index_id, ())
         self._state.indexes[index_id].change(values)
 
     def index_schedule(self, index_id: str, steps: Sequence[str | Mapping[str, Any]]) -> None:
-        """Let each read of the index, in a list as well, move it one step on; the last step stays.
+        """Move the index one step on each time it is read, also in a list. It stays at the last step.
 
         :param steps: statuses, or objects with what :meth:`set_index` takes.
         :raises ValueError: an unknown index.
         """
         if index_id not in self._state.indexes:
             raise ValueError(f"There is no index {index_id!r}")
-        schedule = self._state.indexes[index_id].schedule
-        schedule.clear()
-        schedule.extend({"status": step} if isinstance(step, str) else dict(step) for step in steps)
+        schedule = [{"status": step} if isinstance(step, str) else dict(step) for step in steps]
+        self._state.indexes[index_id].schedule = iter(schedule)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put a finished turn of another client into a session's history; it is not one of :attr:`turns`.
-
-        It is shown at once, hence before what lags by ``Settings.history_lag``.
+        """Put a finished turn of another client into a session's history. It is not one of :attr:`turns`, and is shown at once,
+        so before what ``Settings.history_lag`` holds back.
 
         :param after: seconds until it is there.
-        :raises ValueError: an unknown session.
+        :raises ValueError: an unknown session, or a negative ``after``.
         """
         if session_id not in self._state.sessions:
             raise ValueError(f"There is no session {session_id!r}")
@@ -226,9 +205,15 @@ class Control:
             self._state.sessions[session_id].record(event, prompt, foreign=True, after=after)
 
     def reset(self) -> None:
-        """Set state, log, faults and settings back to the start; requests and turns under way are broken off."""
+        """Restore the initial state, log, faults and settings. Requests and turns in progress are cut off."""
         self._state.break_off()
         self._state.start()
+
+
+COMMANDS = {name: _dispatched(found) for name, found in vars(Control).items() if not name.startswith(("_", "airflow_"))}
+"""Properties and methods of :class:`Control` that the control API offers: all but the address of the emulator."""
+for _name, _command in COMMANDS.items():
+    setattr(Control, _name, _command)
 
 
 def _count(records: Sequence[RequestRecord | TurnRecord], session_id: str | None, prompt: str | None) -> int:
@@ -239,52 +224,39 @@ class EmulatorControl(Control):
     """Does over HTTP what :class:`~.server.LlamaCloudEmulator` does in its own process: same names, same records.
 
     :param url: base URL of the emulator.
-    :raises OSError: from every method, when the emulator cannot be reached.
+    :raises OSError: from every method, if the emulator cannot be reached.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        # An emulator is on this machine: a proxy of the environment does not lead to it.
+        self.url = url.rstrip("/")
+        # The emulator is on this machine, so a proxy from the environment cannot reach it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    @property
-    def url(self) -> str:
-        """Base URL, without a slash at its end."""
-        return self._url
 
     def _do(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         name = work.__name__
-        read = isinstance(COMMANDS[name], property)
         given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
-        request = urllib.request.Request(  # noqa: S310 - the emulator's own address, given by the test
-            f"{self._url}{PREFIX}/{name}",
-            method="GET" if read else "POST",
-            data=None if read else json.dumps(given, default=to_json).encode(),
-            headers={"content-type": "application/json"},
-        )
+        body = None if isinstance(COMMANDS[name], property) else json.dumps(given, default=to_json).encode()
         try:
-            with self._opener.open(request, timeout=30) as answer:
-                found = json.loads(answer.read())
+            with self._opener.open(f"{self.url}{PREFIX}/{name}", body, timeout=30) as answer:
+                found = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
-                detail = error.read().decode(errors="replace")
-            if error.code == 400:
-                raise ValueError(json.loads(detail)["detail"]) from None
-            raise
+                if error.code != 400:
+                    raise
+                raise ValueError(json.load(error)["detail"]) from None
         if name == "settings":
             found = Settings(**found)
-            # Each assignment is sent to the emulator.
-            object.__setattr__(found, "_on_change", self.update_settings)
+            object.__setattr__(found, "_on_change", self.update_settings)  # sends each assignment to the emulator
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
 
 class EmulatorProcess(EmulatorControl):
-    """Context manager: starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
+    """Context manager that starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
-    :param settings: behaviour; :meth:`reset` goes back to these.
+    :param settings: behaviour; :meth:`reset` restores it.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted.
-    :raises RuntimeError: on entering, when the process does not start; with its error output.
+    :raises RuntimeError: on entering, if the process does not start; with its error output.
     """
 
     def __init__(
@@ -299,12 +271,9 @@ class EmulatorProcess(EmulatorControl):
 
     @property
     def pid(self) -> int:
-        """The process's id.
-
-        :raises RuntimeError: it does not run.
-        """
+        """Id of the process. Raises ``RuntimeError`` if it is not running."""
         if self._process is None:
-            raise RuntimeError("The emulator's process does not run")
+            raise RuntimeError("The emulator's process is not running")
         return self._process.pid
 
     def __enter__(self) -> Self:
@@ -318,7 +287,7 @@ class EmulatorProcess(EmulatorControl):
                 errors.seek(0)
                 raise RuntimeError(f"The emulator's process did not start: {errors.read().strip()}")
         self._process = process
-        self._url = line.split("url=")[1].split()[0]
+        self.url = line.split("url=")[1].split()[0]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -326,8 +295,7 @@ class EmulatorProcess(EmulatorControl):
         if process is None:
             return
         try:
-            # The end of its input ends it.
-            process.communicate(timeout=10)
+            process.communicate(timeout=10)  # the end of its input ends it
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

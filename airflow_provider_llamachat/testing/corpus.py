@@ -1,11 +1,10 @@
-"""Answers a prompt from the documents of indexes: a small, deterministic stand-in for the service's model.
+"""Answers prompts from the documents of indexes: a small, deterministic stand-in for the service's model.
 
-The same prompt over the same indexes gives the same words and the same token counts; only a question that leans on the one
-before it ("and in Q2?") takes its subject from there.
+The same prompt over the same indexes always gives the same words and the same token counts, except for a question that refers to the
+one before it ("and in Q2?"), which takes its subject from there.
 """
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import re
 import zlib
@@ -18,8 +17,6 @@ _STOP_WORDS = """
 a about an and are at be by can did do does for from give had has have how i in is it its me of on or our please say tell than that the
 their then there these they this to was we were what when where which who why will with you your
 """
-_PROMPT_OVERHEAD = 180
-"""Tokens of the instructions that a service puts around a prompt."""
 
 
 class Snippet(NamedTuple):
@@ -30,12 +27,8 @@ class Snippet(NamedTuple):
     text: str
 
 
-class Scripted(NamedTuple):
-    """An answer that a test prescribed: what the prompt has to match, the text, and the results of the search."""
-
-    match: str | re.Pattern[str]
-    text: str
-    found: list[dict[str, Any]]
+Scripted = tuple[re.Pattern[str], str, list[dict[str, Any]]]
+"""An answer that a test gave: the pattern that is searched in the prompt, the text, and the retrieval results."""
 
 
 class Answer(NamedTuple):
@@ -50,10 +43,7 @@ class Answer(NamedTuple):
 
 
 def snippets_from(documents: Sequence[str | Mapping[str, Any]]) -> list[Snippet]:
-    """The documents of an index that a test adds: texts, or ``{"document", "page", "text"}`` objects.
-
-    :raises ValueError: anything else.
-    """
+    """The documents of an index that a test adds: texts, or objects with ``text``. Anything else raises ``ValueError``."""
     found = []
     for number, given in enumerate(documents, start=1):
         document: Any = {"text": given} if isinstance(given, str) else given
@@ -71,7 +61,7 @@ def _terms(text: str) -> frozenset[str]:
 
 
 def _tokens(text: str) -> int:
-    # About what a tokenizer makes of a text: one token for every four characters.
+    # Tokenizers make about one token of four characters.
     return -(-len(text) // 4)
 
 
@@ -80,20 +70,18 @@ def _subject(prompt: str, previous: str | None) -> frozenset[str]:
     content = {term for term in own if not _PERIOD.fullmatch(term)}
     if previous is None or (content and (len(content) > 2 or not _FOLLOW_UP.match(prompt))):
         return own
-    inherited = _terms(previous)
-    if own != content:
-        inherited = frozenset(term for term in inherited if not _PERIOD.fullmatch(term))
-    return inherited | own
+    # A period in the prompt replaces the one in the previous prompt.
+    return own | {term for term in _terms(previous) if own == content or not _PERIOD.fullmatch(term)}
 
 
 def attachment(snippet: Snippet) -> dict[str, Any]:
-    """The picture of a snippet's page."""
+    """The screenshot of a snippet's page."""
     file_id = f"dfl-{zlib.crc32(snippet.document.encode()):08x}"
     return {"attachment_name": f"screenshots/page_{snippet.page}.jpg", "source_id": file_id, "type": "screenshot"}
 
 
 def retrieved(index_id: str | None, snippet: Snippet, score: float | None = None) -> dict[str, Any]:
-    """A snippet in the form of the API's retrieval results. ``index_id`` is the emulator's own, because a turn may search several."""
+    """A snippet as a retrieval result of the API, with an ``index_id`` that the API does not have: a turn may search several indexes."""
     picture = attachment(snippet)
     return {
         "index_id": index_id,
@@ -115,40 +103,32 @@ def retrieved(index_id: str | None, snippet: Snippet, score: float | None = None
 
 
 def found_in(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The retrieval result of a source that a test gives; one that is a retrieval result already stays as it is.
-
-    :raises ValueError: another form.
-    """
-    if "content" in source:
-        return dict(source)
-    if unknown := set(source) - {"file_name", "text", "pages", "score", "index_id"} or {"file_name"} - set(source):
-        raise ValueError(
-            f"A source has file_name, text, pages, score and index_id; unknown or missing: {sorted(unknown)}"
-        )
-    pages = source.get("pages", [1])
-    found = retrieved(source.get("index_id"), Snippet(source["file_name"], pages[0], source.get("text", "")))
-    found["static_fields"]["page_range_end"] = pages[-1]
-    found["static_fields"]["attachments"] = []  # no index has a picture of it
-    return {**found, "score": source.get("score")}
+    """The retrieval result of a source that a test gives, which may be one already. Another form raises ``ValueError``."""
+    with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError):
+        if "content" in source:
+            return dict(source)
+        given = {"text": "", "pages": [1], "score": None, "index_id": None, **source}
+        if given.keys() == {"file_name", "text", "pages", "score", "index_id"}:
+            found = retrieved(given["index_id"], Snippet(given["file_name"], given["pages"][0], given["text"]))
+            # No index has a screenshot of it.
+            found["static_fields"] |= {"page_range_end": given["pages"][-1], "attachments": []}
+            return {**found, "score": given["score"]}
+    message = "A source has file_name, text, pages, score and index_id, of which only file_name is required, or it has content"
+    raise ValueError(f"{message}. Got: {source!r}")
 
 
 def answer(
-    prompt: str,
-    previous: str | None,
-    sources: Mapping[str, Sequence[Snippet]],
-    length: int | None = None,
-    scripted: Sequence[Scripted] = (),
+    prompt: str, before: list[str], sources: dict[str, list[Snippet]], length: int | None, scripted: list[Scripted]
 ) -> Answer:
-    """Answer ``prompt``, asked after ``previous`` in the same session, from ``sources`` by index id.
+    """Answer ``prompt``, which comes after those ``before`` in its session, from ``sources`` by index id.
 
-    :param length: characters to cut or repeat the answer's text to; None leaves it as it is.
-    :param scripted: answers that are given instead; the first that matches.
+    The text is cut or repeated to ``length`` characters, unless one of the ``scripted`` answers matches: the first that does is given.
     """
-    subject = _subject(prompt, previous)
+    subject = _subject(prompt, before[-1] if before else None)
 
     def score(snippet: Snippet) -> int:
         common = subject & (_terms(snippet.text) | _terms(snippet.document))
-        # A quarter or a year decides between snippets that are otherwise alike.
+        # The quarter or the year decides between snippets that are otherwise alike.
         return sum(3 if _PERIOD.fullmatch(term) else 1 for term in common)
 
     there = [(score(snippet), index_id, snippet) for index_id, snippets in sources.items() for snippet in snippets]
@@ -157,18 +137,15 @@ def answer(
     query = " ".join(sorted(subject)) or prompt.strip()
     names = ", ".join(sources) or "none"
     thinking = f"The question is about: {query}. I search the indexes {names} for it."
-    if best:
-        text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
-    elif sources:
-        text = f"The documents of {names} say nothing about that."
-    else:
+    text = " ".join(f"{snippet.text} ({snippet.document}, page {snippet.page})" for _, _, snippet in best)
+    if not sources:
         text = "There is nothing to search: none of the requested indexes can be queried."
+    elif not best:
+        text = f"The documents of {names} say nothing about that."
     if length is not None:
         text = ((text + " ") * (length // (len(text) + 1) + 1))[:length]
     found = [retrieved(index_id, snippet, points / (points + 1)) for points, index_id, snippet in best]
-    for given in scripted:
-        if given.match in prompt if isinstance(given.match, str) else given.match.search(prompt):
-            text, found = given.text, given.found
-            break
-    read = _PROMPT_OVERHEAD + _tokens(prompt) + sum(_tokens(str(result["content"])) for result in found)
+    text, found = next(((said, there) for wanted, said, there in scripted if wanted.search(prompt)), (text, found))
+    # A service adds instructions to a prompt, say 180 tokens.
+    read = 180 + _tokens(prompt) + sum(_tokens(str(result["content"])) for result in found)
     return Answer(thinking, query, found, text, read, _tokens(thinking) + _tokens(text))

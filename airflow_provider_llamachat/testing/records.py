@@ -1,4 +1,4 @@
-"""Faults to inject, and what the emulator remembers of requests and turns. Standard library only: a remote control reads them too."""
+"""Faults to inject, and the records of requests and turns. Standard library only, because a remote control uses them too."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ ENDPOINTS = {
     "cancel_sync": ("POST", "/indexes/{id}/sync/cancel"),
     "attachment": ("GET", "/beta/attachments/{id}"),
 }
-"""The endpoints by the names that faults and request records use, with method and path below ``/api/v1``."""
+"""Method and path (below ``/api/v1``) of each endpoint, by the name that faults and request records use."""
 
 PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "truncated_body", "malformed_json"})
-"""Request kinds where the server does what was asked and only the answer is spoilt."""
+"""Request kinds where the server processes the request, and only its response is lost or damaged."""
 
 REQUEST_KINDS = PROCESSED_KINDS | {"status", "delay", "hang", "reset_before", "redirect", "html", "huge"}
-"""Kinds that can meet a request of any endpoint."""
+"""Kinds that affect a request, to any endpoint."""
 
 STREAM_KINDS = frozenset(
     {"stall", "stream_reset", "cut", "error_stop", "garbage", "unknown_event", "slow", "invalid_utf8"}
 )
-"""Kinds that meet a turn after it was accepted and has begun."""
+"""Kinds that affect the stream of a turn, once it was accepted."""
 
 
 def to_json(value: Any) -> Any:
-    """JSON form of a time, of a regular expression, or of anything with a method of this name."""
+    """The JSON form of a datetime, a compiled regular expression, or an object with a ``to_json`` method."""
     if isinstance(value, re.Pattern):
         return {"pattern": value.pattern, "flags": value.flags}
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.to_json()
 
 
 encode: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=to_json).encode
-"""Compact JSON, as the service sends it; one encoder for all, because making one costs more than most events."""
+"""Compact JSON, as the service sends it. Everyone shares one encoder: creating one costs more than encoding most events."""
 
 
 class _Record:
@@ -59,49 +59,46 @@ class _Record:
 
 @dataclass(frozen=True)
 class Fault(_Record):
-    """Something that goes wrong.
+    """Something that goes wrong with a request or a turn.
 
-    Kinds that meet any endpoint:
+    Kinds that affect a request, to any endpoint:
 
-    - ``status``: not processed; answers ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
-    - ``status_after``: processed (a turn runs to its end), but answered like ``status``, with 429
-    - ``delay``: waits ``delay`` seconds, then everything is normal
-    - ``hang``: not processed, never answered
-    - ``hang_after``: processed, never answered
-    - ``reset_before``: not processed, TCP reset
-    - ``reset_after``: processed, TCP reset instead of an answer
-    - ``truncated_body``: processed; Content-Length promises more than is sent before the connection closes
+    - ``status``: not processed; the response is ``status`` (500) with ``{"detail": detail}`` and ``retry_after``
+    - ``status_after``: processed (a turn runs to its end), but the response is like that of ``status``, with 429
+    - ``delay``: processed normally after ``delay`` seconds
+    - ``hang`` (not processed) and ``hang_after`` (processed): no response
+    - ``reset_before`` (not processed) and ``reset_after`` (processed): TCP reset instead of a response
+    - ``truncated_body``: processed; the connection closes before as many bytes are sent as Content-Length promises
     - ``malformed_json``: processed; the usual status with broken JSON
     - ``redirect``: not processed; 307 to ``location``
-    - ``html``: not processed; a proxy's HTML page with ``status`` (500)
+    - ``html``: not processed; the HTML page of a proxy with ``status`` (500)
     - ``huge``: not processed; ``status`` (200) and 64 MiB that never complete a JSON value or an event
 
-    Kinds of a turn's stream, after ``after_events`` events (deltas count):
+    Kinds that affect the stream of a turn, after ``after_events`` events (deltas count):
 
     - ``stall``: nothing more is sent, not even keep-alives; the connection stays open
     - ``stream_reset``: TCP reset
     - ``cut``: the body ends properly, without a stop event
     - ``error_stop``: the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
-    - ``garbage``: an event with malformed JSON, then the stream continues
-    - ``unknown_event``: an event of an unknown type, then the stream continues
-    - ``invalid_utf8``: an event whose text is not UTF-8, then the stream continues
-    - ``slow``: from there on one byte every ``delay`` seconds
+    - ``garbage``, ``unknown_event``, ``invalid_utf8``: an event that is malformed JSON, of an unknown type, or not valid UTF-8; then
+      the stream continues
+    - ``slow``: the rest is sent one byte at a time, every ``delay`` seconds
 
-    After the first three, ``Settings.survives_disconnect`` decides what becomes of the turn when the client is gone.
+    After the first three, ``Settings.survives_disconnect`` decides what happens to the turn when the client leaves.
 
     :param endpoint: one of :data:`ENDPOINTS`; None for any.
     :param method: HTTP method; None for any.
-    :param path: regular expression searched in the percent-encoded path.
+    :param path: regular expression that is searched in the percent-encoded path.
     :param session_id: the session in the path.
     :param prompt: text that the prompt in the body contains.
-    :param times: how many requests it meets; None for no limit.
-    :param skip: how many matching requests pass first. For stream kinds only accepted turns count.
-    :param status: None takes the kind's own, given above in brackets.
-    :param retry_after: text of a Retry-After header, sent as it is.
+    :param times: how many requests it affects; None for no limit.
+    :param skip: how many matching requests pass first. For stream kinds, only accepted turns count.
+    :param status: None for the default of the kind, given above in brackets.
+    :param retry_after: value of the Retry-After header, sent unchanged.
     :param detail: ``detail`` of the error body (any JSON value), or the ``error`` of an error stop.
-    :param delay: seconds; for kinds other than ``slow`` they pass before the fault acts.
+    :param delay: seconds. The fault acts after them, except for ``slow``.
     :param location: target of a redirect.
-    :raises ValueError: an unknown kind or endpoint, a bad expression or number, a redirect without location.
+    :raises ValueError: an unknown kind or endpoint, an invalid expression or number, a redirect without location.
     """
 
     kind: str
@@ -126,18 +123,18 @@ class Fault(_Record):
         if self.endpoint is not None and self.endpoint not in ENDPOINTS:
             raise ValueError(f"There is no endpoint {self.endpoint!r}. Endpoints: {', '.join(ENDPOINTS)}")
         if self.kind in STREAM_KINDS and self.endpoint not in (None, "stream"):
-            raise ValueError(f"Fault {self.kind} meets streams only, not endpoint {self.endpoint!r}")
+            raise ValueError(f"Fault {self.kind} affects only streams, not the endpoint {self.endpoint!r}")
         if self.kind == "redirect" and self.location is None:
             raise ValueError("A redirect needs a location")
         if min(self.skip, self.delay, self.after_events, 0 if self.times is None else self.times - 1) < 0:
-            raise ValueError("skip, delay and after_events cannot be negative; times is 1 or more, or None: no limit")
+            raise ValueError("skip, delay and after_events must be at least 0; times must be at least 1, or None")
         try:
             re.compile(self.path or "")
         except re.error as error:
-            raise ValueError(f"path {self.path!r} is no regular expression: {error}") from None
+            raise ValueError(f"path {self.path!r} is not a regular expression: {error}") from None
 
     def meets(self, record: RequestRecord) -> bool:
-        """Whether the fault is for such a request."""
+        """Whether the request matches the endpoint, method, path, session and prompt of the fault."""
         return (
             self.endpoint in (None, record.endpoint)
             and (self.method is None or self.method.upper() == record.method)
@@ -148,7 +145,7 @@ class Fault(_Record):
 
 
 class Headers(dict[str, str]):
-    """Request headers; names are stored in lower case and looked up in any case."""
+    """Request headers. Names are stored in lower case and looked up in any case."""
 
     def __init__(self, items: Mapping[str, str]) -> None:
         super().__init__({name.lower(): value for name, value in items.items()})
@@ -160,7 +157,7 @@ class Headers(dict[str, str]):
         return super().__contains__(str(name).lower())
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Value of the header ``name``, in any case."""
+        """The value of a header, or ``default``."""
         return super().get(name.lower(), default)
 
 
@@ -171,14 +168,14 @@ class RequestRecord(_Record):
     :ivar number: 1 for the first request since the start or the last reset.
     :ivar time: arrival, seconds since the epoch.
     :ivar path: as sent, percent-encoded, without the query.
-    :ivar query: parameters; one that was repeated has a list of its values.
+    :ivar query: parameters. The value of a repeated parameter is a list.
     :ivar headers: with ``Authorization`` replaced by ``Bearer <accepted>`` or ``Bearer <refused>``: no key is kept.
-    :ivar body: the parsed JSON body; None without a body, or when it is not JSON.
-    :ivar status: the status sent; None while or when none was sent.
-    :ivar fault: kind of the fault that met the request, None without one.
-    :ivar endpoint: name of the endpoint (see :class:`Fault`), None for a path that does not exist.
+    :ivar body: the parsed JSON body; None if there is no body, or if it is not JSON.
+    :ivar status: the status sent; None before that, or if no response is sent.
+    :ivar fault: kind of the fault that affected the request, or None.
+    :ivar endpoint: name of the endpoint (see :data:`ENDPOINTS`); None if the path does not exist.
     :ivar session_id: id in the path of session endpoints.
-    :ivar request_id: the ``x-request-id`` of the answer.
+    :ivar request_id: the ``x-request-id`` of the response.
     """
 
     number: int
@@ -199,21 +196,21 @@ class RequestRecord(_Record):
 
     @property
     def prompt(self) -> str | None:
-        """The prompt in the body, if there is one."""
+        """The prompt in the body, or None."""
         prompt = self.body.get("prompt") if isinstance(self.body, dict) else None
         return prompt if isinstance(prompt, str) else None
 
 
 @dataclass
 class TurnRecord(_Record):
-    """One turn that was accepted and begun: what a customer would be billed for.
+    """One turn that was accepted and has begun: what a customer would pay for.
 
     :ivar position: how many prompts (``user_input`` events) the session's history held before this one.
     :ivar index_ids: as requested.
-    :ivar skipped_index_ids: those among them that could not be queried.
-    :ivar state: ``running``; ``completed`` with a good stop event; ``failed`` with an error stop event; ``abandoned`` without any.
+    :ivar skipped_index_ids: those of them that could not be queried.
+    :ivar state: ``running``; ``completed`` by a stop event; ``failed`` by an error stop event; ``abandoned`` without a stop event.
     :ivar started, ended: seconds since the epoch; ``ended`` is None while the turn runs.
-    :ivar input_tokens, output_tokens: set when the turn has ended with a stop event.
+    :ivar input_tokens, output_tokens: set when the turn ends with a stop event.
     """
 
     session_id: str

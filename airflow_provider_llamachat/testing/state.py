@@ -1,13 +1,12 @@
-"""What the emulated service holds in memory. All of it belongs to the event loop's thread."""
+"""What the emulated service holds in memory. Only the event loop's thread may touch it while the emulator runs."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 
 
 def utc(epoch: float) -> str:
-    """A date-time with zone, as projects and indexes have it."""
+    """A date-time as projects and indexes have it, with ``Z``. Those of sessions have no zone."""
     return datetime.fromtimestamp(epoch, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 @dataclass
 class StoredIndex:
-    """An index: its build state, its schedule of states to come, and its documents."""
+    """An index, and its ``place`` in lists. A test sets ``sync_in_progress``; a sync that a client starts has an end (``sync_ends``)."""
 
-    number: int
+    place: int
     snippets: list[Snippet]
     id: str
     project_id: str
@@ -42,34 +41,29 @@ class StoredIndex:
     error_message: str | None = None
     sync_in_progress: bool = False
     sync_ends: float | None = None
-    schedule: deque[dict[str, Any]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        self.schedule: Iterator[Mapping[str, Any]] = iter(())
         self.created = utc(time.time())
         self.last_synced_at = self.created if self.status == "ready" else None
 
     def syncing(self) -> bool:
-        """Whether a sync is running, by its clock or because a test says so; one whose time is over ends now."""
+        """Whether a sync is running. One whose time is over ends now."""
         if self.sync_ends is not None and time.time() >= self.sync_ends:
             self.last_synced_at, self.sync_ends = utc(self.sync_ends), None
         return self.sync_in_progress or self.sync_ends is not None
 
     def change(self, values: Mapping[str, Any]) -> None:
-        """Set what a test gives; ``ValueError`` for a name that cannot be set."""
+        """Set what a test gives. A name that cannot be set raises ``ValueError``."""
         for name, value in values.items():
             if name not in ("status", "error_message", "sync_in_progress", "last_synced_at"):
-                raise ValueError(f"An index has no {name!r} to set")
+                raise ValueError(f"An index has no {name!r} that can be set")
             setattr(self, name, utc(value.timestamp()) if isinstance(value, datetime) else value)
             if name == "sync_in_progress" and not value:
                 self.sync_ends = None
 
-    def advance(self) -> None:
-        """Come to the next state of the schedule, if there is one."""
-        if self.schedule:
-            self.change(self.schedule.popleft())
-
     def named(self, kind: str) -> str:
-        """Id of something that belongs to the index."""
+        """Id of something of that kind that belongs to the index."""
         return f"{kind}-{self.id.removeprefix('idx-')}"
 
     def to_json(self, settings: Settings, *, expand: bool = False) -> dict[str, Any]:
@@ -96,11 +90,7 @@ class StoredIndex:
 
 
 class StoredEvent(NamedTuple):
-    """An event of a history, with the prompt of its turn as it was sent.
-
-    :ivar time: when it is shown, but for the lag; this can be in the future for an event of another client.
-    :ivar foreign: it is another client's event, which does not lag.
-    """
+    """An event of a history, when it appears, and its turn's prompt as sent. Events of other clients are ``foreign``: they do not lag."""
 
     time: float
     event: dict[str, Any]
@@ -110,13 +100,9 @@ class StoredEvent(NamedTuple):
 
 @dataclass
 class StoredSession:
-    """A chat session. Its ``number`` is its place in the order of creation.
+    """A chat session, its ``place`` in lists, and the ``job_metadata`` of its last turn. Its first turn ``locked`` its indexes."""
 
-    :ivar job: ``job_metadata``, which the last turn left.
-    :ivar locked: a turn was accepted: the indexes can no longer be changed.
-    """
-
-    number: int
+    place: int
     id: str
     project_id: str
     index_ids: list[str] | None
@@ -127,40 +113,39 @@ class StoredSession:
     _events: list[StoredEvent] = field(default_factory=list)
 
     def record(self, event: dict[str, Any], prompt: str, *, foreign: bool = False, after: float = 0.0) -> None:
-        """Let an event enter the history, ``after`` seconds from now."""
+        """Add an event to the history, ``after`` seconds from now."""
         self._events.append(StoredEvent(time.time() + after, event, prompt, foreign))
 
     def shown(self, lag: float = 0.0) -> list[StoredEvent]:
-        """What a reader is shown of the history, in the order in which it came to be shown."""
+        """The part of the history that a reader sees, in the order in which it appeared."""
         now = time.time()
         late = [event if event.foreign else event._replace(time=event.time + lag) for event in self._events]
         return sorted((event for event in late if event.time <= now), key=lambda event: event.time)
 
     def to_json(self, settings: Settings, *, full: bool = False) -> dict[str, Any]:
-        """The session as the API answers it, with its history if ``full``."""
+        """The session as the API answers it; with its history if ``full``."""
         shown = self.shown(settings.history_lag)
         events = [stored.event for stored in shown]
         title = next((event["content"] for event in events if event["type"] == "user_input"), None)
         has_job = any(stored.event["type"] == "stop" and not stored.foreign for stored in shown)
-        updated = datetime.fromtimestamp(max([self.created, *(stored.time for stored in self.shown())]), UTC)
+        updated = max([self.created, *(stored.time for stored in self.shown())])
         data: dict[str, Any] = {
             "session_id": self.id,
             "generated_title": title if title is None or len(title) <= 60 else title[:60] + "...",
-            "last_updated_at": updated.replace(tzinfo=None).isoformat(timespec="microseconds"),
+            "last_updated_at": utc(updated).removesuffix("Z"),
             "job_metadata": self.job if has_job else None,
             "index_ids": self.index_ids,
         }
         if not settings.omit_shared_access:
             data["shared_access"] = self.shared_access or settings.default_shared_access
         if full:
-            window = len(events) if settings.history_window is None else settings.history_window
-            data["events"] = events[max(0, len(events) - window) :]
+            data["events"] = list(deque(events, settings.history_window))
         return data
 
 
 @dataclass
 class Exchange:
-    """A request under way: its log entry, its API key if that is accepted, the fault that will spoil the answer, and its turn."""
+    """A request in progress: its record, its API key if that is accepted, the fault that affects it, and the turn that it reads."""
 
     request: web.Request
     record: RequestRecord
@@ -172,21 +157,20 @@ class Exchange:
 class ServiceState:
     """Everything that the emulator remembers.
 
-    :ivar armed: the injected faults in order of injection, each with a count of the matching requests.
-    :ivar scripted: answers that a test prescribed, the latest first.
-    :ivar live: turns that were accepted and have not ended, in that order, those of deleted sessions included.
-    :ivar busy: requests under way, by the task that answers them.
+    :ivar armed: the injected faults in order, each with a count of the matching requests.
+    :ivar live: turns that were accepted and have not ended, in that order, including those of deleted sessions.
+    :ivar busy: requests in progress, by the task that answers them.
     """
 
     def __init__(self, settings: Settings | None) -> None:
-        self.settings = settings if settings is not None else Settings()
+        self.settings = settings or Settings()
         self.live: list[TurnRun] = []
-        self.busy: dict[asyncio.Task[Any] | None, Exchange] = {}
+        self.busy: dict[Any, Exchange] = {}
         self._initial = self.settings.to_json()
         self.start()
 
     def start(self) -> None:
-        """Know nothing but the projects and indexes of the start, and behave as at the start."""
+        """Restore the settings, projects and indexes of the start, and forget everything else."""
         self.settings.update(**self._initial)
         self.sessions: dict[str, StoredSession] = {}
         self.deleted: list[str] = []
@@ -204,33 +188,27 @@ class ServiceState:
             self.add_index(**index)
 
     def break_off(self) -> None:
-        """Abandon every turn and break the connection of every request under way."""
+        """Abandon every turn, and break the connection of every request in progress."""
         for turn in list(self.live):
             turn.abandon()
-        for task, exchange in list(self.busy.items()):
+        for task, exchange in self.busy.items():
             if exchange.request.transport is not None:
                 exchange.request.transport.abort()
-            if task is not None:
-                task.cancel()
+            task.cancel()
 
-    @property
-    def current(self) -> Exchange:
-        """The request that the running task answers."""
-        return self.busy[asyncio.current_task()]
-
-    def take_fault(self, kinds: frozenset[str], record: RequestRecord) -> Fault | None:
-        """The first fault among ``kinds`` that is due for this request. It is used up by one, and noted in the request's record."""
+    def take_fault(self, kinds: frozenset[str], exchange: Exchange) -> Fault | None:
+        """The first fault of these kinds that is due for the request. It counts as used once more, and the record names it."""
         for armed in self.armed:
             fault, counter = armed
-            if fault.kind in kinds and fault.meets(record) and (seen := next(counter)) >= fault.skip:
+            if fault.kind in kinds and fault.meets(exchange.record) and (seen := next(counter)) >= fault.skip:
                 if fault.times is not None and seen + 1 == fault.skip + fault.times:
                     self.armed.remove(armed)
-                record.fault = fault.kind
+                exchange.record.fault = fault.kind
                 return fault
         return None
 
     def admit(self, key: str, endpoint: str) -> float | None:
-        """None when a request of this key is within the rate limit; else the seconds until one is."""
+        """None if a request with this key is within the rate limit, else the seconds until one is."""
         limit, window = self.settings.requests_per_minute, self.settings.rate_window
         if limit is None or (self.settings.rate_limits == "turns" and endpoint != "stream"):
             return None
@@ -243,13 +221,9 @@ class ServiceState:
         return None
 
     def add_index(self, *, documents: Any, **values: Any) -> None:
-        """Add an index, or replace the one with that id; ``values`` as :class:`StoredIndex` takes them."""
+        """Add an index, or replace the one with that id. ``values`` are fields of :class:`StoredIndex`."""
         if values["project_id"] not in self.projects:
             raise ValueError(f"There is no project {values['project_id']!r}")
         snippets, replaced = snippets_from(documents), self.indexes.get(values["id"])
-        number = next(self.numbers) if replaced is None else replaced.number
-        self.indexes[values["id"]] = StoredIndex(number, snippets, **values)
-
-    def running(self, session: StoredSession) -> list[TurnRun]:
-        """The session's turns that have not ended."""
-        return [turn for turn in self.live if turn.session is session]
+        place = next(self.numbers) if replaced is None else replaced.place
+        self.indexes[values["id"]] = StoredIndex(place, snippets, **values)

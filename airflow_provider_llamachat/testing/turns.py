@@ -1,28 +1,26 @@
-"""A turn: its events in order, who moves it on, what it leaves in the history, and how its events reach the client."""
+"""A turn: its events in order, its pace, what it leaves in the history, and how its events reach the client."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import html
 import re
 import time
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.corpus import Answer, answer
 from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
-from airflow_provider_llamachat.testing.state import StoredIndex, StoredSession
+from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
 
-if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.state import ServiceState
-
-_RECORDED: dict[str, Callable[[str], str]] = {
+_RECORDED_AS: dict[str, Callable[[str], str]] = {
     "verbatim": str,
     "trimmed": str.strip,
     "nfc": functools.partial(unicodedata.normalize, "NFC"),
@@ -37,61 +35,53 @@ _RECORDED: dict[str, Callable[[str], str]] = {
     "cut": lambda prompt: prompt[: len(prompt) // 2],
     "empty": "".format,
 }
-"""What ``Settings.recorded_as`` makes of a prompt."""
-
 
 _ODD_EVENTS = {
-    "garbage": b'event: message@data: {"type": "text", "content": "not js@@',
-    "unknown_event": b'event: message@data: {"type":"citation_map","content":{"1":"doc"},"confidence":0.5}@@',
-    "invalid_utf8": b'event: delta@data: {"type":"text_delta","content":"caf\xe9 \xff\xfe"}@@',
+    "garbage": b'event: message\ndata: {"type": "text", "content": "not js\n\n',
+    "unknown_event": b'event: message\ndata: {"type":"citation_map","content":{"1":"doc"},"confidence":0.5}\n\n',
+    "invalid_utf8": b'event: delta\ndata: {"type":"text_delta","content":"caf\xe9 \xff\xfe"}\n\n',
 }
-"""What the faults of these kinds add to a stream; ``@`` stands for a line end."""
 
 Step = tuple[bytes, dict[str, Any] | None]
-"""One event of a turn: its bytes on the wire, and what it leaves in the history (deltas leave nothing)."""
+"""One event of a turn: its bytes on the wire, with line feeds as line ends, and its entry in the history (deltas have none)."""
 
 
-def _frame(kind: str, data: str, newline: str) -> bytes:
-    return f"event: {kind}{newline}data: {data}{newline}{newline}".encode()
+def _step(kind: str, **values: Any) -> Step:
+    event, is_delta = {"type": kind, **values}, kind.endswith("_delta")
+    frame = f"event: {'delta' if is_delta else 'message'}\ndata: {encode(event)}\n\n"
+    return frame.encode(), None if is_delta else event
 
 
-def _message(newline: str, kind: str, **values: Any) -> Step:
-    event = {"type": kind, **values}
-    return _frame("message", encode(event), newline), event
-
-
-def _deltas(newline: str, kind: str, text: str, count: int) -> list[Step]:
+def _deltas(kind: str, text: str, count: int) -> list[Step]:
     """Deltas of about the same length, none of them empty."""
     length, count = len(text), max(1, min(count, len(text)))
     pieces = [text[place * length // count : (place + 1) * length // count] for place in range(count)]
-    return [(_frame("delta", encode({"type": kind, "content": piece}), newline), None) for piece in pieces]
+    return [_step(kind, content=piece) for piece in pieces]
 
 
 def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
-    """A turn as it will go, except for its stop, whose usage is known only at the end."""
-    size, newline = max(1, settings.delta_chars), settings.newline
-    thinking_count, text_count = -(-len(said.thinking) // size), -(-len(said.text) // size)
+    """All events of a turn except its stop, whose usage is known only at the end."""
+    thinking_count, text_count = (-(-len(text) // max(1, settings.delta_chars)) for text in (said.thinking, said.text))
     if settings.events_per_turn is not None:
-        # Six events are no deltas: prompt, thinking, call, result, text, stop.
+        # Six events are not deltas: prompt, thinking, call, result, text, stop.
         room = max(2, settings.events_per_turn - 6)
         thinking_count = max(1, room * len(said.thinking) // (len(said.thinking) + len(said.text)))
         text_count = room - thinking_count
     call = {"name": "retrieve", "call_id": f"call-{turn.record.position + 1}-1"}
-    arguments = {"query": said.query, "index_ids": list(turn.sources)}
     steps = [
-        _message(newline, "user_input", content=_RECORDED[settings.recorded_as](turn.record.prompt)),
-        *_deltas(newline, "thinking_delta", said.thinking, thinking_count),
-        _message(newline, "thinking", content=said.thinking),
-        _message(newline, "tool_call", arguments=arguments, **call),
-        _message(newline, "tool_result", **call, result=said.found, image_attachment=None),
+        _step("user_input", content=_RECORDED_AS[settings.recorded_as](turn.record.prompt)),
+        *_deltas("thinking_delta", said.thinking, thinking_count),
+        _step("thinking", content=said.thinking),
+        _step("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
+        _step("tool_result", **call, result=said.found, image_attachment=None),
     ]
-    frame, event = _message(newline, "text", content=said.text)
-    if settings.malformed_text != "none":
-        content = {"broken_json": said.text, "null": None, "list": [said.text]}[settings.malformed_text]
-        sent = encode({"type": "text", "content": content})
-        frame = _frame("message", sent[: len(sent) // 2] if content == said.text else sent, newline)
+    frame, event = _step("text", content=said.text)
+    if settings.malformed_text == "broken_json":
+        frame = frame.removesuffix(b'"}\n\n') + b"\n\n"
+    elif settings.malformed_text != "none":
+        frame, _ = _step("text", content=None if settings.malformed_text == "null" else [said.text])
     elif settings.text_in == "both":
-        steps += _deltas(newline, "text_delta", said.text, text_count)
+        steps += _deltas("text_delta", said.text, text_count)
     if settings.text_in == "both":
         steps.append((frame, event))
     return steps if turn.error is None else steps[: max(1, turn.error_after)]
@@ -100,41 +90,36 @@ def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
 class TurnRun:
     """One accepted prompt.
 
-    A turn that survives its client runs by itself, at its own pace, and the stream only watches. One that does not is coupled to the
-    stream: each event comes to be when it is about to be sent, so a stream that stops stops the turn, with no race between the two.
+    A turn that survives its client runs at its own pace, and the stream only watches it. One that does not is coupled to the stream:
+    each event is created when it is about to be sent, so that the turn stops where the stream stops, without a race between them.
 
-    :ivar sources: the indexes that can be searched, by id.
-    :ivar error: reason of a turn that is to fail, after ``error_after`` events; None for one that is to succeed.
-    :ivar frames: bytes of the events that exist so far.
-    :ivar length: how many events it will have, its stop included; 0 while it waits for its session's earlier turns.
+    :ivar error: why the turn is to fail, after ``error_after`` events; None if it is to succeed.
+    :ivar length: number of events that it will have, including its stop; 0 while it waits for earlier turns of its session.
     :ivar task: done when the session is free for the next turn.
     """
 
     def __init__(self, state: ServiceState, session: StoredSession, prompt: str, index_ids: list[str]) -> None:
-        self.session = session
+        self.session, self._state = session, state
         self.record = TurnRecord(session.id, prompt, 0, index_ids, [], "running", 0.0)
         self.sources: dict[str, StoredIndex] = {}
         self.error: str | None = None
         self.error_after = 1
         self.frames: list[bytes] = []
         self.length = 0
-        self.ended = False
         self._coupled = not state.settings.survives_disconnect
-        self._alone = False
-        self._state = state
         self._held_back: list[dict[str, Any]] = []
-        self._news = asyncio.Event()
-        self._wanted = asyncio.Event()
+        self._news, self._wanted = asyncio.Event(), asyncio.Event()
 
     def start(self) -> None:
-        """Begin, or wait for the session's earlier turns, unless the settings allow several at once."""
-        earlier = [] if self._state.settings.concurrent_turns == "allow" else self._state.running(self.session)
+        """Begin, after the session's earlier turns unless the settings allow several at once."""
+        queues = self._state.settings.concurrent_turns != "allow"
+        earlier = [turn.task for turn in self._state.live if queues and turn.session is self.session]
         self.session.locked = True
         self._state.live.append(self)
-        self.task: asyncio.Task[None] = asyncio.create_task(self._run([turn.task for turn in earlier]))
+        self.task: asyncio.Task[None] = asyncio.create_task(self._run(earlier))
 
     async def _run(self, earlier: list[asyncio.Task[None]]) -> None:
-        """Live through the turn: events come in time, late ones in one go, and those of a coupled turn when they are wanted."""
+        """Create the events at their times, or those of a coupled turn when the stream wants them. Late ones come at once."""
         if earlier:
             await asyncio.wait(earlier)
         session, settings, record = self.session, self._state.settings, self.record
@@ -142,9 +127,7 @@ class TurnRun:
             session.record({"type": "user_input", "content": foreign}, foreign, foreign=True)
         before = [stored.prompt for stored in session.shown() if stored.event["type"] == "user_input"]
         snippets = {index_id: index.snippets for index_id, index in self.sources.items()}
-        said = answer(
-            record.prompt, before[-1] if before else None, snippets, settings.answer_chars, self._state.scripted
-        )
+        said = answer(record.prompt, before, snippets, settings.answer_chars, self._state.scripted)
         record.position, record.started = len(before), time.time()
         self._state.turns.append(record)
         steps = _script(self, said, settings)
@@ -152,17 +135,26 @@ class TurnRun:
         clock = asyncio.get_running_loop().time
         began = clock()
         for step in (*steps, None):
-            # The prompt's event exists from the moment the turn begins.
+            # The prompt's event exists as soon as the turn begins.
             if self.frames and self._coupled:
                 await self._wanted.wait()
                 self._wanted.clear()
             done = len(self.frames) / len(steps)
-            # Looks again soon: a test that has seen enough of a slow turn sets the latency to 0.
+            # A test that has seen enough of a slow turn sets the latency to 0, so look often.
             while (wait := began + done * self._state.settings.turn_latency - clock()) > 0:  # noqa: ASYNC110  # no event for it
                 await asyncio.sleep(min(wait, 0.05))
             if step is not None:
                 self._add(*step)
-        self._stop(said, clock() - began)
+        record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if self.error is None else 0
+        usage: dict[str, Any] = {"total_input_tokens": record.input_tokens, "total_output_tokens": record.output_tokens}
+        usage |= {"turns": 1, "duration_ms": round(1000 * (clock() - began), 3)}
+        verdict = {"is_error": self.error is not None, "error": self.error}
+        if self.error is None and self._state.settings.text_in == "history":
+            self._held_back.append({"type": "text", "content": said.text})
+        exports = [index.named("export") for index in self.sources.values()]
+        session.job = {**usage, **verdict, "export_config_ids": exports}
+        self._add(*_step("stop", usage=usage, **verdict, skipped_index_ids=record.skipped_index_ids), last=True)
+        self._end("completed" if self.error is None else "failed")
 
     def _add(self, frame: bytes, event: dict[str, Any] | None, *, last: bool = False) -> None:
         self.frames.append(frame)
@@ -173,113 +165,69 @@ class TurnRun:
             self._held_back.clear()
         self._news.set()
 
-    def _stop(self, said: Answer, duration: float) -> None:
-        error, record, settings = self.error, self.record, self._state.settings
-        record.input_tokens, record.output_tokens = said.input_tokens, said.output_tokens if error is None else 0
-        usage: dict[str, Any] = {"total_input_tokens": record.input_tokens, "total_output_tokens": record.output_tokens}
-        usage |= {"turns": 1, "duration_ms": round(duration * 1000, 3)}
-        verdict = {"is_error": error is not None, "error": error}
-        if error is None and settings.text_in == "history":
-            self._held_back.append({"type": "text", "content": said.text})
-        exports = [index.named("export") for index in self.sources.values()]
-        self.session.job = {**usage, **verdict, "export_config_ids": exports}
-        skipped = record.skipped_index_ids
-        self._add(*_message(settings.newline, "stop", usage=usage, **verdict, skipped_index_ids=skipped), last=True)
-        self._end("completed" if error is None else "failed")
-
     def _end(self, how: TurnState) -> None:
-        self.ended = True
         self.record.state, self.record.ended = how, time.time()
         self._state.live.remove(self)
         self._news.set()
 
     def abandon(self) -> None:
-        """Stop where it is, without a stop event. A turn that has not begun leaves nothing at all."""
-        if not self.ended:
+        """Stop where it is, without a stop event. A turn that has not begun leaves nothing behind."""
+        if self.record.ended is None:
             self.task.cancel()
             self._end("abandoned")
 
     def client_left(self) -> None:
-        """Nobody reads the stream any more: run on alone, or be abandoned, as the settings are now."""
-        if self._alone or self._state.settings.survives_disconnect:
-            self.run_alone()
-        else:
-            self.abandon()
+        """Nobody reads the stream any more: go on alone or abandon the turn, by the current settings."""
+        (self.run_alone if self._state.settings.survives_disconnect else self.abandon)()
 
     def run_alone(self) -> None:
         """Go on to the end, whether or not anybody reads the stream."""
-        self._alone, self._coupled = True, False
+        self._coupled = False
         self._wanted.set()
 
     async def more(self) -> None:
-        """Wait until an event has come to be or the turn has ended."""
+        """Wait until there is another event, or the turn has ended."""
         self._news.clear()
         self._wanted.set()
         await self._news.wait()
 
 
-class TurnStream:
-    """Sends a turn's events to the client that asked, with the fault that meets the stream, if any."""
+async def stream(turn: TurnRun, request: web.Request, settings: Settings, fault: Fault | None) -> web.StreamResponse:
+    """Send the events of a turn that come before the fault, let it act, and send the others unless it ends the stream."""
+    answer, sent, place = web.StreamResponse(headers=STREAM_HEADERS), 0, None
+    drip: float | None = None  # seconds between two bytes; None sends everything at once
 
-    def __init__(self, request: web.Request, turn: TurnRun, settings: Settings) -> None:
-        self._request, self._turn, self._settings = request, turn, settings
-        self._answer = web.StreamResponse(headers=STREAM_HEADERS)
-        self._sent, self._quiet_since = 0, 0.0
-        # Seconds between two bytes; None sends everything at once.
-        self._drip: float | None = None
+    async def put(data: bytes) -> None:
+        data = data.replace(b"\n", settings.newline.encode())
+        step = 1 if drip is not None else max(1, len(data))
+        for start in range(0, len(data), step):
+            await answer.write(data[start : start + step])
+            if drip is not None:
+                await asyncio.sleep(drip)
 
-    async def answer(self, fault: Fault | None) -> web.StreamResponse:
-        """Answer with the turn's events."""
-        try:
-            await self._answer.prepare(self._request)
-            self._quiet_since = asyncio.get_running_loop().time()
-            if fault is not None and fault.kind != "error_stop":
-                await self._act(fault)
-            if fault is None or fault.kind != "cut":
-                await self._send()
-        except ConnectionError:
-            # The client left between two events; its task's cancellation comes a moment later.
-            pass
-        return self._answer
-
-    async def _act(self, fault: Fault) -> None:
-        """Send the events before the fault, and do what it does; whatever comes back is followed by the other events."""
-        while not self._turn.length and not self._turn.ended:
-            await self._wait()
-        await self._send(min(fault.after_events, self._turn.length - (fault.kind == "cut")))
-        if fault.kind == "stall":
-            await park()
-        elif fault.kind == "stream_reset":
-            await reset(self._request)
-        elif fault.kind == "slow":
-            self._drip = fault.delay
-        elif fault.kind != "cut":
-            await self._put(_ODD_EVENTS[fault.kind].replace(b"@", self._settings.newline.encode()))
-
-    async def _send(self, upto: int | None = None) -> None:
-        """Send events until ``upto`` of the turn's are sent, or all of them."""
-        while upto is None or self._sent < upto:
-            ready = self._turn.frames[self._sent : upto]
-            if ready:
-                await self._put(b"".join(ready))
-                self._sent += len(ready)
-            elif self._turn.ended:
-                return
+    # The client may leave between two events. The task is cancelled only a moment later.
+    with contextlib.suppress(ConnectionError):
+        await answer.prepare(request)
+        while fault is not None or sent < len(turn.frames) or turn.record.ended is None:
+            if fault is not None and turn.length:
+                place = min(fault.after_events, turn.length - (fault.kind == "cut"))
+            if ready := turn.frames[sent:place]:
+                await put(b"".join(ready))
+                sent += len(ready)
+            elif fault is not None and sent == place:
+                if fault.kind == "cut":
+                    break
+                if fault.kind == "stall":
+                    await park()
+                if fault.kind == "stream_reset":
+                    await reset(request)
+                drip = fault.delay if fault.kind == "slow" else None
+                await put(_ODD_EVENTS.get(fault.kind, b""))
+                fault = place = None
             else:
-                await self._wait()
-
-    async def _put(self, data: bytes) -> None:
-        step = len(data) if self._drip is None else 1
-        for place in range(0, len(data), step):
-            await self._answer.write(data[place : place + step])
-            if self._drip is not None:
-                await asyncio.sleep(self._drip)
-        self._quiet_since = asyncio.get_running_loop().time()
-
-    async def _wait(self) -> None:
-        interval = self._settings.keepalive_interval
-        try:
-            async with asyncio.timeout_at(None if interval is None else self._quiet_since + interval):
-                await self._turn.more()
-        except TimeoutError:
-            await self._put(f": keep-alive{self._settings.newline * 2}".encode())
+                try:
+                    async with asyncio.timeout(settings.keepalive_interval):
+                        await turn.more()
+                except TimeoutError:
+                    await put(b": keep-alive\n\n")
+    return answer

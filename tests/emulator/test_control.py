@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from airflow_provider_llamachat import testing
 from airflow_provider_llamachat.testing import (
@@ -134,6 +136,47 @@ def test_start_stop_and_start_again() -> None:
     api.http.close()
 
 
+def _start_from_several_threads(emulator: LlamaCloudEmulator, patch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
+    """How many servers a slow start makes, and the keys that each thread got from the emulator that it had started."""
+    everyone, servers, keys, listen = threading.Barrier(4), [], [], web.TCPSite.start
+
+    async def slowly(site: web.TCPSite) -> None:
+        servers.append(site)
+        await asyncio.sleep(0.2)
+        await listen(site)
+
+    def start() -> None:
+        everyone.wait(60)
+        emulator.start()
+        keys.append(EmulatorControl(emulator.url).api_key)
+
+    patch.setattr(web.TCPSite, "start", slowly)
+    threads = [threading.Thread(target=start) for _ in range(everyone.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return len(servers), keys
+
+
+# Whether each of the threads can use it is what the next test asks.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_start_from_several_threads_starts_one_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = LlamaCloudEmulator()
+    servers, _ = _start_from_several_threads(emulator, monkeypatch)
+    emulator.stop()
+    assert servers == 1
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(emulator.url)
+
+
+def test_whoever_starts_it_can_use_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = LlamaCloudEmulator()
+    _, keys = _start_from_several_threads(emulator, monkeypatch)
+    emulator.stop()
+    assert keys == [emulator.api_key] * 4
+
+
 def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:
     with LlamaCloudEmulator(api_keys=["llx-second"]) as second:
         assert second.url != emulator.url
@@ -148,7 +191,7 @@ def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:
 
 def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) -> None:
     port = int(emulator.url.rpartition(":")[2])
-    with pytest.raises(OSError, match=f"Cannot listen at 127.0.0.1, port {port}: .*already in use"):
+    with pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1, port {port}: .*already in use"):
         LlamaCloudEmulator(port=port).start()
     for keys in ([], [""], ["llx-\n"], ["schlüssel"], [" llx"]):
         with pytest.raises(ValueError, match="printable ASCII"):
@@ -158,11 +201,11 @@ def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ({"port": 70000}, "port is a number from 0 to 65535, not 70000"),
-        ({"port": -1}, "port is a number from 0 to 65535, not -1"),
-        ({"host": "192.0.2.1"}, "Cannot listen at 192.0.2.1, port 0: .*(assign requested address|could not bind)"),
-        ({"host": "nowhere.invalid"}, "Cannot listen at nowhere.invalid, port 0: "),
-        ({"host": "no..where"}, "Cannot listen at no..where, port 0: "),
+        ({"port": 70000}, "port must be a number from 0 to 65535, not 70000"),
+        ({"port": -1}, "port must be a number from 0 to 65535, not -1"),
+        ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1, port 0: .*(assign requested address|could not bind)"),
+        ({"host": "nowhere.invalid"}, "Cannot listen on nowhere.invalid, port 0: "),
+        ({"host": "no..where"}, "Cannot listen on no..where, port 0: "),
     ],
 )
 def test_an_invalid_address_is_refused_at_once_with_an_explanation(
@@ -352,7 +395,7 @@ def test_an_emulator_in_a_process_of_its_own() -> None:
         emulator.reset()
         assert (emulator.sessions, emulator.settings.delta_chars) == ({}, 5)
     assert not Path(f"/proc/{pid}").exists() or os.name != "posix"
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         emulator.pid  # noqa: B018 - reading it is what raises
     with pytest.raises(OSError, match="refused"):
         emulator.reset()

@@ -213,11 +213,11 @@ def test_a_fault_acts_before_the_key_is_checked(emulator: LlamaCloudEmulator) ->
     [
         ({"kind": "explode"}, "no fault 'explode'"),
         ({"kind": "status", "endpoint": "chat"}, "no endpoint 'chat'"),
-        ({"kind": "stall", "endpoint": "create"}, "meets streams only"),
+        ({"kind": "stall", "endpoint": "create"}, "affects only streams"),
         ({"kind": "redirect"}, "needs a location"),
-        ({"kind": "status", "times": 0}, "times is 1 or more"),
-        ({"kind": "delay", "delay": -1.0}, "cannot be negative"),
-        ({"kind": "status", "path": "("}, "no regular expression"),
+        ({"kind": "status", "times": 0}, "times must be at least 1"),
+        ({"kind": "delay", "delay": -1.0}, "delay and after_events must be at least 0"),
+        ({"kind": "status", "path": "("}, "not a regular expression"),
     ],
 )
 def test_invalid_faults_are_refused(arguments: dict[str, Any], words: str) -> None:

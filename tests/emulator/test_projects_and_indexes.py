@@ -20,7 +20,7 @@ from airflow_provider_llamachat.testing import (
     OTHER_PROJECT_ID,
     LlamaCloudEmulator,
 )
-from tests.emulator.conftest import Api, eventually
+from tests.emulator.conftest import Api, Clock, eventually
 
 
 def test_projects_and_their_filters(api: Api, emulator: LlamaCloudEmulator) -> None:
@@ -112,6 +112,38 @@ def test_a_sync_takes_its_time_and_moves_last_synced_at(api: Api, emulator: Llam
     assert status == "ready"
     assert emulator.indexes[INDEX_FILINGS]["last_synced_at"] == after
     assert api.http.post(path + "/sync").status_code == 202
+
+
+def test_a_sync_that_a_test_holds_moves_last_synced_at_and_ends_when_the_test_says_so(
+    api: Api, emulator: LlamaCloudEmulator, clock: Clock
+) -> None:
+    path, before = f"/api/v1/indexes/{INDEX_FILINGS}", emulator.indexes[INDEX_FILINGS]["last_synced_at"]
+    emulator.settings.sync_seconds = 60.0
+    assert api.http.post(path + "/sync").status_code == 202
+    emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
+    clock.forward()
+    index = emulator.indexes[INDEX_FILINGS]
+    assert (index["sync_in_progress"], index["last_synced_at"] > before) == (True, True)
+    assert api.http.post(path + "/sync").status_code == 409
+    emulator.set_index(INDEX_FILINGS, sync_in_progress=False)
+    assert emulator.indexes[INDEX_FILINGS]["sync_in_progress"] is False
+    # A sync that a client started and a test ends leaves the index as it was.
+    after = emulator.indexes[INDEX_FILINGS]["last_synced_at"]
+    assert api.http.post(path + "/sync").status_code == 202
+    emulator.set_index(INDEX_FILINGS, sync_in_progress=False)
+    clock.forward()
+    assert emulator.indexes[INDEX_FILINGS]["last_synced_at"] == after
+    # A client can cancel what a test holds.
+    emulator.set_index(INDEX_FILINGS, sync_in_progress=True)
+    assert api.http.post(path + "/sync/cancel").status_code == 200
+    assert emulator.indexes[INDEX_FILINGS]["sync_in_progress"] is False
+
+
+def test_a_schedule_is_what_it_was_when_it_was_set(api: Api, emulator: LlamaCloudEmulator) -> None:
+    step = {"status": "parsing"}
+    emulator.index_schedule(INDEX_BUILDING, [step])
+    step["status"] = "changed"
+    assert api.http.get(f"/api/v1/indexes/{INDEX_BUILDING}").json()["metadata"] == {"status": "parsing"}
 
 
 def test_a_schedule_moves_with_each_read(api: Api, emulator: LlamaCloudEmulator) -> None:

@@ -69,8 +69,21 @@ def test_its_sources_are_what_the_search_finds(api: Api, control: Any) -> None:
     assert (last["file_name"], last["score"], last["text"]) == ("own.pdf", 0.25, "As the API has it.")
 
 
-@pytest.mark.parametrize("source", [{"text": "no name"}, {"file_name": "a", "page": 1}])
-def test_a_source_of_another_form_is_refused(source: dict[str, Any], control: Any) -> None:
+WRONG: list[Any] = [
+    {"text": "no name"},
+    {"file_name": "a", "page": 1},
+    "report.pdf",
+    "a text with content",
+    7,
+    {"file_name": "a", "pages": 3},
+    {"file_name": "a", "pages": []},
+    {"file_name": "a", "text": 5},
+    {"file_name": None},
+]
+
+
+@pytest.mark.parametrize("source", WRONG)
+def test_a_source_of_another_form_is_refused(source: Any, control: Any) -> None:
     with pytest.raises(ValueError, match="A source has file_name, text, pages, score and index_id"):
         control.answer("any", "text", sources=[source])
 

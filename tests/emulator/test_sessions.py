@@ -18,8 +18,11 @@ from airflow_provider_llamachat.testing import (
     INDEX_OTHER_PROJECT,
     OTHER_ORGANIZATION_ID,
     OTHER_PROJECT_ID,
+    EmulatorControl,
+    Fault,
     LlamaCloudEmulator,
 )
+from airflow_provider_llamachat.testing.records import ENDPOINTS
 from tests.emulator.conftest import Api
 from tests.emulator.wire import exchange
 
@@ -109,6 +112,28 @@ def test_broken_json_and_other_content_types(api: Api) -> None:
     assert (deep.status_code, deep.json()) == (400, {"detail": "There was an error parsing the body"})
     big = api.http.post("/api/v1/chat", json={"index_ids": ["x" * 2_000_000]})
     assert big.status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(method, "/api/v1" + path.format(id="x")) for method, path in ENDPOINTS.values()]
+    + [("POST", "/nowhere"), ("PUT", "/api/v1/chat")],
+)
+def test_a_large_body_is_refused_by_every_endpoint(
+    method: str, path: str, api: Api, emulator: LlamaCloudEmulator
+) -> None:
+    emulator.inject(Fault("status", status=503))
+    answer = api.http.request(method, path, json={"index_ids": ["x" * 2**20]})
+    assert (answer.status_code, answer.json()) == (413, {"detail": answer.reason_phrase})
+    (record,) = emulator.requests
+    assert (record.status, record.fault, record.request_id) == (413, None, answer.headers["x-request-id"])
+    # The fault waits for a request that the server reads.
+    assert len(emulator.faults) == 1
+
+
+def test_the_control_api_takes_large_documents(emulator: LlamaCloudEmulator) -> None:
+    EmulatorControl(emulator.url).add_index("idx-large", documents=["word " * 2**20])
+    assert "idx-large" in emulator.indexes
 
 
 def test_an_unknown_index_is_404_with_text(api: Api, emulator: LlamaCloudEmulator) -> None:
