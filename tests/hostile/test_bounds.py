@@ -202,7 +202,7 @@ def endless_events(block: bytes) -> Iterator[bytes]:
 )
 def test_the_size_of_an_endless_turn_is_limited(event: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_TURN", 2**20)
-    with pytest.raises(errors.LlamaCloudProtocolError, match="more than any answer has") as caught:
+    with pytest.raises(errors.LlamaCloudProtocolError, match="larger than any answer") as caught:
         for _ in read_events(endless_events(event), SESSION):
             pass
     assert caught.value.accepted is True
