@@ -251,6 +251,9 @@ class Batch:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
                 self._turns.record(item, None, problem)
+                if isinstance(problem, PASSING) and self._preparer.is_in_doubt(position):
+                    # Another prompt could take its place in the session.
+                    self._let_wait(lane, item)
             else:
                 session_id = prepared.question.session_id
                 if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
@@ -273,6 +276,13 @@ class Batch:
             lane.remove(position)
         return position
 
+    def _let_wait(self, lane: Lane, item: Item) -> None:
+        if lane:
+            self._log.warning("%s has no answer yet, so the next %d prompts of its session wait.", item, len(lane))
+        for position in lane:
+            self._outcomes.wait(position)
+        lane.clear()
+
     async def _ask_all(self, ready: Ready, ahead: asyncio.Semaphore) -> None:
         while (entry := await ready.get()) is not None:
             ahead.release()
@@ -285,9 +295,11 @@ class Batch:
         """Prepare the next item of the lane, as it will be asked if the turn of ``prepared`` is answered.
 
         Its intent becomes durable while that turn runs, and is valid only if that turn ends at the expected position. This does not apply
-        to a session's first turn: how the history begins (the anchor) is known only after that turn has ended.
+        to a session's first turn: how the history begins (the anchor) is known only after that turn has ended. Nor does it apply to
+        sessions that were opened for one item, of which the journal's reader does not keep what was answered.
         """
-        if not lane or not prepared.trace.baseline or prepared.trace.is_open or self._preparer.was_intended(lane[0]):
+        is_clear = prepared.trace.baseline > 0 and not prepared.trace.is_open and not prepared.opened
+        if not lane or not is_clear or self._preparer.was_intended(lane[0]):
             return None
         item, asked = self._items[lane[0]], prepared.question
         if not self._turns.may_ask(item):
@@ -321,14 +333,7 @@ class Batch:
         if isinstance(result, ChatTurnInterruptedError) or (
             isinstance(result, PASSING) and not self._outcomes.is_last_look
         ):
-            self._log.warning(
-                "A prompt has no answer yet, so the next %d prompts of its session wait. Session: %s.",
-                len(lane),
-                prepared.question.session_id,
-            )
-            for position in lane:
-                self._outcomes.wait(position)
-            lane.clear()
+            self._let_wait(lane, prepared.item)
             return None
         if expected is not None:
             lane.popleft()

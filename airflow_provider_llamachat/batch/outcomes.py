@@ -80,6 +80,10 @@ class Outcomes:
             self._held.pop(item.position, None)
             self._tell(end)
 
+    def withdraw(self, position: int) -> None:
+        """Forget the outcome of an item that is retried, because it turned out that it was not asked."""
+        self._held.pop(position, None)
+
     def wait(self, position: int) -> None:
         """Leave an item for the retries, because an earlier prompt of its session has no answer yet."""
         self.again.append(position)

@@ -172,7 +172,7 @@ class Past:
     :ivar answered: items that have an answer.
     :ivar intents: items whose session's history must be read first.
     :ivar shared_session: the session that all prompts share, if it was opened.
-    :ivar turns: by session, how many turns it has at least, because the last of them was answered.
+    :ivar turns: by session, how many turns it has at least, because that many have ended.
     :ivar owners: which items the turns of common sessions belong to.
     :ivar is_complete: whether the results are in place, although some prompts may have no answer.
     :ivar stopped_by: if it is complete, name of the limit because of which prompts were not asked.
@@ -207,11 +207,18 @@ class Past:
                 continue
             position = positions.get(record["key"])
             asked = None if position is None else past.intents.get(position)
-            # Nothing else is asked in a session that was opened for one item, and thousands of them would take memory.
-            if record["kind"] == "result" and record["line"]["outcome"] == ANSWERED and not (asked and asked.opened):
+            # Nothing follows in a session that was opened for one item, and thousands of them would take memory.
+            if record["kind"] == "result" and not (asked and asked.opened):
                 session_id, baseline = record["line"].get("session_id"), record.get("baseline")
-                answered_at.add((session_id, baseline))
-                if isinstance(session_id, str) and isinstance(baseline, int):
+                is_answered = record["line"]["outcome"] == ANSWERED
+                if is_answered:
+                    answered_at.add((session_id, baseline))
+                # A turn that failed is a turn of the session, too.
+                if (
+                    (is_answered or record.get("done") is True)
+                    and isinstance(session_id, str)
+                    and isinstance(baseline, int)
+                ):
                     past.turns[session_id] = max(past.turns.get(session_id, 0), baseline + 1)
             if position is None:
                 past.foreign += 1

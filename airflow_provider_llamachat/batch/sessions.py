@@ -109,10 +109,12 @@ class Preparer:
         return intent is not None and intent.trace.is_open and not intent.trace.answered
 
     def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
-        """Note what became of an item. The next prompt of its session is asked after a turn that was answered."""
+        """Note what became of an item. The next prompt of its session is asked after a turn that has ended."""
         if prepared.opened:
             return  # its session has no other item, and thousands of them would take memory
         session_id, position = prepared.question.session_id, turn.position if turn else None
+        if position is None and prepared.trace.answered:
+            position = prepared.trace.baseline  # a turn that failed is a turn of the session, too
         if position is not None:
             self._turns[session_id] = max(self._turns.get(session_id, 0), position + 1)
         self._owners.note(session_id, prepared.item.position, prepared.trace, position)
@@ -169,7 +171,7 @@ class Preparer:
 
     async def _take_up(self, item: Item, intent: Intent) -> Prepared | None:
         try:
-            session = await self._client.get_session(intent.session_id, **self._options.scope)
+            session = await self._read(intent.session_id)
         except NotFoundError:
             if item.session_id is not None:
                 raise
@@ -187,21 +189,24 @@ class Preparer:
         trace = self._placed(begin(session, question, memory=known, now=self._began), session.session_id)
         return Prepared(item, question, trace, is_earlier, intent.opened, recorded=trace.is_open)
 
-    async def _existing(self, item: Item, session_id: str) -> Prepared:
+    async def _read(self, session_id: str) -> Session:
         known = self._turns.get(session_id, 0)
         config = self._client.config
         end = time.time() + config.history_lag
         while True:
             session = await self._client.get_session(session_id, **self._options.scope)
-            # A late history would move the prompt to the position of a turn that was answered.
+            # A late history would move the prompt to the position of a turn that has ended.
             if count_turns(session.events) >= known or time.time() >= end:
-                break
+                return session
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
+
+    async def _existing(self, item: Item, session_id: str) -> Prepared:
+        session = await self._read(session_id)
         question = self.question(item, session_id, self._indexes(item, session))
         return Prepared(item, question, self._placed(begin(session, question, now=self._began), session_id))
 
     def _placed(self, trace: Trace, session_id: str) -> Trace:
-        """Return the trace of a prompt that is asked after the answered turns of its session, also if its history does not show them.
+        """Return the trace of a prompt that is asked after the known turns of its session, also if its history does not show them.
 
         Such a history does not begin as the trace says, so a lost prompt cannot be found in it by its position, and is not sent again.
         """

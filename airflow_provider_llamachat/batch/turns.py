@@ -137,6 +137,7 @@ class Turns:
         if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
             key = prepared.item.key(self.scope)
             self.note(records.result(key, self.missing(prepared.item), trace=None))
+        self.outcomes.withdraw(prepared.item.position)
         self.release(prepared.item)
 
     def record(
