@@ -14,10 +14,11 @@ from airflow_provider_llamachat.testing import (
     Fault,
     LlamaCloudEmulator,
 )
-from tests.airflow.runner import DAGS, RETRY_GETS_THE_OLD_EVENT, Result, run
+from tests.airflow.runner import AIRFLOW, DAGS, RETRY_GETS_THE_OLD_EVENT, Result, run
 
 pytestmark = pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 FILE = DAGS / "conversations.py"
+HAS_TASK_STATE = AIRFLOW >= (3, 3)
 RETRIES_THAT_LOOK = ("direct",) if RETRY_GETS_THE_OLD_EVENT else ("direct", "deferred")
 """The tasks of the Dag ``retried`` whose second try comes as far as asking."""
 RETRIED = {
@@ -120,12 +121,10 @@ def test_usage_is_pushed_on_failure_too(prompt: str, kind: str, llamacloud_emula
 def test_a_retried_create_reuses_its_unused_session_where_airflow_has_a_store(
     llamacloud_emulator: LlamaCloudEmulator,
 ) -> None:
-    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
     result = go("create_retried")
     assert result.state == "success"
     assert result.tries == {"create": 2}
-    assert len(llamacloud_emulator.sessions) == (1 if AIRFLOW_V_3_3_PLUS else 2)
+    assert len(llamacloud_emulator.sessions) == (1 if HAS_TASK_STATE else 2)
     assert result.xcom("create", "session_id") in llamacloud_emulator.sessions
 
 
@@ -195,9 +194,7 @@ def test_a_function_without_a_prompt_is_named(
 def test_a_lost_worker_costs_no_second_turn_when_the_history_shows_turns_at_their_end(
     records: Literal["start", "end"], llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
-    if records == "end" and not AIRFLOW_V_3_3_PLUS:
+    if records == "end" and not HAS_TASK_STATE:
         pytest.skip("only Airflow 3.3's task state store remembers that the server took the prompt")
     llamacloud_emulator.settings.records = records
     llamacloud_emulator.settings.turn_latency = 3.0
@@ -225,9 +222,7 @@ def test_a_task_that_ran_out_of_time_before_it_could_ask_asks_in_its_retry(
 def test_a_retry_does_not_repeat_a_prompt_that_was_accepted_before_the_connection_stalled(
     llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_3_PLUS
-
-    if not AIRFLOW_V_3_3_PLUS:
+    if not HAS_TASK_STATE:
         pytest.skip("only Airflow 3.3's task state store remembers that the server took the prompt")
     connection = json.loads(llamacloud_emulator.airflow_connection_json) | {"extra": '{"timeout": 1.0}'}
     monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
