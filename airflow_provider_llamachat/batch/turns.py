@@ -151,6 +151,9 @@ class Turns:
         """Note the result of an item. ``outcome`` overrides the outcome of the result."""
         entry = records.line(item, prepared, result, outcome=outcome)
         trace = prepared.trace if prepared else None
+        position = None if isinstance(result, LlamaCloudError) else result.position
+        if trace is not None and position is not None:
+            trace = replace(trace, baseline=position)  # a prompt that was asked again has another place
         self.note(records.result(item.key(self.scope), entry, trace=trace))
         self.outcomes.add(item, result, entry)
         if prepared is not None:

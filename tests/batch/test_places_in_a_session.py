@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.client import calls
 from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, kill_when, outcomes, running
 
@@ -134,3 +135,20 @@ def test_a_prompts_own_failed_turn_is_not_taken_for_its_next_one(
     assert any(attempt() for _ in range(2))
     assert answers(runner) == ["Answer 0", "Answer 1"]
     assert asked(emulator) == [COMPANIES[1], *COMPANIES[:2]]
+
+
+def test_a_prompt_that_was_asked_again_keeps_its_new_place(
+    runner: Runner, emulator: LlamaCloudEmulator, attempt: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner.prompts = COMPANIES[:2]
+    emulator.settings.update(recorded_as="empty", survives_disconnect=False)
+    monkeypatch.setattr(calls, "STALL", 0.01)
+    refuse(emulator, COMPANIES[0], "stream_reset", after_events=2)
+    attempt()
+    emulator.settings.history_lag = 0.8
+    runner.config = replace(runner.config, history_lag=3.0)
+    attempt(ask_again=True, max_turns=2)
+    refuse(emulator, COMPANIES[1], "reset_before")
+    attempt()
+    assert answers(runner) == ["Answer 0", "Answer 1"]
+    assert asked(emulator) == [COMPANIES[0], *COMPANIES[:2]]
