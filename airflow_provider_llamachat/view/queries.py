@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow.models import renderedtifields
 from airflow.models.dagrun import DagRun
-from airflow.models.renderedtifields import RenderedTaskInstanceFields
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from sqlalchemy import and_, exists, or_, select, tuple_, union
@@ -16,7 +16,7 @@ from sqlalchemy import and_, exists, or_, select, tuple_, union
 from airflow_provider_llamachat.airflow_support.conversation_link import LlamaCloudConversationLink
 
 if TYPE_CHECKING:
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
 
 QUESTIONS = ("SendChatMessageOperator", "LlamaChatDecoratedOperator")
@@ -171,20 +171,30 @@ def conversation(
         XComModel.map_index.in_(indexes),
         XComModel.key.in_(SHOWN_XCOMS),
     )
-    fields = RenderedTaskInstanceFields
-    rendered = select(fields.task_id, fields.map_index, fields.rendered_fields).where(
-        fields.dag_id == dag_id,
-        fields.run_id == run_id,
-        fields.task_id.in_(names),
-        fields.map_index.in_(indexes),
-    )
     for row in session.execute(pushed).all():
         if task := by_key.get((row[0], row[1])):
             task.xcoms[row[2]] = row[3]
-    for row in session.execute(rendered).all():
-        if (task := by_key.get((row[0], row[1]))) and isinstance(row[2], dict):
-            task.rendered = {name: row[2].get(name) for name in SHOWN_FIELDS}
+    for query in _rendered(dag_id, run_id, names, indexes):
+        for row in session.execute(query).all():
+            if (task := by_key.get((row[0], row[1]))) and isinstance(row[2], dict):
+                task.rendered = {name: row[2].get(name) for name in SHOWN_FIELDS}
     return found
+
+
+def _rendered(dag_id: str, run_id: str, names: set[str], indexes: set[int]) -> Iterator[Select[Any]]:
+    """Select the rendered fields of tasks, with task id and map index."""
+
+    def of_tasks(key: Any) -> ColumnElement[bool]:
+        return and_(key.dag_id == dag_id, key.run_id == run_id, key.task_id.in_(names), key.map_index.in_(indexes))
+
+    fields = renderedtifields.RenderedTaskInstanceFields
+    # Since 3.4, they belong to an attempt, and those of earlier runs are kept apart.
+    keyed = getattr(renderedtifields, "LegacyRenderedTaskInstanceFields", fields)
+    yield select(keyed.task_id, keyed.map_index, keyed.rendered_fields).where(of_tasks(keyed))
+    if keyed is not fields:
+        of_attempt = fields.task_instance_id == TaskInstance.id
+        query = select(TaskInstance.task_id, TaskInstance.map_index, fields.rendered_fields)
+        yield query.join(TaskInstance, of_attempt).where(of_tasks(TaskInstance))
 
 
 def _tasks(found: Asking, *columns: Any) -> Select[Any]:

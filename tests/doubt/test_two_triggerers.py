@@ -41,15 +41,15 @@ async def first_event(trigger: ChatTurnTrigger) -> dict[str, Any]:
     raise AssertionError("no event")
 
 
-async def posted(emulator: LlamaCloudEmulator) -> None:
-    while not emulator.posts():  # noqa: ASYNC110  # the emulator has no event for it
+async def accepted(emulator: LlamaCloudEmulator) -> None:
+    while not emulator.turns:  # noqa: ASYNC110  # the emulator has no event for it
         await asyncio.sleep(0.01)
 
 
 async def stopped_after_its_post(trigger: ChatTurnTrigger, emulator: LlamaCloudEmulator) -> None:
     """What a triggerer does that is told to stop: it cancels its triggers, and waits for their ends."""
     running = asyncio.create_task(first_event(trigger))
-    await posted(emulator)
+    await accepted(emulator)
     running.cancel("by the triggerer")
     with pytest.raises(asyncio.CancelledError, match="by the triggerer"):
         await running
@@ -115,7 +115,7 @@ def test_a_clock_that_was_set_back_does_not_delay_a_triggerer(
 
     async def stop() -> None:
         running = asyncio.create_task(first_event(trigger))
-        await posted(llamacloud_emulator)
+        await accepted(llamacloud_emulator)
         trigger.deferred_at = time.time() + 3600.0  # an hour in the future, as if the clock had been set back
         running.cancel()
         assert (await asyncio.wait({running}, timeout=5.0))[0]
@@ -130,7 +130,7 @@ def test_a_triggerer_that_dies_after_a_post_costs_no_second_turn_if_the_history_
 
     async def dies() -> None:
         running = asyncio.create_task(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
-        await posted(llamacloud_emulator)
+        await accepted(llamacloud_emulator)
         await asyncio.sleep(0.1)
         running.cancel()  # and its end is not waited for
 

@@ -111,17 +111,13 @@ def add_dag(session: Session, dag_id: str) -> None:
 def add_runs(session: Session, dag_id: str, runs: dict[str, tuple[datetime, list[Asked]]]) -> None:
     """Add runs with their tasks: run id to the date after which it may start, and tasks."""
     from airflow.models.dagrun import DagRun
-    from airflow.models.renderedtifields import RenderedTaskInstanceFields
     from airflow.models.taskinstance import TaskInstance
-    from airflow.models.xcom import XComModel
     from sqlalchemy import insert, select
 
     add_dag(session, dag_id)
     made: dict[Any, list[dict[str, Any]]] = {
         DagRun: [],
         TaskInstance: [],
-        XComModel: [],
-        RenderedTaskInstanceFields: [],
     }
     for run_id, (when, _) in runs.items():
         times = {"run_after": when, "start_date": when, "end_date": when + timedelta(seconds=30), "logical_date": None}
@@ -135,6 +131,8 @@ def add_runs(session: Session, dag_id: str, runs: dict[str, tuple[datetime, list
                 **times,
             }
         )
+    pushed: list[dict[str, Any]] = []
+    rendered: list[dict[str, Any]] = []
     session.execute(insert(DagRun.__table__), made.pop(DagRun))
     ids = dict(session.execute(select(DagRun.run_id, DagRun.id).where(DagRun.dag_id == dag_id)).all())
     for run_id, (when, tasks) in runs.items():
@@ -156,18 +154,40 @@ def add_runs(session: Session, dag_id: str, runs: dict[str, tuple[datetime, list
                     "end_date": began + timedelta(seconds=2),
                     "duration": 2.0,
                     **key,
+                    **({"region_index": asked.map_index} if hasattr(TaskInstance, "region_index") else {}),  # since 3.4
                 }
             )
-            made[XComModel] += [
+            pushed += [
                 {"dag_run_id": ids[run_id], "key": name, "value": value, "timestamp": began, **key}
                 for name, value in asked.xcoms.items()
             ]
             if asked.rendered is not None:
-                made[RenderedTaskInstanceFields].append({"rendered_fields": asked.rendered, **key})
+                rendered.append({"rendered_fields": asked.rendered, **key})
     for model, values in made.items():
         if values:
             session.execute(insert(model.__table__), values)
+    _add_values(session, dag_id, pushed, rendered)
     session.commit()
+
+
+def _add_values(session: Session, dag_id: str, pushed: list[dict[str, Any]], rendered: list[dict[str, Any]]) -> None:
+    from airflow.models import xcom
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.taskinstance import TaskInstance
+    from sqlalchemy import insert, select
+
+    names = ("dag_id", "run_id", "task_id", "map_index")
+    if is_by_attempt := hasattr(xcom, "XComModelV2"):  # since 3.4
+        columns = [getattr(TaskInstance, name) for name in names]
+        found = session.execute(select(TaskInstance.id, *columns).where(TaskInstance.dag_id == dag_id))
+        ids = {tuple(key): attempt for attempt, *key in found}
+        for row in (*pushed, *rendered):
+            row["task_instance_id"] = ids[tuple(row.pop(name) for name in names)]
+            row.pop("dag_run_id", None)
+    of_xcoms = xcom.XComModelV2 if is_by_attempt else xcom.XComModel
+    for model, rows in ((of_xcoms, pushed), (RenderedTaskInstanceFields, rendered)):
+        if rows:
+            session.execute(insert(model.__table__), rows)
 
 
 def questions(count: int) -> list[Asked]:
