@@ -68,7 +68,7 @@ def miscounts(patch: pytest.MonkeyPatch) -> None:
 
 def crashes(patch: pytest.MonkeyPatch) -> None:
     """An error that is not one of the provider's."""
-    patch.setattr(Preparer, "saw", lambda self, prepared, turn: {}["missing"])
+    patch.setattr(Preparer, "saw", lambda self, prepared, turn: vars(self)["missing"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Literal, Unpack
 
 from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig
@@ -68,14 +68,20 @@ class SimulatedClient(AsyncLlamaCloudClient):
         """Wait."""
         await self._travel(seconds)
 
-    async def create_session(self, index_ids: list[str], **scope: Unpack[Scope]) -> SessionSummary:
+    async def create_session(
+        self,
+        index_ids: list[str] | None = None,
+        *,
+        shared_access: Literal["query", "read_only"] | None = None,
+        **scope: Unpack[Scope],
+    ) -> SessionSummary:
         """Open a session, or fail before."""
         await self._travel()
         if self._fails():
             raise refusal("503")
         session_id = self._server.open()
         await self._travel()
-        return SessionSummary(session_id=session_id, index_ids=index_ids)
+        return SessionSummary(session_id=session_id, index_ids=index_ids or [])
 
     async def get_session(self, session_id: str, **scope: Unpack[Scope]) -> Session:
         """Read a session, or fail."""

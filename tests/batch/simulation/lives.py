@@ -91,10 +91,10 @@ class Life:
 
     def describe(self) -> str:
         """Say what happened, for a reader who looks for the cause of a violation."""
-        blocks = {
+        blocks: dict[str, list[Any]] = {
             "Attempts": [f"{lived.attempt}: {lived.end}; told: {lived.told}" for lived in self.attempts],
-            "Posts": self.server.posts,
-            "Turns": self.server.turns,
+            "Posts": [*self.server.posts],
+            "Turns": [*self.server.turns],
             "Busy posts": [f"{post.turn} while {post.running}" for post in self.server.busy],
             "Records": self.records,
             "Results": self.attempts[-1].lines,
