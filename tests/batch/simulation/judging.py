@@ -99,9 +99,9 @@ def _was_reordered(life: Life, number: int) -> bool:
 
 
 def _busy(life: Life) -> Iterator[str]:
-    """Find prompts that were sent into a session while the sender itself was reading the answer of another turn there."""
+    """Find prompts that were sent into a busy session, unless the attempt may ask again, and so may take a slow turn for a lost one."""
     for post in life.server.busy:
-        if post.was_watched:
+        if post.was_watched or not post.turn.may_repeat:
             yield f"sent into a busy session: {post.turn}; while {post.running}"
 
 
