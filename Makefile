@@ -88,10 +88,11 @@ matrix: $(VENV)/.installed build ## the built wheel on each supported Airflow an
 	$(BIN)/python -m pytest -m matrix $(PYTEST_ARGS)
 
 .PHONY: chaos
-# What it does without these settings is its short form; CHAOS_SEED=n runs one schedule again.
+# What it does without these settings is its short form; CHAOS_SEED=n runs one schedule again, CHAOS_SIMULATION_SEED=n one simulation.
 chaos: export CHAOS_SCHEDULES ?= 400
 chaos: export CHAOS_SYSTEM ?= 10
 chaos: export CHAOS_PROMPTS ?= 20000
+chaos: export CHAOS_SIMULATIONS ?= 3000
 chaos: $(VENV)/.installed ## seeded random faults, kills and restarts
 	$(BIN)/python -m pytest -m chaos -s $(PYTEST_ARGS)
 

@@ -26,6 +26,7 @@ class Budget:
         # Tokens of each turn. After a kill, the journal may hold a record twice; and an interrupted turn may end later.
         self._turns: dict[int, int] = {}
         self._places: set[str] = set()
+        self._intended: set[str] = set()
         self.stopped_by: str | None = None
 
     @property
@@ -48,12 +49,19 @@ class Budget:
             match record:
                 case {"kind": "intent", "key": key}:
                     self._places.add(key)
+                    self._intended.add(key)
+                case {"kind": "result", "key": key, "baseline": None} if key in self._intended:
+                    pass  # its session could not be read, so its turn may be there
                 case {"kind": "release", "key": key}:
-                    self._places.discard(key)
+                    self._give_back(key)
                 case {"kind": "result", "key": key, "line": dict(line), "baseline": baseline}:
-                    self._places.discard(key)
+                    self._give_back(key)
                     if records.is_turn(record) and baseline is not None:
                         self._count(line, hash((line.get("session_id"), baseline)))
+
+    def _give_back(self, key: str) -> None:
+        self._places.discard(key)
+        self._intended.discard(key)
 
     def _count(self, line: dict[str, Any], turn: int) -> None:
         tokens = records.tokens(line)

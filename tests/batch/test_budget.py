@@ -44,6 +44,17 @@ def test_tokens_of_each_turn_count_once_whatever_the_journal_repeats() -> None:
     assert budget.reason.startswith("max_total_tokens is reached: 33 tokens in 3 turns were spent")
 
 
+def test_a_prompt_that_may_have_been_asked_keeps_its_place_while_its_session_cannot_be_read() -> None:
+    unread = records.result("a", {"outcome": "failed", "error": {"type": "LlamaCloudConnectionError"}}, trace=None)
+    budget = Budget(max_turns=1)
+    budget.take([intent("a"), unread])
+    assert not budget.reserve("b")
+    budget.take([result("a", "failed", error="UnprocessableError", tokens=0)])
+    assert budget.reserve("b")
+    budget.take([unread | {"key": "b"}])
+    assert budget.reserve("c")
+
+
 def test_a_turn_has_its_place_before_it_is_asked_and_what_is_no_turn_gives_it_back() -> None:
     budget = Budget(max_turns=2)
     budget.take([result("a")])

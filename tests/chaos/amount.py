@@ -2,7 +2,7 @@
 
 ``CHAOS_SCHEDULES``: how many schedules; ``CHAOS_LANES``: how many side by side; ``CHAOS_SYSTEM``: how many on a whole Airflow;
 ``CHAOS_PROMPTS``: how many prompts in a night; ``CHAOS_SEED``: this schedule alone, as its seed was printed; ``CHAOS_FIRST``: the first
-seed, for the same schedules each time.
+seed, for the same schedules each time; ``CHAOS_SIMULATIONS``: how many simulations; ``CHAOS_SIMULATION_SEED``: this simulation alone.
 """
 
 from __future__ import annotations
