@@ -13,7 +13,7 @@ import logging
 import secrets
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -211,7 +211,7 @@ class PartsJournal(Journal):
         else:
             mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
         batch, _, stopped_by = mark.partition(b" ")
-        if batch == _mark(positions) and self._beside.has(self._name):
+        if _is_mark(batch, positions) and self._beside.has(self._name):
             self._stopped_by = stopped_by.decode() or None
             log.info("A previous attempt completed this batch. Its results are in place.")
             self._complete = True
@@ -272,7 +272,7 @@ class PartsJournal(Journal):
                     f"File: {self._beside.url}/{self._name}"
                 ) from problem
             return results
-        self._mark = _mark(positions)
+        self._mark = _mark(sorted(positions))
         offsets, sizes, answered = (
             array("q", [-1]) * len(positions),
             array("q", [0]) * len(positions),
@@ -317,9 +317,14 @@ class PartsJournal(Journal):
         self._above.remove_if_empty()
 
 
-def _mark(positions: dict[str, int]) -> bytes:
+def _mark(keys: Iterable[str]) -> bytes:
     """Identify the items of a complete batch. A Dag that asks other prompts has another batch."""
-    return hashlib.sha256("\n".join(positions).encode()).hexdigest().encode()
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest().encode()
+
+
+def _is_mark(mark: bytes, positions: dict[str, int]) -> bool:
+    """Whether a complete batch had these items, in any order. Version 1.0.0 left them in their order."""
+    return mark in {_mark(sorted(positions)), _mark(positions)}
 
 
 class MemoryJournal(Journal):
@@ -343,9 +348,13 @@ class MemoryJournal(Journal):
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the store if it contains a batch that is not known to be complete."""
-        self._mark = _mark(positions)
+        self._mark = _mark(sorted(positions))
         head = self._store.get("batch", required=True) if self.remembers else None
-        if isinstance(head, dict) and isinstance(head.get("parts"), int) and (head.get("open") or self._is_complete()):
+        if (
+            isinstance(head, dict)
+            and isinstance(head.get("parts"), int)
+            and (head.get("open") or self._is_complete(positions))
+        ):
             self._written = head["parts"]
             for number in range(self._written):
                 values = self._store.get(f"batch.{number}", required=True)
@@ -353,8 +362,8 @@ class MemoryJournal(Journal):
                 self._records.extend(record for record in kept if record is not None)
         return self.past(positions)
 
-    def _is_complete(self) -> bool:
-        return bool(self._store.recall_unfinished(REMEMBERED) == self._mark.decode())
+    def _is_complete(self, positions: dict[str, int]) -> bool:
+        return _is_mark(str(self._store.recall_unfinished(REMEMBERED)).encode(), positions)
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Store the records. A part is valid once the head counts it."""

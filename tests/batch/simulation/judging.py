@@ -82,20 +82,7 @@ def _paid_twice(life: Life, verdict: Verdict) -> None:
         for before, turn in itertools.pairwise(turns):
             if turn.may_repeat or (before.kind == "error" and before.ends <= turn.arrived):
                 continue
-            if _was_reordered(life, turn.attempt):
-                verdict.known[
-                    "a batch whose attempt was killed when it was complete was asked again in another order"
-                ] += 1
-            else:
-                verdict.violations.append(f"paid twice: {before}; then {turn}")
-
-
-def _was_reordered(life: Life, number: int) -> bool:
-    """Whether an earlier attempt was killed after it had marked the batch as complete, and the prompts came in another order since."""
-    return any(
-        before.has_finished and not before.is_complete and before.prompts != lived.prompts
-        for before, lived in itertools.pairwise(life.attempts[: number + 1])
-    )
+            verdict.violations.append(f"paid twice: {before}; then {turn}")
 
 
 def _busy(life: Life) -> Iterator[str]:
