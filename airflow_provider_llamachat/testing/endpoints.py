@@ -165,7 +165,7 @@ class Call:
         return as_json(page)
 
     async def _do_stream(self) -> web.StreamResponse:
-        settings, exchange = self._settings, self._exchange
+        settings, exchange, spoils = self._settings, self._exchange, self._exchange.record.fault
         body = await self._body(_bodies(settings.max_indexes, settings.max_prompt)[1], required=True)
         session = self._found("Session", self._state.sessions)
         self._check_running(session, settings.concurrent_turns)
@@ -182,14 +182,13 @@ class Call:
         if fault is not None and fault.kind == "error_stop" and turn.error is None:
             turn.error, turn.error_after = str(fault.detail or "The turn failed."), fault.after_events
         turn.start()
-        spoils = exchange.fault
-        if spoils is not None and spoils.kind == "status_after":
+        if spoils == "status_after":
             turn.run_alone()
         else:
             exchange.turn = turn
-        if spoils is None or spoils.kind == "delay":
+        if spoils in (None, "delay"):
             return await stream(turn, self._request, settings, fault)
-        while spoils.kind in ("truncated_body", "malformed_json") and turn.record.ended is None:
+        while spoils in ("truncated_body", "malformed_json") and turn.record.ended is None:
             await turn.more()
         body_so_far = b"".join(turn.frames).replace(b"\n", settings.newline.encode())
         return web.Response(body=body_so_far, headers=STREAM_HEADERS)

@@ -77,7 +77,8 @@ def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
     ]
     frame, event = _step("text", content=said.text)
     if settings.malformed_text == "broken_json":
-        frame = frame.removesuffix(b'"}\n\n') + b"\n\n"
+        whole = encode(event)
+        frame = frame.replace(whole[len(whole) // 2 :].encode(), b"")
     elif settings.malformed_text != "none":
         frame, _ = _step("text", content=None if settings.malformed_text == "null" else [said.text])
     elif settings.text_in == "both":
@@ -215,13 +216,16 @@ async def stream(turn: TurnRun, request: web.Request, settings: Settings, fault:
                 await put(b"".join(ready))
                 sent += len(ready)
             elif fault is not None and sent == place:
+                if fault.kind == "slow":
+                    drip = fault.delay
+                else:
+                    await asyncio.sleep(fault.delay)
                 if fault.kind == "cut":
                     break
                 if fault.kind == "stall":
                     await park()
                 if fault.kind == "stream_reset":
                     await reset(request)
-                drip = fault.delay if fault.kind == "slow" else None
                 await put(_ODD_EVENTS.get(fault.kind, b""))
                 fault = place = None
             else:
