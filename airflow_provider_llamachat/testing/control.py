@@ -189,8 +189,7 @@ class Control:
         self._state.indexes[index_id].schedule = iter(schedule)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put a finished turn of another client into a session's history. It is not one of :attr:`turns`, and is shown at once,
-        so before what ``Settings.history_lag`` holds back.
+        """Put another client's finished turn into a session's history, without ``Settings.history_lag``. It is not one of :attr:`turns`.
 
         :param after: seconds until it is there.
         :raises ValueError: an unknown session, or a negative ``after``.
@@ -211,9 +210,7 @@ class Control:
         self._state.start()
 
 
-COMMANDS = {
-    name: _dispatched(found) for name, found in vars(Control).items() if not name.startswith(("_", "airflow_", "url"))
-}
+COMMANDS = {name: _dispatched(found) for name, found in vars(Control).items() if not re.match("_|airflow_|url", name)}
 """Properties and methods of :class:`Control` that the control API offers: all but the address of the emulator."""
 for _name, _command in COMMANDS.items():
     setattr(Control, _name, _command)
@@ -256,9 +253,8 @@ class EmulatorControl(Control):
 class EmulatorProcess(EmulatorControl):
     """Context manager that starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
-    :param settings: behaviour; :meth:`reset` restores it.
-    :param port: 0 takes a free one.
-    :param api_keys: keys that are accepted.
+    ``settings``, ``port`` and ``api_keys`` are those of :class:`~.server.LlamaCloudEmulator`.
+
     :raises RuntimeError: on entering, if the process does not start; with its error output.
     """
 

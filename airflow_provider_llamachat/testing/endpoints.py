@@ -195,19 +195,17 @@ class Call:
 
     def _give_sources(self, turn: TurnRun, *, required: bool) -> None:
         """Give the turn the indexes that it can search, or a reason to fail."""
-        asked, skipped = turn.record.index_ids, turn.record.skipped_index_ids
-        for index_id in dict.fromkeys(asked):
-            index = self._state.indexes.get(index_id)
-            if self._settings.unknown_index == "refuse":
-                index = self._found("Index", self._state.indexes, index_id)
-            if index is not None and index.project_id == self._project_id and index.status == "ready":
-                turn.sources[index_id] = index
-            else:
-                skipped.append(index_id)
+        asked = dict.fromkeys(turn.record.index_ids)
+        for index_id in asked if self._settings.unknown_index == "refuse" else ():
+            self._found("Index", self._state.indexes, index_id)
+        mine = [index for index in self._state.indexes.values() if index.project_id == self._project_id]
+        ready = {index.id: index for index in mine if index.status == "ready"}
+        turn.sources = {index_id: ready[index_id] for index_id in asked if index_id in ready}
+        skipped = turn.record.skipped_index_ids = [index_id for index_id in asked if index_id not in ready]
         if skipped and required:
             turn.error = f"Indexes that cannot be queried: {', '.join(skipped)}"
             if self._settings.unready_required == "refuse":
-                raise _refusal("value_error", turn.error, asked, "index_ids")
+                raise _refusal("value_error", turn.error, turn.record.index_ids, "index_ids")
         elif not turn.sources and self._settings.nothing_to_query == "error_stop":
             turn.error = "None of the requested indexes can be queried."
 

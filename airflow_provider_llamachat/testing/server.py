@@ -33,9 +33,8 @@ _WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<with
 class LlamaCloudEmulator(Control):
     """A LlamaCloud on this machine, for tests.
 
-    It is a context manager; :meth:`start` and :meth:`stop` do the same. A start after a stop listens at the same port, and nothing is
-    forgotten, as if the service had been down for a while. All attributes and methods can be used from any thread, whether or not
-    the emulator is running.
+    It is a context manager; :meth:`start` and :meth:`stop` do the same. After a stop, a start listens at the same port and forgets
+    nothing, like a service after an outage. All attributes and methods work from any thread, whether or not the emulator is running.
 
     :param settings: behaviour; :meth:`reset` restores it.
     :param host: address to listen on. Whatever it is, the control API answers only loopback clients.
@@ -62,8 +61,7 @@ class LlamaCloudEmulator(Control):
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._thread: threading.Thread | None = None
         self._running = False
-        # A signal handler may stop what the same thread starts.
-        self._switching = threading.RLock()
+        self._switching = threading.RLock()  # a signal handler may stop what its own thread starts
 
     def start(self) -> Self:
         """Listen, unless it listens already.
@@ -73,10 +71,9 @@ class LlamaCloudEmulator(Control):
         with self._switching:
             if not self._running:
                 ready: Future[None] = Future()
-                serve = self._serve(ready)
-                thread = threading.Thread(target=asyncio.run, args=[serve], name="llamacloud-emulator", daemon=True)
-                self._thread = thread
-                thread.start()
+                run = self._serve(ready)
+                self._thread = threading.Thread(target=asyncio.run, args=[run], name="llamacloud-emulator", daemon=True)
+                self._thread.start()
                 ready.result(_TIMEOUT)
                 self._running = True
         return self
@@ -152,8 +149,7 @@ class LlamaCloudEmulator(Control):
             except web.HTTPRequestEntityTooLarge:
                 fault = _TOO_LARGE
             answer = await (handler(request) if fault is None else answer_with(fault, request, handler))
-            if not answer.prepared:
-                await self._sign(request, answer)
+            await self._sign(request, answer)
             return answer
         finally:
             del self._state.busy[task]

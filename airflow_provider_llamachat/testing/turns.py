@@ -75,15 +75,13 @@ def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
         _step("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
         _step("tool_result", **call, result=said.found, image_attachment=None),
     ]
-    frame, event = _step("text", content=said.text)
+    content = {"null": None, "list": [said.text]}.get(settings.malformed_text, said.text)
+    frame, event = _step("text", content=content)[0], {"type": "text", "content": said.text}
     if settings.malformed_text == "broken_json":
         whole = encode(event)
         frame = frame.replace(whole[len(whole) // 2 :].encode(), b"")
-    elif settings.malformed_text != "none":
-        frame, _ = _step("text", content=None if settings.malformed_text == "null" else [said.text])
-    elif settings.text_in == "both":
-        steps += _deltas("text_delta", said.text, text_count)
     if settings.text_in == "both":
+        steps += _deltas("text_delta", said.text, text_count) if settings.malformed_text == "none" else []
         steps.append((frame, event))
     return steps if turn.error is None else steps[: max(1, turn.error_after)]
 
