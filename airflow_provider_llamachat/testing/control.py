@@ -12,16 +12,14 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
 from airflow_provider_llamachat.testing.corpus import found_in
 from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
-
-if TYPE_CHECKING:
-    from airflow_provider_llamachat.testing.state import ServiceState
+from airflow_provider_llamachat.testing.state import ServiceState
 
 PREFIX = "/_emulator"
 """Path of the control API: GET reads a property, POST calls a method with arguments (an array or an object)."""
@@ -39,11 +37,14 @@ def _dispatched(work: Any) -> Any:
 class Control:
     """What a test reads from an emulator and does to it. The bodies of the methods run where the emulator runs."""
 
-    url: str
-    """Base URL, without a slash at its end. The port is known once the emulator has started."""
-
     _state: ServiceState
     _api_key: str
+    _url: str
+
+    @property
+    def url(self) -> str:
+        """Base URL, without a slash at its end. The port is known once the emulator has started."""
+        return self._url
 
     @property
     def airflow_connection_json(self) -> str:
@@ -188,8 +189,7 @@ class Control:
         self._state.indexes[index_id].schedule = iter(schedule)
 
     def intrude(self, session_id: str, prompt: str, after: float = 0.0) -> None:
-        """Put a finished turn of another client into a session's history. It is not one of :attr:`turns`, and is shown at once,
-        so before what ``Settings.history_lag`` holds back.
+        """Put another client's finished turn into a session's history, without ``Settings.history_lag``. It is not one of :attr:`turns`.
 
         :param after: seconds until it is there.
         :raises ValueError: an unknown session, or a negative ``after``.
@@ -210,7 +210,7 @@ class Control:
         self._state.start()
 
 
-COMMANDS = {name: _dispatched(found) for name, found in vars(Control).items() if not name.startswith(("_", "airflow_"))}
+COMMANDS = {name: _dispatched(found) for name, found in vars(Control).items() if not re.match("_|airflow_|url", name)}
 """Properties and methods of :class:`Control` that the control API offers: all but the address of the emulator."""
 for _name, _command in COMMANDS.items():
     setattr(Control, _name, _command)
@@ -228,7 +228,7 @@ class EmulatorControl(Control):
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self._url = url.rstrip("/")
         # The emulator is on this machine, so a proxy from the environment cannot reach it.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -237,7 +237,7 @@ class EmulatorControl(Control):
         given = {**dict(zip(work.__code__.co_varnames[1:], args, strict=False)), **kwargs} if kwargs else args
         body = None if isinstance(COMMANDS[name], property) else json.dumps(given, default=to_json).encode()
         try:
-            with self._opener.open(f"{self.url}{PREFIX}/{name}", body, timeout=30) as answer:
+            with self._opener.open(f"{self._url}{PREFIX}/{name}", body, timeout=30) as answer:
                 found = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -253,9 +253,8 @@ class EmulatorControl(Control):
 class EmulatorProcess(EmulatorControl):
     """Context manager that starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
-    :param settings: behaviour; :meth:`reset` restores it.
-    :param port: 0 takes a free one.
-    :param api_keys: keys that are accepted.
+    ``settings``, ``port`` and ``api_keys`` are those of :class:`~.server.LlamaCloudEmulator`.
+
     :raises RuntimeError: on entering, if the process does not start; with its error output.
     """
 
@@ -287,7 +286,7 @@ class EmulatorProcess(EmulatorControl):
                 errors.seek(0)
                 raise RuntimeError(f"The emulator's process did not start: {errors.read().strip()}")
         self._process = process
-        self.url = line.split("url=")[1].split()[0]
+        self._url = line.split("url=")[1].split()[0]
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,6 @@
 """Answers prompts from the documents of indexes: a small, deterministic stand-in for the service's model.
 
-The same prompt over the same indexes always gives the same words and the same token counts, except for a question that refers to the
-one before it ("and in Q2?"), which takes its subject from there.
+The same prompt over the same indexes gives the same words and token counts. A follow-up ("and in Q2?") also depends on the one before it.
 """
 
 import contextlib

@@ -165,7 +165,7 @@ class Call:
         return as_json(page)
 
     async def _do_stream(self) -> web.StreamResponse:
-        settings, exchange = self._settings, self._exchange
+        settings, exchange, spoils = self._settings, self._exchange, self._exchange.record.fault
         body = await self._body(_bodies(settings.max_indexes, settings.max_prompt)[1], required=True)
         session = self._found("Session", self._state.sessions)
         self._check_running(session, settings.concurrent_turns)
@@ -182,33 +182,30 @@ class Call:
         if fault is not None and fault.kind == "error_stop" and turn.error is None:
             turn.error, turn.error_after = str(fault.detail or "The turn failed."), fault.after_events
         turn.start()
-        spoils = exchange.fault
-        if spoils is not None and spoils.kind == "status_after":
+        if spoils == "status_after":
             turn.run_alone()
         else:
             exchange.turn = turn
-        if spoils is None or spoils.kind == "delay":
+        if spoils in (None, "delay"):
             return await stream(turn, self._request, settings, fault)
-        while spoils.kind in ("truncated_body", "malformed_json") and turn.record.ended is None:
+        while spoils in ("truncated_body", "malformed_json") and turn.record.ended is None:
             await turn.more()
         body_so_far = b"".join(turn.frames).replace(b"\n", settings.newline.encode())
         return web.Response(body=body_so_far, headers=STREAM_HEADERS)
 
     def _give_sources(self, turn: TurnRun, *, required: bool) -> None:
         """Give the turn the indexes that it can search, or a reason to fail."""
-        asked, skipped = turn.record.index_ids, turn.record.skipped_index_ids
-        for index_id in dict.fromkeys(asked):
-            index = self._state.indexes.get(index_id)
-            if self._settings.unknown_index == "refuse":
-                index = self._found("Index", self._state.indexes, index_id)
-            if index is not None and index.project_id == self._project_id and index.status == "ready":
-                turn.sources[index_id] = index
-            else:
-                skipped.append(index_id)
+        asked = dict.fromkeys(turn.record.index_ids)
+        for index_id in asked if self._settings.unknown_index == "refuse" else ():
+            self._found("Index", self._state.indexes, index_id)
+        mine = [index for index in self._state.indexes.values() if index.project_id == self._project_id]
+        ready = {index.id: index for index in mine if index.status == "ready"}
+        turn.sources = {index_id: ready[index_id] for index_id in asked if index_id in ready}
+        skipped = turn.record.skipped_index_ids = [index_id for index_id in asked if index_id not in ready]
         if skipped and required:
             turn.error = f"Indexes that cannot be queried: {', '.join(skipped)}"
             if self._settings.unready_required == "refuse":
-                raise _refusal("value_error", turn.error, asked, "index_ids")
+                raise _refusal("value_error", turn.error, turn.record.index_ids, "index_ids")
         elif not turn.sources and self._settings.nothing_to_query == "error_stop":
             turn.error = "None of the requested indexes can be queried."
 

@@ -80,8 +80,7 @@ class Fault(_Record):
     - ``stream_reset``: TCP reset
     - ``cut``: the body ends properly, without a stop event
     - ``error_stop``: the turn fails: stop with ``is_error`` and ``error=detail``; the prompt's event always comes first
-    - ``garbage``, ``unknown_event``, ``invalid_utf8``: an event that is malformed JSON, of an unknown type, or not valid UTF-8; then
-      the stream continues
+    - ``garbage``, ``unknown_event``, ``invalid_utf8``: an event is malformed JSON, of an unknown type, or not UTF-8; the others follow
     - ``slow``: the rest is sent one byte at a time, every ``delay`` seconds
 
     After the first three, ``Settings.survives_disconnect`` decides what happens to the turn when the client leaves.

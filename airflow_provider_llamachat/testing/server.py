@@ -25,8 +25,7 @@ DEFAULT_API_KEY = "llx-emulator-0000"
 """The accepted key, if none is given."""
 
 _TIMEOUT = 30.0
-_MAX_BODY = 1024 * 1024
-_MAX_COMMAND = 256 * _MAX_BODY  # documents for an index may be larger
+_MAX_COMMAND = 256 * 1024 * 1024  # documents for an index may be larger
 _TOO_LARGE = Fault("status", status=413)
 _WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<withheld>")
 
@@ -34,9 +33,8 @@ _WITHHELD = dict.fromkeys(("proxy-authorization", "cookie", "x-api-key"), "<with
 class LlamaCloudEmulator(Control):
     """A LlamaCloud on this machine, for tests.
 
-    It is a context manager; :meth:`start` and :meth:`stop` do the same. A start after a stop listens at the same port, and nothing is
-    forgotten, as if the service had been down for a while. All attributes and methods can be used from any thread, whether or not
-    the emulator is running.
+    It is a context manager; :meth:`start` and :meth:`stop` do the same. After a stop, a start listens at the same port and forgets
+    nothing, like a service after an outage. All attributes and methods work from any thread, whether or not the emulator is running.
 
     :param settings: behaviour; :meth:`reset` restores it.
     :param host: address to listen on. Whatever it is, the control API answers only loopback clients.
@@ -60,9 +58,10 @@ class LlamaCloudEmulator(Control):
             raise ValueError(f"port must be a number from 0 to 65535, not {port}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
         self._host, self._port = host, port
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._thread: threading.Thread | None = None
-        self._switching = threading.Lock()
+        self._running = False
+        self._switching = threading.RLock()  # a signal handler may stop what its own thread starts
 
     def start(self) -> Self:
         """Listen, unless it listens already.
@@ -70,18 +69,18 @@ class LlamaCloudEmulator(Control):
         :raises OSError: the port is taken, or the host is not an address of this machine.
         """
         with self._switching:
-            if self._thread is None:
+            if not self._running:
                 ready: Future[None] = Future()
-                serve = self._serve(ready)
-                thread = threading.Thread(target=asyncio.run, args=[serve], name="llamacloud-emulator", daemon=True)
-                thread.start()
+                run = self._serve(ready)
+                self._thread = threading.Thread(target=asyncio.run, args=[run], name="llamacloud-emulator", daemon=True)
+                self._thread.start()
                 ready.result(_TIMEOUT)
-                self._thread = thread
+                self._running = True
         return self
 
     async def _serve(self, ready: Future[None]) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        app = web.Application(middlewares=[_answered, self._exchanged, _answered], client_max_size=_MAX_COMMAND)
+        app = web.Application(middlewares=[_answered, self._exchanged, _answered])
         for name, (method, path) in ENDPOINTS.items():
             app.router.add_route(method, "/api/v1" + path, self._endpoint, name=name)
         app.on_response_prepare.append(self._sign)
@@ -90,14 +89,15 @@ class LlamaCloudEmulator(Control):
         try:
             await web.TCPSite(runner, self._host, self._port, backlog=4096, reuse_address=True).start()
         except (OSError, UnicodeError) as error:
+            await runner.cleanup()
             # Without the address, which asyncio words in another way.
             reason = str(getattr(error, "strerror", None) or error).rpartition(": ")[2]
             ready.set_exception(OSError(f"Cannot listen on {self._host}, port {self._port}: {reason}"))
-        else:
-            self._port = runner.addresses[0][1]
-            self.url = f"{self.url.rpartition(':')[0]}:{self._port}"
-            ready.set_result(None)
-            await self._stopping.wait()
+            return
+        self._port = runner.addresses[0][1]
+        self._url = f"{self._url.rpartition(':')[0]}:{self._port}"
+        ready.set_result(None)
+        await self._stopping.wait()
         self._state.break_off()
         await runner.cleanup()
         # Whatever open connections have requested since.
@@ -106,10 +106,10 @@ class LlamaCloudEmulator(Control):
     def stop(self) -> None:
         """Break every connection and end the thread. Records stay readable."""
         with self._switching:
-            thread, self._thread = self._thread, None
-            if thread is not None:
+            if self._running and self._thread is not None:
+                self._running = False
                 self._loop.call_soon_threadsafe(self._stopping.set)
-                thread.join(_TIMEOUT)
+                self._thread.join(_TIMEOUT)
 
     __enter__ = start
 
@@ -122,10 +122,14 @@ class LlamaCloudEmulator(Control):
         async def done() -> Any:
             return work(self, *args, **kwargs)
 
-        if self._thread in (None, threading.current_thread()):
+        if self._thread is threading.current_thread():
             return work(self, *args, **kwargs)
+        with self._switching:
+            if not self._running:
+                return work(self, *args, **kwargs)
+            doing = asyncio.run_coroutine_threadsafe(done(), self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(done(), self._loop).result(_TIMEOUT)
+            return doing.result(_TIMEOUT)
         except TimeoutError:
             raise TimeoutError(f"The emulator's thread did not answer within {_TIMEOUT:.0f} s") from None
 
@@ -138,15 +142,14 @@ class LlamaCloudEmulator(Control):
         task = asyncio.current_task()
         exchange = self._state.busy[task] = self._log(request, path)
         try:
-            raw = await request.read()
-            with contextlib.suppress(ValueError, RecursionError):
-                exchange.record.body = json.loads(raw)
-            fault = exchange.fault = (
-                _TOO_LARGE if len(raw) > _MAX_BODY else self._state.take_fault(REQUEST_KINDS, exchange)
-            )
+            try:
+                with contextlib.suppress(ValueError, RecursionError):
+                    exchange.record.body = json.loads(await request.read())
+                fault = self._state.take_fault(REQUEST_KINDS, exchange)
+            except web.HTTPRequestEntityTooLarge:
+                fault = _TOO_LARGE
             answer = await (handler(request) if fault is None else answer_with(fault, request, handler))
-            if not answer.prepared:
-                await self._sign(request, answer)
+            await self._sign(request, answer)
             return answer
         finally:
             del self._state.busy[task]
@@ -200,7 +203,9 @@ class LlamaCloudEmulator(Control):
         try:
             if read:
                 return as_json(getattr(self, name))
-            given = json.loads(await request.read() or b"[]")
+            given = json.loads(await request.clone(client_max_size=_MAX_COMMAND).read() or b"[]")
+            if not isinstance(given, (dict, list)):
+                raise ValueError(f"The arguments must be a JSON array or object, not {given!r}")
             args, kwargs = ([], given) if isinstance(given, dict) else (given, {})
             return as_json(getattr(self, name)(*args, **kwargs))
         except (ValueError, TypeError, KeyError, AttributeError) as error:

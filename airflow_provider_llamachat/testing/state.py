@@ -145,12 +145,11 @@ class StoredSession:
 
 @dataclass
 class Exchange:
-    """A request in progress: its record, its API key if that is accepted, the fault that affects it, and the turn that it reads."""
+    """A request in progress: its record, its API key if that is accepted, and the turn that it reads."""
 
     request: web.Request
     record: RequestRecord
     key: str | None
-    fault: Fault | None = None
     turn: TurnRun | None = None
 
 
@@ -191,7 +190,7 @@ class ServiceState:
         """Abandon every turn, and break the connection of every request in progress."""
         for turn in list(self.live):
             turn.abandon()
-        for task, exchange in self.busy.items():
+        for task, exchange in list(self.busy.items()):
             if exchange.request.transport is not None:
                 exchange.request.transport.abort()
             task.cancel()

@@ -75,14 +75,13 @@ def _script(turn: TurnRun, said: Answer, settings: Settings) -> list[Step]:
         _step("tool_call", arguments={"query": said.query, "index_ids": list(turn.sources)}, **call),
         _step("tool_result", **call, result=said.found, image_attachment=None),
     ]
-    frame, event = _step("text", content=said.text)
+    content = {"null": None, "list": [said.text]}.get(settings.malformed_text, said.text)
+    frame, event = _step("text", content=content)[0], {"type": "text", "content": said.text}
     if settings.malformed_text == "broken_json":
-        frame = frame.removesuffix(b'"}\n\n') + b"\n\n"
-    elif settings.malformed_text != "none":
-        frame, _ = _step("text", content=None if settings.malformed_text == "null" else [said.text])
-    elif settings.text_in == "both":
-        steps += _deltas("text_delta", said.text, text_count)
+        whole = encode(event)
+        frame = frame.replace(whole[len(whole) // 2 :].encode(), b"")
     if settings.text_in == "both":
+        steps += _deltas("text_delta", said.text, text_count) if settings.malformed_text == "none" else []
         steps.append((frame, event))
     return steps if turn.error is None else steps[: max(1, turn.error_after)]
 
@@ -215,13 +214,16 @@ async def stream(turn: TurnRun, request: web.Request, settings: Settings, fault:
                 await put(b"".join(ready))
                 sent += len(ready)
             elif fault is not None and sent == place:
+                if fault.kind == "slow":
+                    drip = fault.delay
+                else:
+                    await asyncio.sleep(fault.delay)
                 if fault.kind == "cut":
                     break
                 if fault.kind == "stall":
                     await park()
                 if fault.kind == "stream_reset":
                     await reset(request)
-                drip = fault.delay if fault.kind == "slow" else None
                 await put(_ODD_EVENTS.get(fault.kind, b""))
                 fault = place = None
             else:

@@ -15,6 +15,7 @@ import urllib.error
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -99,10 +100,41 @@ def test_a_remote_control_reports_invalid_commands(emulator: LlamaCloudEmulator)
         control.add_index("idx-mine", project_id="x")
     answer = httpx.post(f"{emulator.url}/_emulator/faults", json=[{"kind": "explode"}])
     assert (answer.status_code, "no fault 'explode'" in answer.json()["detail"]) == (400, True)
+    answer = httpx.post(f"{emulator.url}/_emulator/inject", json=5)
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"detail": "The arguments must be a JSON array or object, not 5"},
+    )
     assert httpx.get(f"{emulator.url}/_emulator/nothing").status_code == 404
     assert emulator.requests == []
     with pytest.raises(urllib.error.HTTPError):
         EmulatorControl(emulator.url + "/api").reset()
+
+
+@pytest.mark.parametrize("kind", [LlamaCloudEmulator, EmulatorControl])
+def test_the_address_is_a_property_that_mocks_subclasses_and_the_documentation_have(kind: Any) -> None:
+    class Elsewhere(kind):  # type: ignore[misc]  # of either kind
+        @property
+        def url(self) -> str:
+            return f"{super().url}/elsewhere"
+
+    address = {"url": "http://127.0.0.1:9/"} if kind is EmulatorControl else {"port": 9}
+    assert Elsewhere(**address).url == "http://127.0.0.1:9/elsewhere"
+    assert mock.create_autospec(kind).url
+    assert kind.url.__doc__.startswith("Base URL")
+    with pytest.raises(AttributeError):
+        kind(**address).url = "http://127.0.0.1:10"
+
+
+def test_an_emulator_of_a_subclass_with_another_address_starts() -> None:
+    class Named(LlamaCloudEmulator):
+        @property
+        def url(self) -> str:
+            return super().url.replace("127.0.0.1", "localhost")
+
+    with Named() as emulator:
+        assert re.fullmatch(r"http://localhost:[1-9]\d+", emulator.url)
+        assert EmulatorControl(emulator.url).api_key == emulator.api_key
 
 
 def test_the_connection_is_what_airflow_reads(emulator: LlamaCloudEmulator) -> None:
@@ -175,6 +207,70 @@ def test_whoever_starts_it_can_use_it_at_once(monkeypatch: pytest.MonkeyPatch) -
     _, keys = _start_from_several_threads(emulator, monkeypatch)
     emulator.stop()
     assert keys == [emulator.api_key] * 4
+
+
+@pytest.mark.parametrize("slow", ["start", "cleanup"])
+def test_a_signal_handler_can_stop_an_emulator_that_is_starting_or_stopping(slow: str) -> None:
+    said = _python(
+        f"""
+import asyncio, faulthandler, signal
+from aiohttp import web
+from airflow_provider_llamachat.testing import LlamaCloudEmulator
+faulthandler.dump_traceback_later(30, exit=True)
+kind = {{"start": web.TCPSite, "cleanup": web.AppRunner}}["{slow}"]
+quick = getattr(kind, "{slow}")
+async def slowly(self):
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    await asyncio.sleep(0.5)
+    await quick(self)
+setattr(kind, "{slow}", slowly)
+emulator = LlamaCloudEmulator()
+signal.signal(signal.SIGALRM, lambda *_: (print("signal"), emulator.stop()))
+emulator.start()
+emulator.stop()
+print("end")
+"""
+    )
+    assert said.split() == ["signal", "end"]
+
+
+def _slow_cleanup(patch: pytest.MonkeyPatch) -> list[str]:
+    """Make the end of every server take a moment; lists when it begins and ends."""
+    steps, cleanup = [], web.AppRunner.cleanup
+
+    async def slowly(runner: web.AppRunner) -> None:
+        steps.append("begins")
+        await asyncio.sleep(0.3)
+        await cleanup(runner)
+        steps.append("ends")
+
+    patch.setattr(web.AppRunner, "cleanup", slowly)
+    return steps
+
+
+def test_a_start_that_failed_does_not_disturb_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = _slow_cleanup(monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        emulator = LlamaCloudEmulator(Settings(turn_latency=1.0), port=other.getsockname()[1])
+        with pytest.raises(OSError, match="Cannot listen"):
+            emulator.start()
+    assert steps == ["begins", "ends"]
+    with emulator:
+        api = Api(emulator)
+        with api.http:
+            api.ask(api.bound())
+    assert [turn.state for turn in emulator.turns] == ["completed"]
+
+
+def test_nothing_touches_an_emulator_while_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = _slow_cleanup(monkeypatch)
+    emulator = LlamaCloudEmulator().start()
+    stop = threading.Thread(target=emulator.stop)
+    stop.start()
+    eventually(lambda: steps)
+    emulator.reset()
+    assert steps == ["begins", "ends"]
+    stop.join(60)
 
 
 def test_two_emulators_are_independent(emulator: LlamaCloudEmulator) -> None:

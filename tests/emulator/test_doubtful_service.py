@@ -149,6 +149,8 @@ def test_a_malformed_text(how: str, api: Api, emulator: LlamaCloudEmulator) -> N
     if how == "broken_json":
         with pytest.raises(json.JSONDecodeError):
             json.loads(data)
+        whole = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        assert data == whole[: len(whole) // 2]
     else:
         assert json.loads(data)["content"] == (None if how == "null" else [answer["content"]])
     assert json.loads(blocks[-1])["is_error"] is False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -129,6 +131,18 @@ def test_a_large_body_is_refused_by_every_endpoint(
     assert (record.status, record.fault, record.request_id) == (413, None, answer.headers["x-request-id"])
     # The fault waits for a request that the server reads.
     assert len(emulator.faults) == 1
+
+
+def test_a_body_that_is_too_large_is_refused_before_all_of_it_has_come(emulator: LlamaCloudEmulator) -> None:
+    address = urlsplit(emulator.url)
+    head = f"POST /api/v1/chat HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {2**33}\r\n\r\n"
+    with socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as sock:
+        sock.sendall(head.encode() + b"x" * 2**20 + b"x")
+        answer = sock.recv(65536)
+    (record,) = emulator.requests
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert f"x-request-id: {record.request_id}\r\n".encode() in answer
+    assert (record.status, record.body) == (413, None)
 
 
 def test_the_control_api_takes_large_documents(emulator: LlamaCloudEmulator) -> None:

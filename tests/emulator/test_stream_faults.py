@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing.records import STREAM_KINDS
 from tests.emulator.conftest import WHOLE, Api, Clock, events, eventually
 from tests.emulator.wire import ask
 
@@ -146,6 +148,16 @@ def test_an_invalid_event_among_valid_ones(kind: str, api: Api, emulator: LlamaC
             data.decode()
     assert emulator.completed(session_id) == 2
     assert api.types(session_id) == WHOLE * 2
+
+
+@pytest.mark.parametrize("kind", sorted(STREAM_KINDS - {"stall", "slow"}))
+def test_a_fault_of_a_stream_acts_after_its_delay(kind: str, api: Api, emulator: LlamaCloudEmulator) -> None:
+    session_id = api.bound()
+    emulator.inject(Fault(kind, after_events=2, delay=0.3))
+    started = time.monotonic()
+    received, _ = ask(emulator, session_id)
+    assert time.monotonic() - started >= 0.3
+    assert len(re.findall(b"event: [a-z]+\ndata: ", received)) >= 2
 
 
 def test_slow_bytes(api: Api, emulator: LlamaCloudEmulator) -> None:
