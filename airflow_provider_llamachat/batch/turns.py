@@ -120,11 +120,8 @@ class Turns:
             self.stop(problem)
             return problem
         except (BudgetReachedError, EarlyError) as problem:
-            if isinstance(problem, BudgetReachedError) and may_again and trace.is_open:
-                # The turn that would have been asked once more may still end.
-                self.record(item, replace(prepared, trace=trace), problem, outcome=records.INTERRUPTED)
-            else:
-                self._withdraw(prepared)
+            is_again = may_again and trace.is_open and isinstance(problem, BudgetReachedError)
+            self._withdraw(replace(prepared, trace=trace) if is_again else prepared, problem, is_again=is_again)
             return problem
         except LlamaCloudError as problem:
             self.record(item, replace(prepared, trace=trace), problem)
@@ -133,7 +130,10 @@ class Turns:
         self.record(item, replace(prepared, trace=trace), turn)
         return turn
 
-    def _withdraw(self, prepared: Prepared) -> None:
+    def _withdraw(self, prepared: Prepared, problem: LlamaCloudError, *, is_again: bool) -> None:
+        if is_again:  # the turn that would have been asked once more may still end
+            self.record(prepared.item, prepared, problem, outcome=records.INTERRUPTED)
+            return
         if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
             key = prepared.item.key(self.scope)
             self.note(records.result(key, self.missing(prepared.item), trace=None))

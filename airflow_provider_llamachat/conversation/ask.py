@@ -70,18 +70,13 @@ def ask(
             trace = yield from _wait_for_others(question, trace, limits, problem, others, now)
             posts, position, problem = posts - 1, trace.baseline, None
             continue
-        if problem is not None and posts >= limits.max_posts:
-            yield Remember(trace)
-            raise problem
-        outcome = yield from _post(question, trace, limits, position, problem, now)
+        outcome = yield from _post(question, trace, limits, posts, position, problem, now)
         posts, trace = posts + 1, outcome.trace
         if outcome.turn is not None and outcome.turn.finished:
             return (yield from _answered(question, trace, limits, outcome, outcome.turn, now))
         problem = outcome.problem or interrupted(question, "stalled", None, trace)
         trace = _after_failure(trace, problem, now(), may_be_ours=was_open or posts > 1)
         yield Remember(trace)
-        if not trace.is_open and is_final(problem):
-            raise problem
         yield from _pause(problem, trace, posts, limits, now)
 
 
@@ -89,6 +84,7 @@ def _post(
     question: Question,
     trace: Trace,
     limits: Limits,
+    posts: int,
     position: int,
     problem: LlamaCloudError | None,
     now: Callable[[], float],
@@ -96,7 +92,11 @@ def _post(
     """Post the prompt once, after this intent is stored.
 
     :raises ChatTurnInterruptedError: the deadline has passed, so nothing was posted.
+    :raises LlamaCloudError: ``problem``, after the last post that is allowed.
     """
+    if problem is not None and posts >= limits.max_posts:
+        yield Remember(trace)
+        raise problem
     if now() >= limits.deadline:
         yield Remember(trace)
         raise interrupted(question, "unasked", problem, trace)
@@ -209,7 +209,12 @@ def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_
 def _pause(
     problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits, now: Callable[[], float]
 ) -> Generator[Step, Result, None]:
-    """Wait as long as the failure requires. After a lost connection, the history is read at once."""
+    """Wait as long as the failure requires. After a lost connection, the history is read at once.
+
+    :raises LlamaCloudError: the problem, if the prompt would be refused again.
+    """
+    if not trace.is_open and is_final(problem):
+        raise problem
     seconds = 0.0
     if problem.status or not trace.is_open:
         seconds = limits.pause(posts, getattr(problem, "retry_after", None))

@@ -178,8 +178,9 @@ def test_a_complete_batch_with_half_of_its_parts_deleted_is_not_asked_again(
     journal.load(first)
     journal.write([records.result(key, line(position), trace=Trace(0)) for key, position in first.items()])
     journal.hand_over(first, missing)
-    # What a kill in the middle of handing over leaves. 1.0.0 marked the items in their order.
-    mark = hashlib.sha256("\n".join(first).encode()).hexdigest().encode() if is_old else journal._mark  # noqa: SLF001
+    # 1.0.0 marked the items in their order.
+    old = hashlib.sha256("\n".join(first).encode()).hexdigest().encode()
+    mark = old if is_old else journal._mark  # noqa: SLF001  # what a kill in the middle of handing over leaves
     journal._folder.write(journals.COMPLETE, mark)  # noqa: SLF001  # as above
     again = PartsJournal(output, SCOPE)
     assert again.load(POSITIONS).answered == {0, 1, 2, 3}
