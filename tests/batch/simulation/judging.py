@@ -114,12 +114,18 @@ def _over_budget(life: Life, verdict: Verdict) -> None:
     if limit is None or len(turns) <= limit:
         return
     failed = sum(turn.kind == "error" for turn in turns)
+    asked_again = sum(
+        turn.may_repeat and any(one.prompt == turn.prompt and one.kind != "error" for one in turns[:number])
+        for number, turn in enumerate(turns)
+    )
     recorded = {
         (record["key"], record["baseline"])
         for record in life.records
         if record["kind"] == "result" and (record["line"]["error"] or {}).get("type") == ChatTurnFailedError.__name__
     }
-    if len(turns) - limit <= failed - len(recorded):
-        verdict.known["max_turns was exceeded by a turn that failed while nobody watched it, or recorded it"] += 1
+    if len(turns) - limit <= failed - len(recorded) + asked_again:
+        verdict.known[
+            "max_turns was exceeded by a turn that was asked again, or failed while nobody watched it, or recorded it"
+        ] += 1
     else:
         verdict.violations.append(f"over budget: {len(turns)} turns, but max_turns is {limit}")
