@@ -48,6 +48,8 @@ def ask_all(stack: AirflowStack, dag_id: str) -> str:
 def outcome(stack: AirflowStack, run: str, index: int, state: str) -> str:
     """Return how a task ended: its state, or why it failed."""
     log = stack.task_log(run, "ask", map_index=index) if state == "failed" else ""
+    if log and FOREIGN not in log:
+        print(f"Task {index} failed:\n{log[-3000:]}")
     return "foreign" if FOREIGN in log else state
 
 
