@@ -295,8 +295,8 @@ class Batch:
         """Prepare the next item of the lane, as it will be asked if the turn of ``prepared`` is answered.
 
         Its intent becomes durable while that turn runs, and is valid only if that turn ends at the expected position. This does not apply
-        to a session's first turn: how the history begins (the anchor) is known only after that turn has ended. Nor does it apply to
-        sessions that were opened for one item, of which the journal's reader does not keep what was answered.
+        to a session's first turn: how the history begins (the anchor) is known only after that turn has ended. It does not apply to
+        a session that was opened for one item either, because the journal's reader does not keep what was answered there.
         """
         is_clear = prepared.trace.baseline > 0 and not prepared.trace.is_open and not prepared.opened
         if not lane or not is_clear or self._preparer.was_intended(lane[0]):

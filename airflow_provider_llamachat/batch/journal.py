@@ -323,7 +323,7 @@ def _mark(keys: Iterable[str]) -> bytes:
 
 
 def _is_mark(mark: bytes, positions: dict[str, int]) -> bool:
-    """Whether a complete batch had these items, in any order. Version 1.0.0 left them in their order."""
+    """Whether a complete batch had these items, in any order. Version 1.0.0 marked them in the order of the Dag."""
     return mark in {_mark(sorted(positions)), _mark(positions)}
 
 

@@ -67,7 +67,7 @@ class Lanes:
         return bool(lane) and self._turn(lane[0]) < self._turn(position)
 
     def put_back(self, position: int, lane: Lane) -> None:
-        """Put an item back that is not in doubt any more."""
+        """Put back an item that is no longer in doubt."""
         lane.append(position)
         ordered = sorted(lane, key=self._turn)
         lane.clear()

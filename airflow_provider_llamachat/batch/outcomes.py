@@ -81,7 +81,7 @@ class Outcomes:
             self._tell(end)
 
     def withdraw(self, position: int) -> None:
-        """Forget the outcome of an item that is retried, because it turned out that it was not asked."""
+        """Forget the outcome of a retried item, because its prompt was never accepted."""
         self._held.pop(position, None)
 
     def wait(self, position: int) -> None:

@@ -172,7 +172,7 @@ class Past:
     :ivar answered: items that have an answer.
     :ivar intents: items whose session's history must be read first.
     :ivar shared_session: the session that all prompts share, if it was opened.
-    :ivar turns: by session, how many turns it has at least, because that many have ended.
+    :ivar turns: by session, the minimum number of its turns, because that many have ended.
     :ivar owners: which items the turns of common sessions belong to.
     :ivar is_complete: whether the results are in place, although some prompts may have no answer.
     :ivar stopped_by: if it is complete, name of the limit because of which prompts were not asked.
