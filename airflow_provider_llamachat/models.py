@@ -7,6 +7,7 @@ Reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes)
 # Without "from __future__ import annotations": pydantic would evaluate the text of each annotation when this is imported.
 import json
 import logging
+import threading
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
@@ -21,10 +22,20 @@ MAX_EVENTS = 250_000
 """Maximum number of events of a history, and of complete events of a turn."""
 
 
+_building = threading.RLock()
+
+
 class ApiModel(BaseModel):
     """Base of all models: immutable, keeps unknown fields."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    # A task uses few of the models, and building all of them takes longer than its first call.
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), defer_build=True)
+
+    @classmethod
+    def model_rebuild(cls, **options: Any) -> bool | None:
+        """Build the model, which pydantic does when it is first used. Before pydantic 2.14, only one thread may do so at a time."""
+        with _building:
+            return super().model_rebuild(**options)
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, including unknown ones, as values that every JSON store accepts: no NaN and no very large numbers."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from airflow_provider_llamachat import models
-from airflow_provider_llamachat.models import Index, Project, Session, SessionPage, SessionSummary
+from airflow_provider_llamachat.models import Index, Project, Session, SessionPage, SessionSummary, ToolUse
 
 STRANGE: list[Any] = [0, -1, 1.5, 10**30, True, "text", "", [], ["a"], [[]], {}, {"a": [1]}, None]
 
@@ -57,8 +58,18 @@ def test_an_id_of_a_strange_type_is_refused(value: Any) -> None:
         SessionSummary(session_id="s", index_ids=[7])  # type: ignore[list-item]
 
 
-def test_each_model_is_complete_when_it_is_imported() -> None:
-    # Pydantic before 2.14 fails in one of two threads that use a model of defer_build for the first time at once.
-    kinds = [kind for kind in vars(models).values() if isinstance(kind, type) and issubclass(kind, models.ApiModel)]
-    assert len(kinds) > 20
-    assert all(kind.__pydantic_complete__ for kind in kinds)
+def test_one_thread_at_a_time_builds_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    building, most = [], []
+
+    def rebuild(**options: Any) -> bool:
+        building.append(options)
+        most.append(len(building))
+        time.sleep(0.02)
+        building.pop()
+        return True
+
+    monkeypatch.setattr(BaseModel, "model_rebuild", staticmethod(rebuild))
+    with ThreadPoolExecutor() as threads:
+        built = [threads.submit(model.model_rebuild, raise_errors=False) for model in (Session, Session, ToolUse)]
+    assert [one.result() for one in built] == [True] * 3
+    assert most == [1, 1, 1]
