@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
-JOBS ?= 8
+JOBS ?= 6
 BENCH_ARGS ?=
 
 VENV := .venv

@@ -30,6 +30,7 @@ def metadata_as_text() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_the_key_is_nowhere_after_a_run_with_faults(
     llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]

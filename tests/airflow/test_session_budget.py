@@ -11,6 +11,7 @@ from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.airflow.tries import Store, a_try
+from tests.doubt.lives import connect
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 
@@ -40,8 +41,9 @@ def test_nothing_is_asked_in_a_session_that_used_its_tokens(
 
 
 def test_a_retry_takes_its_answer_from_a_session_that_used_its_tokens(
-    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect(llamacloud_emulator, monkeypatch)
     llamacloud_emulator.inject(Fault("stream_reset", endpoint="stream", after_events=2))
     llamacloud_emulator.inject(Fault("status", endpoint="get", status=503, skip=1, times=None))
     task, store = ask(session_id, "What was the revenue in Q3?", max_total_tokens=1, turn_timeout=0.5), Store()

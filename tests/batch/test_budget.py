@@ -165,7 +165,7 @@ def test_a_retry_takes_up_what_was_in_flight_before_anything_else(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     emulator = llamacloud_emulator
-    emulator.settings.turn_latency = 3.0
+    emulator.settings.turn_latency = 1.5
     runner.prompts = prompts(10)
 
     def during(batch: Batch) -> None:

@@ -188,6 +188,7 @@ def test_a_file_system_that_refuses_its_settings_is_not_called_missing(monkeypat
         ask(path)
 
 
+@pytest.mark.airflow
 @pytest.mark.usefixtures("airflow_database")
 def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     result = go("path_objects", folder=str(tmp_path))

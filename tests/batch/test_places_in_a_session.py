@@ -52,6 +52,7 @@ def answers(runner: Runner) -> list[str | None]:
     return [line["answer"] for line in runner.lines]
 
 
+@pytest.mark.long
 def test_a_prompt_after_a_failed_turn_does_not_get_the_answer_of_another_one(
     runner: Runner, emulator: LlamaCloudEmulator, attempt: Callable[..., bool]
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_refused_prompt_is_taken_up_after_the_turns_that_a_late_history_does_n
     assert asked(emulator) == [COMPANIES[1], COMPANIES[0]]
 
 
+@pytest.mark.long
 def test_a_prompts_own_failed_turn_is_not_taken_for_its_next_one(
     runner: Runner, emulator: LlamaCloudEmulator, attempt: Callable[..., bool]
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_prompts_own_failed_turn_is_not_taken_for_its_next_one(
     assert asked(emulator) == [COMPANIES[1], *COMPANIES[:2]]
 
 
+@pytest.mark.long
 def test_a_prompt_that_was_asked_again_keeps_its_new_place(
     runner: Runner, emulator: LlamaCloudEmulator, attempt: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

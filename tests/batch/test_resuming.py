@@ -53,7 +53,7 @@ def test_a_turn_that_finished_late_is_found_at_the_end(runner: Runner, llamaclou
     assert report.results.counts["interrupted"] == 0
 
 
-@pytest.mark.parametrize("is_resumed", [False, True])
+@pytest.mark.parametrize("is_resumed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_prompt_stands_after_those_that_were_answered_although_a_late_history_does_not_show_them(
     is_resumed: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -8,7 +8,7 @@ from tests.batch.simulation.judging import judge
 from tests.batch.simulation.lives import live
 from tests.batch.simulation.plans import plan
 
-BLOCKS = 10
+BLOCKS = 6
 IN_A_BLOCK = 20
 
 

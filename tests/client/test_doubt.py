@@ -68,8 +68,11 @@ def posts(server: RawServer) -> int:
 
 @pytest.mark.parametrize(
     "history",
-    [session(), session(events=None), session(events=[], job_metadata={"turns": 1})],
-    ids=["no history", "null", "empty although it was asked"],
+    [
+        pytest.param(session(), id="no history", marks=pytest.mark.long),
+        pytest.param(session(events=None), id="null", marks=pytest.mark.long),
+        pytest.param(session(events=[], job_metadata={"turns": 1}), id="empty although it was asked"),
+    ],
 )
 def test_a_truncated_history_does_not_repeat_the_prompt(
     history: bytes, send: Send, raw: Callable[..., ClientConfig]

@@ -258,6 +258,7 @@ def test_a_stream_without_stop_is_an_interrupted_turn_for_stream_message_too(
         next(stream)
 
 
+@pytest.mark.long
 def test_the_sdk_posts_a_stalled_prompt_again_and_again_and_we_do_not(
     client: LlamaCloudClient,
     config: Callable[..., ClientConfig],

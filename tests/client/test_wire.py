@@ -86,6 +86,7 @@ def wire(emulator: LlamaCloudEmulator, since: int, session_id: str) -> list[tupl
     return [(r.method, r.path.replace(session_id, "SESSION"), r.query, r.body) for r in emulator.requests[since:]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PAIRS)
 def test_our_request_equals_the_sdks_request(
     name: str, client: LlamaCloudClient, llamacloud_emulator: LlamaCloudEmulator

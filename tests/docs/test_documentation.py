@@ -117,7 +117,15 @@ def forget_connection(conn_id: str) -> None:
 
 
 @pytest.mark.parametrize("shell", [in_this_process, pytest.param(in_a_shell, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", SHELL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.airflow] if "airflow connections" in commands else []
+        )  # loads all of Airflow
+        for name, commands in SHELL.items()
+    ],
+)
 @pytest.mark.usefixtures("airflow_database")
 def test_shell_blocks_work_as_pasted(
     name: str,
@@ -155,6 +163,7 @@ def test_links_and_images_have_existing_targets() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.airflow
 def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
     listed = json.loads(airflow("providers", "list", "-o", "json"))
     (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]

@@ -27,7 +27,7 @@ def _exited(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, said, complained
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_the_command(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "airflow_provider_llamachat.testing"]
     options = ["--port", "0", "--api-key", "llx-mine", "--api-key", "llx-yours", "--turn-latency", "0.25"]
@@ -81,7 +81,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("options", [[], ["--until-stdin-closes"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--until-stdin-closes"], marks=pytest.mark.long)])
 def test_a_signal_during_imports_ends_the_process(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_DEAF)
     process = subprocess.Popen(

@@ -175,6 +175,7 @@ def test_faults(sdk: LlamaCloud, llamacloud_emulator: LlamaCloudEmulator) -> Non
         sdk.chat.create(timeout=0.2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("survives", [True, False])
 def test_how_often_the_sdk_asks_when_a_stream_stalls(survives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from llama_cloud import APITimeoutError, LlamaCloud

@@ -33,7 +33,7 @@ def _came(count: int) -> Callable[[bytes], bool]:
     return lambda received: b"\r\n\r\n" in received and received.count(b"data: ") >= count
 
 
-@pytest.mark.parametrize("latency", [0.0, 0.2])
+@pytest.mark.parametrize("latency", [0.0, pytest.param(0.2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("after", [0, 1, 9])
 @pytest.mark.parametrize("survives", [True, False])
 @pytest.mark.parametrize(("kind", "end"), [("stall", "silence"), ("stream_reset", "reset"), ("cut", "end")])
@@ -160,6 +160,7 @@ def test_a_fault_of_a_stream_acts_after_its_delay(kind: str, api: Api, emulator:
     assert len(re.findall(b"event: [a-z]+\ndata: ", received)) >= 2
 
 
+@pytest.mark.long
 def test_slow_bytes(api: Api, emulator: LlamaCloudEmulator) -> None:
     session_id = api.bound()
     emulator.inject(Fault("slow", after_events=2, delay=0.0005))

@@ -157,7 +157,13 @@ def many(item: str, size: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "item", ["[]", '{"type": "x"}', '{"type":"tool_call","name":"","call_id":"1"}', "[[[[[[[[]]]]]]]]"]
+    "item",
+    [
+        "[]",
+        pytest.param('{"type": "x"}', marks=pytest.mark.long),
+        pytest.param('{"type":"tool_call","name":"","call_id":"1"}', marks=pytest.mark.long),
+        pytest.param("[[[[[[[[]]]]]]]]", marks=pytest.mark.long),
+    ],
 )
 def test_many_small_values_do_not_use_much_memory(
     item: str, peak: Callable[[], float], monkeypatch: pytest.MonkeyPatch

@@ -61,7 +61,7 @@ def test_an_invalid_figure_does_not_lose_the_answer(stop: dict[str, Any], caller
     "content",
     [
         None,
-        [{"type": "text", "text": PROMPT}],
+        pytest.param([{"type": "text", "text": PROMPT}], marks=pytest.mark.long),
         pytest.param(7, marks=pytest.mark.long),
         pytest.param({"text": PROMPT}, marks=pytest.mark.long),
     ],

@@ -66,7 +66,7 @@ def check(life: Life) -> None:
         assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 150)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 100)
 @given(service=st.builds(Service, **UNSETTLED), attempts=ATTEMPTS)
 def test_a_prompt_is_paid_for_once_and_its_answer_is_ours(service: Service, attempts: list[Attempt]) -> None:
     check(Life(service).run(attempts))

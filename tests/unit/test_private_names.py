@@ -44,6 +44,7 @@ def without_reason(source: str) -> list[int]:
     return sorted({line for line in looks_inside(ast.parse(source)) if not comments.get(line)})
 
 
+@pytest.mark.long
 def test_no_test_uses_private_names_without_a_reason(repository: Path) -> None:
     found = [
         f"{path.relative_to(repository)}:{line}"

@@ -45,7 +45,11 @@ def logged(caplog: pytest.LogCaptureFixture, text: str, *, live: bool, shows_tex
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["streamed", "adopted"])
-@pytest.mark.parametrize("text", [*HOSTILE, "word " * 2_000_000], ids=[*map(str, range(len(HOSTILE))), "10 MB"])
+@pytest.mark.parametrize(
+    "text",
+    [*HOSTILE, pytest.param("word " * 2_000_000, marks=pytest.mark.long)],
+    ids=[*map(str, range(len(HOSTILE))), "10 MB"],
+)
 def test_hostile_texts_stay_harmless(text: str, live: bool, caplog: pytest.LogCaptureFixture) -> None:
     begin = time.process_time()
     lines = logged(caplog, text, live=live)
