@@ -25,6 +25,6 @@ def stack(emulator: EmulatorProcess) -> Iterator[AirflowStack]:
     connections = {
         f"AIRFLOW_CONN_LLAMACLOUD_{name}": json.dumps({**connection, "extra": extra}) for name, extra in extras.items()
     }
-    dags = [Path(__file__).parent / "dags" / name for name in ("survival.py", "shared_sessions.py")]
+    dags = [Path(__file__).parent / "dags" / name for name in ("survival.py", "hurried.py", "shared_sessions.py")]
     with AirflowStack(dags=dags, environment=connections) as running:
         yield running

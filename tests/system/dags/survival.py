@@ -37,15 +37,6 @@ with DAG(dag_id="survival_hand_over", schedule=None, catchup=False):
     created = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
     FailsAfterItsAnswer(task_id="ask", session_id=created.output["session_id"], **{**ASK, "retries": 0})
 
-with DAG(dag_id="survival_hurried", schedule=None, catchup=False):
-    for_hurried = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
-    SendChatMessageOperator(
-        task_id="ask",
-        session_id=for_hurried.output["session_id"],
-        deferrable=True,
-        **{**ASK, "retries": 0, "turn_timeout": 5},
-    )
-
 for mode in ("direct", "deferred"):
     with DAG(dag_id=f"survival_refused_{mode}", schedule=None, catchup=False):
         for_refused = CreateChatSessionOperator(task_id="create", index_ids=["idx-filings"])
