@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -127,7 +128,9 @@ class _Board:
 
     def _is_recent(self, watch: Watch, index_id: str) -> bool:
         seen = self._seen.get(index_id)
-        return seen is not None and seen.began >= watch.due and seen.expanded >= watch.expand_sync
+        if seen is None or seen.began < watch.due:
+            return False
+        return seen.expanded or not watch.expand_sync or isinstance(seen.result, Exception)
 
     async def _read(self, watch: Watch) -> None:
         """Read the indexes of this watch, and of all others that will accept the result."""
@@ -142,23 +145,23 @@ class _Board:
         # A new trigger may have been started because the connection was changed.
         is_current = self._client is None or any(other.began is None for other in watches)
         try:
-            client, _ = await self._connected(again=is_current)
+            client = await self._connected(again=is_current)
             results = await self._results(client, began, expanded, plain)
             refused = {index_id for index_id, result in results.items() if isinstance(result, RequestRefusedError)}
             if refused and not is_current:
-                client, is_new = await self._connected(again=True)
-                if is_new:
-                    results |= await self._results(client, began, expanded & refused, plain & refused)
+                newer = await self._connected(again=True)
+                if newer is not client:
+                    results |= await self._results(newer, began, expanded & refused, plain & refused)
         except Exception as problem:  # noqa: BLE001  # each trigger decides what an error means
             results = dict.fromkeys(expanded | plain, problem)
         for index_id, result in results.items():
-            self._seen[index_id] = _Seen(began, index_id in expanded or isinstance(result, Exception), result)
+            self._seen[index_id] = _Seen(began, index_id in expanded, result)
         if any(map(_is_about_the_connection, results.values())):
             # The connection may be corrected before the next look.
             await self.close()
 
-    async def _connected(self, *, again: bool) -> tuple[AsyncLlamaCloudClient, bool]:
-        """Return the client, and whether it is a new one.
+    async def _connected(self, *, again: bool) -> AsyncLlamaCloudClient:
+        """Return the client.
 
         :param again: read the connection again, and open a new client if it has changed.
         """
@@ -166,7 +169,7 @@ class _Board:
 
         old = self._client
         if old is not None and not again:
-            return old, False
+            return old
         try:
             config = await LlamaCloudHook(self._conn_id).get_async_config()
         except Exception as problem:
@@ -177,14 +180,14 @@ class _Board:
                 self._conn_id,
                 type(problem).__name__,
             )
-            return old, False
+            return old
         if old is not None and old.config == config:
-            return old, False
+            return old
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
         await self.close()
         self._client = await AsyncLlamaCloudClient.open(config)
-        return self._client, True
+        return self._client
 
     async def _results(
         self, client: AsyncLlamaCloudClient, began: float, expanded: set[str], plain: set[str]
@@ -211,20 +214,14 @@ class _Board:
             if task.done():
                 results[index_id] = task.result()
             else:
-                self._store_later(index_id, task, began, is_expanded=index_id in expanded)
+                self._slow[index_id] = task
+                task.add_done_callback(partial(self._arrived, index_id, began, index_id in expanded))
         return results
 
-    def _store_later(
-        self, index_id: str, task: asyncio.Task[Index | Exception], began: float, *, is_expanded: bool
-    ) -> None:
-        def store(_: object) -> None:
-            if self._slow.get(index_id) is task:
-                del self._slow[index_id]
-                result = task.result()
-                self._seen[index_id] = _Seen(began, is_expanded or isinstance(result, Exception), result)
-
-        self._slow[index_id] = task
-        task.add_done_callback(store)
+    def _arrived(self, index_id: str, began: float, expanded: bool, task: asyncio.Task[Index | Exception]) -> None:
+        if self._slow.get(index_id) is task:
+            del self._slow[index_id]
+            self._seen[index_id] = _Seen(began, expanded, task.result())
 
     async def _listed(
         self, client: AsyncLlamaCloudClient, index_ids: set[str]
