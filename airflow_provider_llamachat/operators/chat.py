@@ -12,7 +12,14 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
-from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
+from airflow_provider_llamachat.airflow_support.lineage import record
+from airflow_provider_llamachat.airflow_support.metrics import count_turn
+from airflow_provider_llamachat.airflow_support.task_state import (
+    TurnMemory,
+    deferral_timeout,
+    is_deferral_timeout,
+    is_stale,
+)
 from airflow_provider_llamachat.exceptions import (
     BudgetReachedError,
     ChatTurnError,
@@ -22,13 +29,13 @@ from airflow_provider_llamachat.exceptions import (
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
 from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
+from airflow_provider_llamachat.triggers.events import TurnEvent
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
@@ -135,8 +142,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
-        from airflow_provider_llamachat.airflow_support.lineage import record
-        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
 
@@ -235,10 +240,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
-        from airflow_provider_llamachat.airflow_support.lineage import record
-        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
-        from airflow_provider_llamachat.triggers.events import TurnEvent
-
         with self._usage_on_failure(context):
             # An event of 1.0.0 does not contain the whole question.
             told = event if isinstance(event, dict) else {}
@@ -266,7 +267,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
             )
 
     def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
-        from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
@@ -297,8 +297,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         try:
             yield
         except ChatTurnError as problem:
-            from airflow_provider_llamachat.airflow_support.metrics import count_turn
-
             outcome = "failed" if isinstance(problem, ChatTurnFailedError) else "interrupted"
             try:
                 self._push_usage(context, problem.usage, outcome)

@@ -14,6 +14,7 @@ from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.index import IndexWaitingOperator
+from airflow_provider_llamachat.operators.transcript import save
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -230,8 +231,6 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> None:
         """Save the transcript if there is a path for it, and delete the session."""
-        from airflow_provider_llamachat.operators.transcript import save
-
         ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
         if ignore_missing and arguments.is_nothing(self.session_id):
             self.log.info("Nothing to delete, because no session was created.")

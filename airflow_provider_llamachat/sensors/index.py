@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout, is_stale
+from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -189,8 +190,6 @@ class IndexReadySensor(BaseSensorOperator):
         if is_stale(context, known.get("try_number")):
             self._look_and_defer(context)
             return
-        from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
-
         outcome = IndexEvent.parse(event)
         if outcome.state == TIMED_OUT:
             raise self._timed_out(outcome.failure.message or "The deadline passed before all indexes were ready.")
