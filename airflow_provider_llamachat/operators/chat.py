@@ -263,7 +263,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             self.log.warning(
                 "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Its answer is then "
                 "in the session's history. Session: %s.",
-                self._memory.session_id,
+                self._memory.question.session_id,
             )
 
     def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
