@@ -97,8 +97,6 @@ class TurnLog:
                 self._returned(event.name, event.result)
             case StopEvent():
                 self._flush()
-            case _:
-                pass
 
     def answered(self, turn: ChatTurn, *, has_posted: bool) -> None:
         """Log an answer that was read from the session's history. Does nothing if its stream was logged to its end.
@@ -108,17 +106,14 @@ class TurnLog:
         if self._ended:
             return
         self._flush()
-        if has_posted and not self._began:
-            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
-            self._log.info(
-                "The post returned no stream. The answer was read from the session's history. It was paid for once."
-            )
-        elif has_posted:
-            self._log.info("The stream of the answer was lost. The answer was read from the session's history.")
+        if not has_posted:
+            how = "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
+        elif self._began:
+            how = "The stream of the answer was lost. The answer was read from the session's history."
         else:
-            self._log.info(
-                "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
-            )
+            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
+            how = "The post returned no stream. The answer was read from the session's history. It was paid for once."
+        self._log.info(how)
         if self._shows_texts:
             for tool in turn.tools:
                 self._called(tool.name, tool.arguments)
@@ -174,15 +169,16 @@ class TurnLog:
         pending = self._line + text
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
-            self._write_words(line, keep_rest=False)
-        self._line = self._write_words(rest, keep_rest=True)
+            self._write(self._write_words(line))
+        self._line = self._write_words(rest)
         if self._line and time.monotonic() - self._since > LATE:
             words, blank, rest = self._line.rpartition(" ")
             if blank:
                 self._write(words)
                 self._line = rest
 
-    def _write_words(self, line: str, *, keep_rest: bool) -> str:
+    def _write_words(self, line: str) -> str:
+        """Log what exceeds a line of the log, and return the rest."""
         # Uses positions, so that the rest of a large delta is not copied for each line.
         begin = 0
         while len(line) - begin > LINE:
@@ -194,10 +190,7 @@ class TurnLog:
             begin = cut
             while line.startswith(" ", begin):
                 begin += 1
-        if keep_rest:
-            return line[begin:]
-        self._write(line[begin:])
-        return ""
+        return line[begin:]
 
     def _flush(self) -> None:
         if self._line:
