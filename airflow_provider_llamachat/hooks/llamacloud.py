@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.connection import read, without_noise
-from airflow_provider_llamachat.airflow_support.masking import mask_secret
+from airflow_provider_llamachat.airflow_support.connection import mask_secret, read, without_noise
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     LlamaCloudConfigError,
@@ -239,12 +238,7 @@ class LlamaCloudHook(BaseHook):
         self.get_conn().delete_session(session_id, project_id=project_id, organization_id=organization_id)
 
     def get_attachment_url(
-        self,
-        source_id: str,
-        attachment_name: str,
-        *,
-        project_id: str | None = None,
-        organization_id: str | None = None,
+        self, source_id: str, attachment_name: str, *, project_id: str | None = None, organization_id: str | None = None
     ) -> AttachmentUrl:
         """Get a URL from which an attachment can be downloaded for some time. The URL is a secret, and masked in the task log.
 
