@@ -172,12 +172,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 log.defers(deadline)
                 self._defer(context, question, trace, deadline, ask_again=ask_again)
             turn = client.answer(
-                question,
-                trace,
-                deadline=deadline,
-                ask_again=ask_again,
-                keep=memory.keep,
-                on_event=log,
+                question, trace, deadline=deadline, ask_again=ask_again, keep=memory.keep, on_event=log
             )
             log.answered(turn, has_posted=memory.has_posted)
         record(hook, question.index_ids, client.config.base_url)

@@ -222,10 +222,7 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
         # An index that was never synced is stored as an empty string, so that its first sync fires too.
         seen = remembered if isinstance(remembered, str) else self.since
         async with watching(
-            self.llamacloud_conn_id,
-            [self.index_id],
-            project_id=self.project_id,
-            organization_id=self.organization_id,
+            self.llamacloud_conn_id, [self.index_id], project_id=self.project_id, organization_id=self.organization_id
         ) as watch:
             while True:
                 try:

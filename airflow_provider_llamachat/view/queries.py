@@ -140,13 +140,7 @@ def tasks_of_period(
 
 
 def conversation(
-    session: Session,
-    dag_id: str,
-    run_id: str,
-    *,
-    task_id: str | None,
-    map_index: int | None,
-    offset: int,
+    session: Session, dag_id: str, run_id: str, *, task_id: str | None, map_index: int | None, offset: int
 ) -> list[Task]:
     """Return a page of the tasks that ask in a run, and one more, with everything that is shown: four statements."""
     query = _tasks(asking(session, Period(), dag_id, run_id), *LISTED, *ALSO_SHOWN).where(
