@@ -91,11 +91,7 @@ class TaskMemory:
         return self._use(lambda store: store.get(key), required=required)
 
     def set(self, key: str, value: Any, *, required: bool = False) -> None:
-        """Store ``value`` under ``key`` for later attempts.
-
-        :param required: raise an error if the store is unavailable.
-        :raises LlamaCloudTaskStateError: the store is unavailable, and the value is required.
-        """
+        """Store ``value`` under ``key`` for later attempts; see :meth:`get` for ``required``."""
         self._use(lambda store: store.set(key, value), required=required)
 
     def _use(self, access: Callable[[Any], Any], *, required: bool) -> Any:

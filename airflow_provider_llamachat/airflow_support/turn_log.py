@@ -55,10 +55,9 @@ class TurnLog:
     def asks(self, question: Question) -> None:
         """Log the question, its session and its indexes."""
         place = f"session {excerpt(question.session_id, limit=100)}, indexes {excerpt(', '.join(question.index_ids), limit=300)}"
-        if self._shows_texts:
-            self._log.info("Question in %s: %s", place, excerpt(question.prompt, limit=300))
-        else:
-            self._log.info("Question in %s: %d characters", place, len(question.prompt))
+        prompt = question.prompt
+        shown = excerpt(prompt, limit=300) if self._shows_texts else f"{len(prompt)} characters"
+        self._log.info("Question in %s: %s", place, shown)
 
     def defers(self, deadline: float) -> None:
         """Log until when the task waits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import XComNotFound, conf
 
@@ -104,8 +104,7 @@ class CreateChatSessionOperator(IndexWaitingOperator):
 
     def _create(self, context: Context, *, waits: bool) -> dict[str, Any]:
         index_ids = arguments.id_list(self.index_ids)
-        access = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
-        shared_access = cast("arguments.SharedAccess | None", access)
+        shared_access: Any = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
         patience = arguments.seconds(self.index_timeout, "index_timeout")
         longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:
