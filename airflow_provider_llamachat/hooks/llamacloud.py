@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,8 @@ class LlamaCloudHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return labels and placeholders for Airflow before 3.2, derived from the declarative ones."""
-        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
-        return {
-            "hidden_fields": list(behaviour["hidden-fields"]),
-            "relabeling": dict(behaviour["relabeling"]),
-            "placeholders": dict(behaviour["placeholders"]),
-        }
+        behaviour = copy.deepcopy(CONNECTION_TYPE["ui-field-behaviour"])
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
 
     def get_conn(self) -> LlamaCloudClient:
         """Return the synchronous client for this connection. The hook reuses it for later calls.
