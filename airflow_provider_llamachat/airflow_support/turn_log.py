@@ -7,17 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat import models
 from airflow_provider_llamachat.evidence import Source, cited, note, passages
-from airflow_provider_llamachat.models import (
-    ChatTurn,
-    Event,
-    StopEvent,
-    TextDeltaEvent,
-    TextEvent,
-    ThinkingDeltaEvent,
-    ToolCallEvent,
-    ToolResultEvent,
-)
 from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
@@ -70,34 +61,34 @@ class TurnLog:
             until = "without a limit"
         self._log.info("Waiting for the answer in the triggerer, %s.", until)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: models.Event) -> None:
         """Log the event, or keep it until its line is complete."""
         self._began = True
-        self._ended = self._ended or isinstance(event, StopEvent)
+        self._ended = self._ended or isinstance(event, models.StopEvent)
         if not self._shows_texts:
             return
         match event:
-            case TextDeltaEvent():
+            case models.TextDeltaEvent():
                 self._streamed = True
                 self._add(event.content)
-            case TextEvent():
+            case models.TextEvent():
                 if not self._streamed:
                     self._add(event.content)
                 self._flush()
                 self._streamed = False
-            case ThinkingDeltaEvent() if not self._thinking:
+            case models.ThinkingDeltaEvent() if not self._thinking:
                 self._thinking = True
                 self._log.info("thinking …")
-            case ToolCallEvent():
+            case models.ToolCallEvent():
                 self._flush()
                 self._thinking = False
                 self._called(event.name, event.arguments)
-            case ToolResultEvent():
+            case models.ToolResultEvent():
                 self._returned(event.name, event.result)
-            case StopEvent():
+            case models.StopEvent():
                 self._flush()
 
-    def answered(self, turn: ChatTurn, *, has_posted: bool) -> None:
+    def answered(self, turn: models.ChatTurn, *, has_posted: bool) -> None:
         """Log an answer that was read from the session's history. Does nothing if its stream was logged to its end.
 
         :param has_posted: whether this process posted the prompt. Otherwise the answer is adopted.
@@ -122,7 +113,7 @@ class TurnLog:
             self._add(turn.answer)
             self._flush()
 
-    def ends(self, turn: ChatTurn, sources: list[Source]) -> None:
+    def ends(self, turn: models.ChatTurn, sources: list[Source]) -> None:
         """Log the documents that the answer is based on, and what it cost.
 
         :param sources: the sources as they are passed on.

@@ -29,17 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
 
+    from airflow_provider_llamachat import models
     from airflow_provider_llamachat.arguments import SharedAccess
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-    from airflow_provider_llamachat.models import (
-        AttachmentUrl,
-        ChatTurn,
-        Event,
-        Index,
-        Project,
-        Session,
-        SessionSummary,
-    )
 
 
 class LlamaCloudHook(BaseHook):
@@ -202,7 +194,7 @@ class LlamaCloudHook(BaseHook):
         shared_access: SharedAccess | None = None,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> SessionSummary:
+    ) -> models.SessionSummary:
         """Create a chat session; see :meth:`~..client.sync.LlamaCloudClient.create_session`."""
         return self.get_conn().create_session(
             index_ids, shared_access=shared_access, project_id=project_id, organization_id=organization_id
@@ -210,19 +202,19 @@ class LlamaCloudHook(BaseHook):
 
     def get_session(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> Session:
+    ) -> models.Session:
         """Read a session with its whole history."""
         return self.get_conn().get_session(session_id, project_id=project_id, organization_id=organization_id)
 
     def get_session_summary(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> SessionSummary:
+    ) -> models.SessionSummary:
         """Read a session without its history."""
         return self.get_conn().get_session_summary(session_id, project_id=project_id, organization_id=organization_id)
 
     def list_sessions(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[SessionSummary]:
+    ) -> Iterator[models.SessionSummary]:
         """Iterate over the project's sessions, and fetch pages as needed."""
         return self.get_conn().list_sessions(
             page_size=page_size, project_id=project_id, organization_id=organization_id
@@ -236,7 +228,7 @@ class LlamaCloudHook(BaseHook):
 
     def get_attachment_url(
         self, source_id: str, attachment_name: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> AttachmentUrl:
+    ) -> models.AttachmentUrl:
         """Get a URL from which an attachment can be downloaded for some time. The URL is a secret, and masked in the task log.
 
         :param source_id: id of the file. This and ``attachment_name`` are in the ``attachment`` of a source.
@@ -260,7 +252,7 @@ class LlamaCloudHook(BaseHook):
         turn_timeout: float | timedelta = 600.0,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[models.Event]:
         """Post a prompt once and iterate over its events; see :meth:`~..client.sync.LlamaCloudClient.stream_message`."""
         return self.get_conn().stream_message(
             session_id,
@@ -283,7 +275,7 @@ class LlamaCloudHook(BaseHook):
         project_id: str | None = None,
         organization_id: str | None = None,
         **options: Any,
-    ) -> ChatTurn:
+    ) -> models.ChatTurn:
         """Ask and return the finished turn, which is paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`.
 
         :param options: options for resuming an earlier question (``baseline``, ``resume``, ``accepted``, ``ask_again``,
@@ -300,13 +292,15 @@ class LlamaCloudHook(BaseHook):
             **options,
         )
 
-    def list_projects(self, *, project_name: str | None = None, organization_id: str | None = None) -> list[Project]:
+    def list_projects(
+        self, *, project_name: str | None = None, organization_id: str | None = None
+    ) -> list[models.Project]:
         """List the projects that the key has access to; see :meth:`~..client.sync.LlamaCloudClient.list_projects`."""
         return self.get_conn().list_projects(project_name=project_name, organization_id=organization_id)
 
     def list_indexes(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[Index]:
+    ) -> Iterator[models.Index]:
         """Iterate over the project's indexes, and fetch pages as needed."""
         return self.get_conn().list_indexes(page_size=page_size, project_id=project_id, organization_id=organization_id)
 
@@ -317,7 +311,7 @@ class LlamaCloudHook(BaseHook):
         expand_sync: bool = False,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> Index:
+    ) -> models.Index:
         """Read an index; see :meth:`~..client.sync.LlamaCloudClient.get_index`."""
         return self.get_conn().get_index(
             index_id, expand_sync=expand_sync, project_id=project_id, organization_id=organization_id
@@ -332,5 +326,5 @@ class LlamaCloudHook(BaseHook):
         return self.get_conn().cancel_sync(index_id, project_id=project_id, organization_id=organization_id)
 
 
-def _named(project: Project) -> str:
+def _named(project: models.Project) -> str:
     return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"
