@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat import arguments, exceptions
 from airflow_provider_llamachat.airflow_support.connection import mask_secret, read, without_noise
-from airflow_provider_llamachat.exceptions import (
-    AuthenticationError,
-    LlamaCloudConfigError,
-    LlamaCloudError,
-    NotFoundError,
-    PermissionDeniedError,
-)
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 from airflow_provider_llamachat.redaction import excerpt
 
@@ -163,7 +156,7 @@ class LlamaCloudHook(BaseHook):
 
         try:
             config = replace(self.get_config(), max_retries=0, connect_timeout=10.0, total_timeout=30.0)
-        except LlamaCloudConfigError as problem:
+        except exceptions.LlamaCloudConfigError as problem:
             return False, str(problem)
         about_scope = bool(config.project_id or config.organization_id)
         try:
@@ -172,11 +165,11 @@ class LlamaCloudHook(BaseHook):
                     project = client.get_project(config.project_id)
                     return True, f"Connected to {config.base_url}, project {_named(project)}."
                 projects = client.list_projects()
-        except AuthenticationError as problem:
+        except exceptions.AuthenticationError as problem:
             return False, f"API key or region: {problem}"
-        except (NotFoundError, PermissionDeniedError) as problem:
+        except (exceptions.NotFoundError, exceptions.PermissionDeniedError) as problem:
             return False, f"{'Project or organization' if about_scope else 'API key'}: {problem}"
-        except LlamaCloudError as problem:
+        except exceptions.LlamaCloudError as problem:
             return False, str(problem)
         default = next((project for project in projects if project.is_default), projects[0] if projects else None)
         if default is None:
