@@ -7,6 +7,7 @@ derive from :data:`CONNECTION_TYPE`, so that there is one definition of the form
 
 from __future__ import annotations
 
+import copy
 import re
 from importlib import metadata
 from typing import Any
@@ -98,21 +99,13 @@ def connection_type(airflow_version: str) -> dict[str, Any]:
 
     :param airflow_version: :func:`airflow_core_version`.
     """
+    found = copy.deepcopy(CONNECTION_TYPE)
     first, after = TEST_NEEDS_A_PORT
-    if not first <= release(airflow_version) < after:
-        return CONNECTION_TYPE
-    behaviour = CONNECTION_TYPE["ui-field-behaviour"]
-    return {
-        **CONNECTION_TYPE,
-        "ui-field-behaviour": {
-            **behaviour,
-            "hidden-fields": [name for name in behaviour["hidden-fields"] if name != "port"],
-            "placeholders": {
-                **behaviour["placeholders"],
-                "port": "443; required by the Test button of this Airflow version",
-            },
-        },
-    }
+    if first <= release(airflow_version) < after:
+        behaviour = found["ui-field-behaviour"]
+        behaviour["hidden-fields"].remove("port")
+        behaviour["placeholders"]["port"] = "443; required by the Test button of this Airflow version"
+    return found
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
-"""Reads an Airflow connection into the configuration of a client."""
+"""Reads an Airflow connection into the configuration of a client, and keeps its secrets out of logs."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import logging
 from contextlib import contextmanager
@@ -27,6 +28,14 @@ _warned: set[str] = set()
 _MASKERS = (
     "airflow.sdk._shared.secrets_masker.secrets_masker",
     "airflow._shared.secrets_masker.secrets_masker",
+    "airflow.sdk.execution_time.secrets_masker",
+    "airflow.utils.log.secrets_masker",
+)
+
+# Where the different Airflow versions have the function that masks a secret. common-compat before 1.21 does not have it.
+_MASK_SECRET_IN = (
+    "airflow.providers.common.compat.sdk",
+    "airflow.sdk.log",
     "airflow.sdk.execution_time.secrets_masker",
     "airflow.utils.log.secrets_masker",
 )
@@ -112,3 +121,18 @@ def without_noise() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.removeFilter(is_of_use)
+
+
+def mask_secret(secret: str) -> None:
+    """Mask ``secret`` in all logs of this process.
+
+    :raises ImportError: this Airflow is not supported, because it has no such function.
+    """
+    for name in _MASK_SECRET_IN:
+        try:
+            mask = importlib.import_module(name).mask_secret
+        except (ImportError, AttributeError):
+            continue
+        mask(secret)
+        return
+    raise ImportError("This Airflow is not supported, because it has no function that masks secrets in logs.")

@@ -91,11 +91,7 @@ class TaskMemory:
         return self._use(lambda store: store.get(key), required=required)
 
     def set(self, key: str, value: Any, *, required: bool = False) -> None:
-        """Store ``value`` under ``key`` for later attempts.
-
-        :param required: raise an error if the store is unavailable.
-        :raises LlamaCloudTaskStateError: the store is unavailable, and the value is required.
-        """
+        """Store ``value`` under ``key`` for later attempts; see :meth:`get` for ``required``."""
         self._use(lambda store: store.set(key, value), required=required)
 
     def _use(self, access: Callable[[Any], Any], *, required: bool) -> Any:
@@ -151,7 +147,7 @@ class TaskMemory:
 class TurnMemory:
     """What the attempts of a task know about the turn of their question.
 
-    :ivar session_id: the session of the question.
+    :ivar question: the question.
     :ivar trace: what is currently known; None before :meth:`begin`.
     :ivar is_cleared: whether this is the first attempt after the task was cleared without an answer.
     :ivar has_posted: whether this attempt posted the prompt.
@@ -160,11 +156,13 @@ class TurnMemory:
     KEY = "turn"
 
     def __init__(self, context: Context, log: Any, question: Question) -> None:
+        from airflow_provider_llamachat.conversation.question import fingerprint
+
         self._context = context
         self._log = log
         self._store = TaskMemory(context, log)
-        self._question = question
-        self.session_id = question.session_id
+        self.question = question
+        self._about = {"session_id": question.session_id, "prompt": fingerprint(question.prompt)}
         self.trace: Trace | None = None
         self.is_cleared = False
         self.has_posted = False
@@ -194,11 +192,10 @@ class TurnMemory:
         kept = Trace.read({"intended_at": now, **value}) if isinstance(value, dict) else None
         # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
         is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
-        is_about_this = kept is not None and self._is_about_this(value, is_in_round=is_in_round)
-        if not is_about_this:
+        if kept is not None and not self._is_about_this(value, is_in_round=is_in_round):
             kept = None
         self.trace = begin(
-            session, self._question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=now
+            session, self.question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=now
         )
         self.is_cleared = kept is not None and self.trace.is_open and not is_in_round
         if self.is_cleared:
@@ -215,15 +212,13 @@ class TurnMemory:
         return self.trace
 
     def _is_about_this(self, value: dict[str, Any], *, is_in_round: bool) -> bool:
-        from airflow_provider_llamachat.conversation.question import fingerprint
-
-        is_same_prompt = value.get("prompt") == fingerprint(self._question.prompt)
+        is_same_prompt = value.get("prompt") == self._about["prompt"]
         if is_in_round and not is_same_prompt:
             self._log.warning(
                 "An earlier attempt sent a different prompt, so this prompt is sent and paid for. Do not use values in prompts that "
                 "change between attempts, such as the time or try_number."
             )
-        return is_same_prompt and value.get("session_id") == self._question.session_id
+        return is_same_prompt and value.get("session_id") == self._about["session_id"]
 
     def keep(self, trace: Trace, is_intent: bool = False) -> None:  # called by position
         """Store what is known about the turn for later attempts.
@@ -231,9 +226,6 @@ class TurnMemory:
         :param is_intent: a post follows, so the store must be available.
         :raises LlamaCloudTaskStateError: a post follows, and the store is unavailable.
         """
-        from airflow_provider_llamachat.conversation.question import fingerprint
-
         self.trace = trace
-        about = {"session_id": self._question.session_id, "prompt": fingerprint(self._question.prompt)}
-        self._store.set_in_round(self.KEY, {**about, **trace.as_dict()}, required=is_intent)
+        self._store.set_in_round(self.KEY, {**self._about, **trace.as_dict()}, required=is_intent)
         self.has_posted = self.has_posted or is_intent

@@ -7,17 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_llamachat import models
 from airflow_provider_llamachat.evidence import Source, cited, note, passages
-from airflow_provider_llamachat.models import (
-    ChatTurn,
-    Event,
-    StopEvent,
-    TextDeltaEvent,
-    TextEvent,
-    ThinkingDeltaEvent,
-    ToolCallEvent,
-    ToolResultEvent,
-)
 from airflow_provider_llamachat.redaction import excerpt
 
 if TYPE_CHECKING:
@@ -55,10 +46,9 @@ class TurnLog:
     def asks(self, question: Question) -> None:
         """Log the question, its session and its indexes."""
         place = f"session {excerpt(question.session_id, limit=100)}, indexes {excerpt(', '.join(question.index_ids), limit=300)}"
-        if self._shows_texts:
-            self._log.info("Question in %s: %s", place, excerpt(question.prompt, limit=300))
-        else:
-            self._log.info("Question in %s: %d characters", place, len(question.prompt))
+        prompt = question.prompt
+        shown = excerpt(prompt, limit=300) if self._shows_texts else f"{len(prompt)} characters"
+        self._log.info("Question in %s: %s", place, shown)
 
     def defers(self, deadline: float) -> None:
         """Log until when the task waits.
@@ -71,36 +61,34 @@ class TurnLog:
             until = "without a limit"
         self._log.info("Waiting for the answer in the triggerer, %s.", until)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: models.Event) -> None:
         """Log the event, or keep it until its line is complete."""
         self._began = True
-        self._ended = self._ended or isinstance(event, StopEvent)
+        self._ended = self._ended or isinstance(event, models.StopEvent)
         if not self._shows_texts:
             return
         match event:
-            case TextDeltaEvent():
+            case models.TextDeltaEvent():
                 self._streamed = True
                 self._add(event.content)
-            case TextEvent():
+            case models.TextEvent():
                 if not self._streamed:
                     self._add(event.content)
                 self._flush()
                 self._streamed = False
-            case ThinkingDeltaEvent() if not self._thinking:
+            case models.ThinkingDeltaEvent() if not self._thinking:
                 self._thinking = True
                 self._log.info("thinking …")
-            case ToolCallEvent():
+            case models.ToolCallEvent():
                 self._flush()
                 self._thinking = False
                 self._called(event.name, event.arguments)
-            case ToolResultEvent():
+            case models.ToolResultEvent():
                 self._returned(event.name, event.result)
-            case StopEvent():
+            case models.StopEvent():
                 self._flush()
-            case _:
-                pass
 
-    def answered(self, turn: ChatTurn, *, has_posted: bool) -> None:
+    def answered(self, turn: models.ChatTurn, *, has_posted: bool) -> None:
         """Log an answer that was read from the session's history. Does nothing if its stream was logged to its end.
 
         :param has_posted: whether this process posted the prompt. Otherwise the answer is adopted.
@@ -108,17 +96,14 @@ class TurnLog:
         if self._ended:
             return
         self._flush()
-        if has_posted and not self._began:
-            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
-            self._log.info(
-                "The post returned no stream. The answer was read from the session's history. It was paid for once."
-            )
-        elif has_posted:
-            self._log.info("The stream of the answer was lost. The answer was read from the session's history.")
+        if not has_posted:
+            how = "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
+        elif self._began:
+            how = "The stream of the answer was lost. The answer was read from the session's history."
         else:
-            self._log.info(
-                "The answer was adopted from the session's history. Nothing was asked again, so it cost nothing."
-            )
+            # The post was refused because the turn of an earlier attempt was running, or its response was lost.
+            how = "The post returned no stream. The answer was read from the session's history. It was paid for once."
+        self._log.info(how)
         if self._shows_texts:
             for tool in turn.tools:
                 self._called(tool.name, tool.arguments)
@@ -128,7 +113,7 @@ class TurnLog:
             self._add(turn.answer)
             self._flush()
 
-    def ends(self, turn: ChatTurn, sources: list[Source]) -> None:
+    def ends(self, turn: models.ChatTurn, sources: list[Source]) -> None:
         """Log the documents that the answer is based on, and what it cost.
 
         :param sources: the sources as they are passed on.
@@ -174,15 +159,16 @@ class TurnLog:
         pending = self._line + text
         *whole, rest = pending.splitlines() if pending and pending[-1] not in "\r\n" else [*pending.splitlines(), ""]
         for line in whole:
-            self._write_words(line, keep_rest=False)
-        self._line = self._write_words(rest, keep_rest=True)
+            self._write(self._write_words(line))
+        self._line = self._write_words(rest)
         if self._line and time.monotonic() - self._since > LATE:
             words, blank, rest = self._line.rpartition(" ")
             if blank:
                 self._write(words)
                 self._line = rest
 
-    def _write_words(self, line: str, *, keep_rest: bool) -> str:
+    def _write_words(self, line: str) -> str:
+        """Log what exceeds a line of the log, and return the rest."""
         # Uses positions, so that the rest of a large delta is not copied for each line.
         begin = 0
         while len(line) - begin > LINE:
@@ -194,10 +180,7 @@ class TurnLog:
             begin = cut
             while line.startswith(" ", begin):
                 begin += 1
-        if keep_rest:
-            return line[begin:]
-        self._write(line[begin:])
-        return ""
+        return line[begin:]
 
     def _flush(self) -> None:
         if self._line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     DecoratedOperator,
@@ -38,13 +38,9 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
     :param op_args: positional arguments of the function. (templated)
     """
 
-    template_fields: Sequence[str] = (
-        *DecoratedOperator.template_fields,
-        *SendChatMessageOperator.template_fields,
-    )
+    template_fields: Sequence[str] = (*DecoratedOperator.template_fields, *SendChatMessageOperator.template_fields)
     # The function reads files itself. An argument that ends like the name of a file is not one.
     template_ext: Sequence[str] = ()
-    template_fields_renderers: ClassVar[dict[str, str]] = {**DecoratedOperator.template_fields_renderers}
 
     custom_operator_name: str = "@task.llamachat"
     # The prompt is known only after the function has run. Airflow then stores the rendered fields again.

@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
-from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.connection import read, without_noise
-from airflow_provider_llamachat.airflow_support.masking import mask_secret
-from airflow_provider_llamachat.exceptions import (
-    AuthenticationError,
-    LlamaCloudConfigError,
-    LlamaCloudError,
-    NotFoundError,
-    PermissionDeniedError,
-)
+from airflow_provider_llamachat import arguments, exceptions
+from airflow_provider_llamachat.airflow_support.connection import mask_secret, read, without_noise
 from airflow_provider_llamachat.provider_info import CONNECTION_TYPE, airflow_core_version
 from airflow_provider_llamachat.redaction import excerpt
 
@@ -29,17 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import timedelta
 
+    from airflow_provider_llamachat import models
     from airflow_provider_llamachat.arguments import SharedAccess
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig, LlamaCloudClient
-    from airflow_provider_llamachat.models import (
-        AttachmentUrl,
-        ChatTurn,
-        Event,
-        Index,
-        Project,
-        Session,
-        SessionSummary,
-    )
 
 
 class LlamaCloudHook(BaseHook):
@@ -95,12 +80,8 @@ class LlamaCloudHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return labels and placeholders for Airflow before 3.2, derived from the declarative ones."""
-        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
-        return {
-            "hidden_fields": list(behaviour["hidden-fields"]),
-            "relabeling": dict(behaviour["relabeling"]),
-            "placeholders": dict(behaviour["placeholders"]),
-        }
+        behaviour = copy.deepcopy(CONNECTION_TYPE["ui-field-behaviour"])
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
 
     def get_conn(self) -> LlamaCloudClient:
         """Return the synchronous client for this connection. The hook reuses it for later calls.
@@ -175,7 +156,7 @@ class LlamaCloudHook(BaseHook):
 
         try:
             config = replace(self.get_config(), max_retries=0, connect_timeout=10.0, total_timeout=30.0)
-        except LlamaCloudConfigError as problem:
+        except exceptions.LlamaCloudConfigError as problem:
             return False, str(problem)
         about_scope = bool(config.project_id or config.organization_id)
         try:
@@ -184,11 +165,11 @@ class LlamaCloudHook(BaseHook):
                     project = client.get_project(config.project_id)
                     return True, f"Connected to {config.base_url}, project {_named(project)}."
                 projects = client.list_projects()
-        except AuthenticationError as problem:
+        except exceptions.AuthenticationError as problem:
             return False, f"API key or region: {problem}"
-        except (NotFoundError, PermissionDeniedError) as problem:
+        except (exceptions.NotFoundError, exceptions.PermissionDeniedError) as problem:
             return False, f"{'Project or organization' if about_scope else 'API key'}: {problem}"
-        except LlamaCloudError as problem:
+        except exceptions.LlamaCloudError as problem:
             return False, str(problem)
         default = next((project for project in projects if project.is_default), projects[0] if projects else None)
         if default is None:
@@ -206,7 +187,7 @@ class LlamaCloudHook(BaseHook):
         shared_access: SharedAccess | None = None,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> SessionSummary:
+    ) -> models.SessionSummary:
         """Create a chat session; see :meth:`~..client.sync.LlamaCloudClient.create_session`."""
         return self.get_conn().create_session(
             index_ids, shared_access=shared_access, project_id=project_id, organization_id=organization_id
@@ -214,19 +195,19 @@ class LlamaCloudHook(BaseHook):
 
     def get_session(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> Session:
+    ) -> models.Session:
         """Read a session with its whole history."""
         return self.get_conn().get_session(session_id, project_id=project_id, organization_id=organization_id)
 
     def get_session_summary(
         self, session_id: str, *, project_id: str | None = None, organization_id: str | None = None
-    ) -> SessionSummary:
+    ) -> models.SessionSummary:
         """Read a session without its history."""
         return self.get_conn().get_session_summary(session_id, project_id=project_id, organization_id=organization_id)
 
     def list_sessions(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[SessionSummary]:
+    ) -> Iterator[models.SessionSummary]:
         """Iterate over the project's sessions, and fetch pages as needed."""
         return self.get_conn().list_sessions(
             page_size=page_size, project_id=project_id, organization_id=organization_id
@@ -239,13 +220,8 @@ class LlamaCloudHook(BaseHook):
         self.get_conn().delete_session(session_id, project_id=project_id, organization_id=organization_id)
 
     def get_attachment_url(
-        self,
-        source_id: str,
-        attachment_name: str,
-        *,
-        project_id: str | None = None,
-        organization_id: str | None = None,
-    ) -> AttachmentUrl:
+        self, source_id: str, attachment_name: str, *, project_id: str | None = None, organization_id: str | None = None
+    ) -> models.AttachmentUrl:
         """Get a URL from which an attachment can be downloaded for some time. The URL is a secret, and masked in the task log.
 
         :param source_id: id of the file. This and ``attachment_name`` are in the ``attachment`` of a source.
@@ -269,7 +245,7 @@ class LlamaCloudHook(BaseHook):
         turn_timeout: float | timedelta = 600.0,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[models.Event]:
         """Post a prompt once and iterate over its events; see :meth:`~..client.sync.LlamaCloudClient.stream_message`."""
         return self.get_conn().stream_message(
             session_id,
@@ -292,7 +268,7 @@ class LlamaCloudHook(BaseHook):
         project_id: str | None = None,
         organization_id: str | None = None,
         **options: Any,
-    ) -> ChatTurn:
+    ) -> models.ChatTurn:
         """Ask and return the finished turn, which is paid for once; see :meth:`~..client.sync.LlamaCloudClient.send_message`.
 
         :param options: options for resuming an earlier question (``baseline``, ``resume``, ``accepted``, ``ask_again``,
@@ -309,13 +285,15 @@ class LlamaCloudHook(BaseHook):
             **options,
         )
 
-    def list_projects(self, *, project_name: str | None = None, organization_id: str | None = None) -> list[Project]:
+    def list_projects(
+        self, *, project_name: str | None = None, organization_id: str | None = None
+    ) -> list[models.Project]:
         """List the projects that the key has access to; see :meth:`~..client.sync.LlamaCloudClient.list_projects`."""
         return self.get_conn().list_projects(project_name=project_name, organization_id=organization_id)
 
     def list_indexes(
         self, *, page_size: int | None = None, project_id: str | None = None, organization_id: str | None = None
-    ) -> Iterator[Index]:
+    ) -> Iterator[models.Index]:
         """Iterate over the project's indexes, and fetch pages as needed."""
         return self.get_conn().list_indexes(page_size=page_size, project_id=project_id, organization_id=organization_id)
 
@@ -326,7 +304,7 @@ class LlamaCloudHook(BaseHook):
         expand_sync: bool = False,
         project_id: str | None = None,
         organization_id: str | None = None,
-    ) -> Index:
+    ) -> models.Index:
         """Read an index; see :meth:`~..client.sync.LlamaCloudClient.get_index`."""
         return self.get_conn().get_index(
             index_id, expand_sync=expand_sync, project_id=project_id, organization_id=organization_id
@@ -341,5 +319,5 @@ class LlamaCloudHook(BaseHook):
         return self.get_conn().cancel_sync(index_id, project_id=project_id, organization_id=organization_id)
 
 
-def _named(project: Project) -> str:
+def _named(project: models.Project) -> str:
     return f"{excerpt(project.name, limit=100)!r} ({excerpt(project.id, limit=60)})"

@@ -12,7 +12,14 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
-from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
+from airflow_provider_llamachat.airflow_support.lineage import record
+from airflow_provider_llamachat.airflow_support.metrics import count_turn
+from airflow_provider_llamachat.airflow_support.task_state import (
+    TurnMemory,
+    deferral_timeout,
+    is_deferral_timeout,
+    is_stale,
+)
 from airflow_provider_llamachat.exceptions import (
     BudgetReachedError,
     ChatTurnError,
@@ -22,13 +29,13 @@ from airflow_provider_llamachat.exceptions import (
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
 from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
+from airflow_provider_llamachat.triggers.events import TurnEvent
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
@@ -135,8 +142,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
-        from airflow_provider_llamachat.airflow_support.lineage import record
-        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
 
@@ -167,12 +172,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
                 log.defers(deadline)
                 self._defer(context, question, trace, deadline, ask_again=ask_again)
             turn = client.answer(
-                question,
-                trace,
-                deadline=deadline,
-                ask_again=ask_again,
-                keep=memory.keep,
-                on_event=log,
+                question, trace, deadline=deadline, ask_again=ask_again, keep=memory.keep, on_event=log
             )
             log.answered(turn, has_posted=memory.has_posted)
         record(hook, question.index_ids, client.config.base_url)
@@ -235,10 +235,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
-        from airflow_provider_llamachat.airflow_support.lineage import record
-        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
-        from airflow_provider_llamachat.triggers.events import TurnEvent
-
         with self._usage_on_failure(context):
             # An event of 1.0.0 does not contain the whole question.
             told = event if isinstance(event, dict) else {}
@@ -262,11 +258,10 @@ class SendChatMessageOperator(LlamaCloudOperator):
             self.log.warning(
                 "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Its answer is then "
                 "in the session's history. Session: %s.",
-                self._memory.session_id,
+                self._memory.question.session_id,
             )
 
     def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
-        from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
@@ -297,8 +292,6 @@ class SendChatMessageOperator(LlamaCloudOperator):
         try:
             yield
         except ChatTurnError as problem:
-            from airflow_provider_llamachat.airflow_support.metrics import count_turn
-
             outcome = "failed" if isinstance(problem, ChatTurnFailedError) else "interrupted"
             try:
                 self._push_usage(context, problem.usage, outcome)

@@ -13,6 +13,7 @@ from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
 from airflow_provider_llamachat.exceptions import IndexNotReadyError, InvalidArgumentError, LlamaCloudError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
+from airflow_provider_llamachat.triggers.events import READY, IndexEvent
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
-    from airflow_provider_llamachat.client import LlamaCloudClient
-    from airflow_provider_llamachat.triggers.events import IndexEvent
 
 
 class IndexWaitingOperator(LlamaCloudOperator):
@@ -73,8 +72,6 @@ class IndexWaitingOperator(LlamaCloudOperator):
 
         :raises LlamaCloudError: the indexes did not become ready, or the event is invalid.
         """
-        from airflow_provider_llamachat.triggers.events import READY, IndexEvent
-
         told = IndexEvent.parse(event)
         if told.state != READY:
             raise told.failure.exception()
@@ -144,6 +141,8 @@ class SyncIndexOperator(IndexWaitingOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Start the sync, and wait for it if ``wait`` is set."""
+        from airflow_provider_llamachat.client.readiness import SETTLED, SyncProgress, wait_until_ready
+
         ids = arguments.id_list(self.index_id, "index_id")
         if not ids or len(ids) != 1:
             raise InvalidArgumentError("index_id must be the id of one index. To sync several indexes, map the task.")
@@ -162,36 +161,19 @@ class SyncIndexOperator(IndexWaitingOperator):
             self._started = index_id if started else None
             if self._is_killed:  # while the sync was being started
                 self._cancel()
-            synced = self._wait(context, client, index_id, deadline, longest, before=before, started=started)
+            settled_at = time.time() + SETTLED
+            if self.deferrable and not self._is_killed:
+                known = {"before": before, "settled_at": settled_at, "started": started}
+                self.defer_until(context, "IndexSyncedTrigger", [index_id], deadline, longest, **known)
+            (index,) = wait_until_ready(
+                lambda: [client.get_index(index_id, expand_sync=True, **self.scope())],
+                deadline,
+                SyncProgress(before, settled_at),
+                longest,
+                sleep=client.pause,
+            )
             self._started = None
-        return self._result(index_id, synced, started=started)
-
-    def _wait(
-        self,
-        context: Context,
-        client: LlamaCloudClient,
-        index_id: str,
-        deadline: float,
-        longest: float,
-        *,
-        before: str | None,
-        started: bool,
-    ) -> str | None:
-        """Wait for the sync, and return the index's ``last_synced_at``."""
-        from airflow_provider_llamachat.client.readiness import SETTLED, SyncProgress, wait_until_ready
-
-        settled_at, scope = time.time() + SETTLED, self.scope()
-        if self.deferrable and not self._is_killed:
-            known = {"before": before, "settled_at": settled_at, "started": started}
-            self.defer_until(context, "IndexSyncedTrigger", [index_id], deadline, longest, **known)
-        (index,) = wait_until_ready(
-            lambda: [client.get_index(index_id, expand_sync=True, **scope)],
-            deadline,
-            SyncProgress(before, settled_at),
-            longest,
-            sleep=client.pause,
-        )
-        return index.last_synced_at
+        return self._result(index_id, index.last_synced_at, started=started)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None, **known: Any) -> dict[str, Any]:
         """Resume after the trigger: return the result, or raise the trigger's error.

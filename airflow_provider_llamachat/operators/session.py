@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import XComNotFound, conf
 
@@ -14,6 +14,7 @@ from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.index import IndexWaitingOperator
+from airflow_provider_llamachat.operators.transcript import save
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -103,8 +104,7 @@ class CreateChatSessionOperator(IndexWaitingOperator):
 
     def _create(self, context: Context, *, waits: bool) -> dict[str, Any]:
         index_ids = arguments.id_list(self.index_ids)
-        access = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
-        shared_access = cast("arguments.SharedAccess | None", access)
+        shared_access: Any = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
         patience = arguments.seconds(self.index_timeout, "index_timeout")
         longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:
@@ -230,8 +230,6 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> None:
         """Save the transcript if there is a path for it, and delete the session."""
-        from airflow_provider_llamachat.operators.transcript import save
-
         ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
         if ignore_missing and arguments.is_nothing(self.session_id):
             self.log.info("Nothing to delete, because no session was created.")

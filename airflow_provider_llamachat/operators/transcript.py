@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.airflow_support.lineage import record
 from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
-from airflow_provider_llamachat.exceptions import InvalidArgumentError, TranscriptError
+from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError, TranscriptError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def save(
     :param whole: raise an error after writing if the history has events that the transcript lacks.
     :raises TranscriptError: the file could not be written, or is not whole.
     """
-    from airflow_provider_llamachat.airflow_support.lineage import record
     from airflow_provider_llamachat.batch.storage import Folder
-    from airflow_provider_llamachat.exceptions import ChatBatchError
     from airflow_provider_llamachat.models import MALFORMED
     from airflow_provider_llamachat.transcripts.render import render
 

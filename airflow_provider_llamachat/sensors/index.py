@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout, is_stale
+from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -91,18 +92,14 @@ class IndexReadySensor(BaseSensorOperator):
 
     def _look_and_defer(self, context: Context) -> None:
         began = time.time()
-        ready = False
         with self._as_on_a_worker():
             try:
-                ready = self.poke(context)
-            except AirflowFailException:
-                raise
+                if self.poke(context):
+                    return
             except Exception as problem:
-                if not self.silent_fail:
+                if not self.silent_fail or isinstance(problem, AirflowFailException):
                     raise
                 self.log.warning("Continuing to wait, because silent_fail is set. %s", problem)
-        if ready:
-            return
         from airflow_provider_llamachat.triggers.index import IndexReadyTrigger
 
         deadline = began + self._limit()[0]
@@ -142,20 +139,13 @@ class IndexReadySensor(BaseSensorOperator):
             yield
         except AirflowSkipException:
             raise
-        except AirflowSensorTimeout as problem:
-            self._skip(problem, "soft_fail")
-            raise
-        except AirflowFailException as problem:
-            self._skip(problem, "soft_fail", "never_fail")
-            raise
         except Exception as problem:
-            self._skip(problem, "never_fail")
+            is_late = isinstance(problem, AirflowSensorTimeout)
+            applies = {"soft_fail": is_late or isinstance(problem, AirflowFailException), "never_fail": not is_late}
+            for option, is_meant in applies.items():
+                if is_meant and getattr(self, option):
+                    raise AirflowSkipException(f"Skipped, because {option} is set. {problem}") from problem
             raise
-
-    def _skip(self, problem: Exception, *options: str) -> None:
-        for option in options:
-            if getattr(self, option):
-                raise AirflowSkipException(f"Skipped, because {option} is set. {problem}") from problem
 
     def _limit(self) -> tuple[float, str]:
         """Return the maximum number of seconds that an attempt waits, and the argument that defines it."""
@@ -189,8 +179,6 @@ class IndexReadySensor(BaseSensorOperator):
         if is_stale(context, known.get("try_number")):
             self._look_and_defer(context)
             return
-        from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
-
         outcome = IndexEvent.parse(event)
         if outcome.state == TIMED_OUT:
             raise self._timed_out(outcome.failure.message or "The deadline passed before all indexes were ready.")

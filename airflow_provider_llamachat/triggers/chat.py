@@ -14,7 +14,7 @@ from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.conversation.question import Question, Trace
+    from airflow_provider_llamachat.conversation.question import Trace
 
 MOMENT = 3.0
 """Seconds after the deferral within which a start counts as the first one.
@@ -42,6 +42,8 @@ class ChatTurnTrigger(BaseTrigger):
     :param ask_again: the prompt may be posted once more if the earlier turn stopped partway. Set for a retry with
         ``on_interrupted="ask_again"``, and for a task that was cleared.
     :param known: other fields of :class:`~..conversation.question.Trace`.
+    :ivar question: the question.
+    :ivar trace: what was known about the turn when the task deferred.
     """
 
     def __init__(
@@ -63,43 +65,16 @@ class ChatTurnTrigger(BaseTrigger):
         **known: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
+        from airflow_provider_llamachat.conversation.question import Question, Trace
+
         self.llamacloud_conn_id = llamacloud_conn_id
-        self.session_id = session_id
-        self.prompt = prompt
-        self.index_ids = index_ids
-        self.baseline = baseline
+        self.question = Question(session_id, prompt, index_ids, require_all_indexes, project_id, organization_id)
+        self.trace = Trace.read({**known, "baseline": baseline, "accepted": accepted}) or Trace(0, intended_at=0.0)
         self.deadline = deadline
         self.deferred_at = deferred_at
-        self.require_all_indexes = require_all_indexes
-        self.accepted = accepted
         self.ask_again = ask_again
-        self.project_id = project_id
-        self.organization_id = organization_id
         self.log_answer = log_answer
-        self._known = known
         self._has_posted = False
-
-    @property
-    def question(self) -> Question:
-        """The question."""
-        from airflow_provider_llamachat.conversation.question import Question
-
-        return Question(
-            self.session_id,
-            self.prompt,
-            self.index_ids,
-            self.require_all_indexes,
-            self.project_id,
-            self.organization_id,
-        )
-
-    @property
-    def trace(self) -> Trace:
-        """What was known about the turn when the task deferred."""
-        from airflow_provider_llamachat.conversation.question import Trace
-
-        trace = Trace.read({**self._known, "baseline": self.baseline, "accepted": self.accepted})
-        return trace or Trace(0, intended_at=0.0)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments of this trigger."""
@@ -158,5 +133,5 @@ class ChatTurnTrigger(BaseTrigger):
         """Log what happens to the turn. Airflow 3.3 calls this when a user stops the deferred task. Nothing is deleted."""
         self.log.warning(
             "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Session: %s.",
-            self.session_id,
+            self.question.session_id,
         )

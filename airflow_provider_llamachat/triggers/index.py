@@ -218,21 +218,18 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
         await wait_for_start()
-        remembered = await self._remembered()
+        remembered = await self._stored("aget", "read")
         # An index that was never synced is stored as an empty string, so that its first sync fires too.
-        seen = self.since if remembered is None else remembered
+        seen = remembered if isinstance(remembered, str) else self.since
         async with watching(
-            self.llamacloud_conn_id,
-            [self.index_id],
-            project_id=self.project_id,
-            organization_id=self.organization_id,
+            self.llamacloud_conn_id, [self.index_id], project_id=self.project_id, organization_id=self.organization_id
         ) as watch:
             while True:
                 try:
                     (index,) = await watch.look()
                     if seen is None:
                         seen = index.last_synced_at or ""
-                        await self._remember(seen)
+                        await self._stored("aset", "written", seen)
                     elif self._is_news(index, seen):
                         previous, seen = seen, index.last_synced_at or ""
                         payload = {
@@ -243,7 +240,7 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
                         }
                         yield TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow does not type it
                         # Only now, because it is better to report a sync twice than to miss it.
-                        await self._remember(seen)
+                        await self._stored("aset", "written", seen)
                 except Exception as problem:  # noqa: BLE001  # a watcher that ends is not restarted, and has no task that could fail
                     shown = problem if isinstance(problem, LlamaCloudError) else f"{type(problem).__name__}: {problem}"
                     self.log.warning("The index could not be read. Retrying. Index: %s. %s", self.index_id, shown)
@@ -255,21 +252,11 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
 
         return index.metadata.status == index.READY and is_newer(index.last_synced_at, seen)
 
-    @property
-    def _key(self) -> str:
-        return f"llamacloud_{self.index_id}_last_synced_at"
-
-    async def _remembered(self) -> str | None:
-        value = await self._stored("aget", "read")
-        return value if isinstance(value, str) else None
-
-    async def _remember(self, seen: str) -> None:
-        await self._stored("aset", "written", seen)
-
     async def _stored(self, method: str, done: str, *values: str) -> Any:
         store: Any = getattr(self, "asset_state_store", None)
+        key = f"llamacloud_{self.index_id}_last_synced_at"
         try:
-            return None if store is None else await getattr(store, method)(self._key, *values)
+            return None if store is None else await getattr(store, method)(key, *values)
         except Exception as problem:  # noqa: BLE001  # the store's backends raise exceptions of any class
             self.log.warning("The asset state store could not be %s (%s).", done, type(problem).__name__)
             return None

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
-from airflow_provider_llamachat.exceptions import (
-    AuthenticationError,
-    LlamaCloudStatusError,
-    RateLimitError,
-    RequestRefusedError,
-)
+from airflow_provider_llamachat import exceptions
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
@@ -127,38 +123,44 @@ class _Board:
 
     def _is_recent(self, watch: Watch, index_id: str) -> bool:
         seen = self._seen.get(index_id)
-        return seen is not None and seen.began >= watch.due and seen.expanded >= watch.expand_sync
+        if seen is None or seen.began < watch.due:
+            return False
+        return seen.expanded or not watch.expand_sync or isinstance(seen.result, Exception)
 
     async def _read(self, watch: Watch) -> None:
         """Read the indexes of this watch, and of all others that will accept the result."""
         began = asyncio.get_running_loop().time()
-        expanded, plain = set[str](), set[str]()
         watches = {watch, *(other for other in self.watches if other.due <= began)}
+        expand: dict[str, bool] = {}
         for other in watches:
-            (expanded if other.expand_sync else plain).update(self._outdated(other) - set(self._slow))
-        plain -= expanded
-        if not expanded | plain:
+            for index_id in self._outdated(other) - set(self._slow):
+                expand[index_id] = other.expand_sync or expand.get(index_id, False)
+        if not expand:
             return
         # A new trigger may have been started because the connection was changed.
         is_current = self._client is None or any(other.began is None for other in watches)
         try:
-            client, _ = await self._connected(again=is_current)
-            results = await self._results(client, began, expanded, plain)
-            refused = {index_id for index_id, result in results.items() if isinstance(result, RequestRefusedError)}
+            client = await self._connected(again=is_current)
+            results = await self._results(client, began, expand)
+            refused = {
+                name: expand[name]
+                for name, result in results.items()
+                if isinstance(result, exceptions.RequestRefusedError)
+            }
             if refused and not is_current:
-                client, is_new = await self._connected(again=True)
-                if is_new:
-                    results |= await self._results(client, began, expanded & refused, plain & refused)
+                newer = await self._connected(again=True)
+                if newer is not client:
+                    results |= await self._results(newer, began, refused)
         except Exception as problem:  # noqa: BLE001  # each trigger decides what an error means
-            results = dict.fromkeys(expanded | plain, problem)
+            results = dict.fromkeys(expand, problem)
         for index_id, result in results.items():
-            self._seen[index_id] = _Seen(began, index_id in expanded or isinstance(result, Exception), result)
+            self._seen[index_id] = _Seen(began, expand[index_id], result)
         if any(map(_is_about_the_connection, results.values())):
             # The connection may be corrected before the next look.
             await self.close()
 
-    async def _connected(self, *, again: bool) -> tuple[AsyncLlamaCloudClient, bool]:
-        """Return the client, and whether it is a new one.
+    async def _connected(self, *, again: bool) -> AsyncLlamaCloudClient:
+        """Return the client.
 
         :param again: read the connection again, and open a new client if it has changed.
         """
@@ -166,7 +168,7 @@ class _Board:
 
         old = self._client
         if old is not None and not again:
-            return old, False
+            return old
         try:
             config = await LlamaCloudHook(self._conn_id).get_async_config()
         except Exception as problem:
@@ -177,27 +179,24 @@ class _Board:
                 self._conn_id,
                 type(problem).__name__,
             )
-            return old, False
+            return old
         if old is not None and old.config == config:
-            return old, False
+            return old
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
         await self.close()
         self._client = await AsyncLlamaCloudClient.open(config)
-        return self._client, True
+        return self._client
 
     async def _results(
-        self, client: AsyncLlamaCloudClient, began: float, expanded: set[str], plain: set[str]
+        self, client: AsyncLlamaCloudClient, began: float, expand: dict[str, bool]
     ) -> dict[str, Index | Exception]:
-        """Read these indexes. Those that take long are absent from the result, and stored when they arrive."""
-        found, problem = await self._listed(client, plain)
-        missing = plain - set(found)
-        results: dict[str, Index | Exception] = {**found}
-        if problem is not None:
-            results |= dict.fromkeys(missing, problem)
-            missing = set()
+        """Read these indexes, and ``sync_in_progress`` of those with True. Slow ones are absent, and stored when they arrive."""
+        results = await self._listed(client, {index_id for index_id, expanded in expand.items() if not expanded})
         reads = {
-            index_id: asyncio.create_task(self._one(client, index_id, expanded)) for index_id in [*expanded, *missing]
+            index_id: asyncio.create_task(self._one(client, index_id, expanded))
+            for index_id, expanded in expand.items()
+            if index_id not in results
         }
         if not reads:
             return results
@@ -211,31 +210,23 @@ class _Board:
             if task.done():
                 results[index_id] = task.result()
             else:
-                self._store_later(index_id, task, began, is_expanded=index_id in expanded)
+                self._slow[index_id] = task
+                task.add_done_callback(partial(self._arrived, index_id, began, expand[index_id]))
         return results
 
-    def _store_later(
-        self, index_id: str, task: asyncio.Task[Index | Exception], began: float, *, is_expanded: bool
-    ) -> None:
-        def store(_: object) -> None:
-            if self._slow.get(index_id) is task:
-                del self._slow[index_id]
-                result = task.result()
-                self._seen[index_id] = _Seen(began, is_expanded or isinstance(result, Exception), result)
+    def _arrived(self, index_id: str, began: float, expanded: bool, task: asyncio.Task[Index | Exception]) -> None:
+        if self._slow.get(index_id) is task:
+            del self._slow[index_id]
+            self._seen[index_id] = _Seen(began, expanded, task.result())
 
-        self._slow[index_id] = task
-        task.add_done_callback(store)
-
-    async def _listed(
-        self, client: AsyncLlamaCloudClient, index_ids: set[str]
-    ) -> tuple[dict[str, Index], Exception | None]:
+    async def _listed(self, client: AsyncLlamaCloudClient, index_ids: set[str]) -> dict[str, Index | Exception]:
         """Return the indexes that the list shows, as far as it takes fewer requests than reading the indexes one by one.
 
-        An exception is returned if reading the other indexes one by one would raise it too.
+        An exception stands for the other indexes if reading them one by one would raise it too.
         """
-        found: dict[str, Index] = {}
+        found: dict[str, Index | Exception] = {}
         if len(index_ids) <= self._few:
-            return found, None
+            return found
         try:
             async with asyncio.timeout(PATIENCE):
                 pages = client.list_indexes(page_size=PAGE, max_pages=len(index_ids) - 1, **self._scope)
@@ -243,18 +234,18 @@ class _Board:
                     if index.id in index_ids and index.metadata.status is not None:
                         found[index.id] = index
                         if len(found) == len(index_ids):
-                            return found, None
-        except (AuthenticationError, RateLimitError) as problem:
-            return found, problem
+                            return found
+        except (exceptions.AuthenticationError, exceptions.RateLimitError) as problem:
+            return {**dict.fromkeys(index_ids, problem), **found}
         except Exception as problem:  # noqa: BLE001  # reading one by one tells which index it is about
             log.info("The list of indexes could not be read, so they are read one by one. %s", problem)
         if 2 * len(found) < len(index_ids):
             self._few = len(index_ids)
-        return found, None
+        return found
 
-    async def _one(self, client: AsyncLlamaCloudClient, index_id: str, expanded: Iterable[str]) -> Index | Exception:
+    async def _one(self, client: AsyncLlamaCloudClient, index_id: str, expanded: bool) -> Index | Exception:
         try:
-            return await client.get_index(index_id, expand_sync=index_id in expanded, **self._scope)
+            return await client.get_index(index_id, expand_sync=expanded, **self._scope)
         except Exception as problem:  # noqa: BLE001  # as in _read
             return problem
 
@@ -270,8 +261,8 @@ class _Board:
 
 def _is_about_the_connection(result: Index | Exception) -> bool:
     """Whether a corrected connection may help. Other statuses are about the index, or will pass."""
-    if isinstance(result, LlamaCloudStatusError):
-        return isinstance(result, AuthenticationError)
+    if isinstance(result, exceptions.LlamaCloudStatusError):
+        return isinstance(result, exceptions.AuthenticationError)
     return isinstance(result, Exception)
 
 

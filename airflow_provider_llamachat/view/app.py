@@ -137,7 +137,7 @@ def runs(
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> Response:
     """Return a page of the runs that asked something, newest first, and the Dags to choose from."""
-    found = queries.asking(session, period)
+    found = queries.asking(session, *period.limits())
     dags = readable(user, found.dag_ids, session)
     rows = queries.runs(session, period, found, _chosen(dags, dag_id), offset)
     page_of = rows[: queries.RUNS_PER_PAGE]
@@ -158,7 +158,7 @@ def runs(
 def days(user: GetUserDep, session: SessionDep, period: PeriodDep, dag_id: str | None = None) -> Response:
     """Return outcomes and tokens per day and Dag, up to now unless the request names an end."""
     period = replace(period, until=period.until or datetime.now(UTC))
-    found = queries.asking(session, period)
+    found = queries.asking(session, *period.limits())
     dags = _chosen(readable(user, found.dag_ids, session), dag_id)
     by_run, tasks, is_cut = queries.tasks_of_period(session, period, found, dags)
     return JSONResponse({"days": shown.days(by_run, tasks), "is_cut": is_cut})

@@ -29,9 +29,7 @@ class LlamaCloudChatsPlugin(AirflowPlugin):
     def external_views(self) -> list[Any]:  # type: ignore[override]  # as above
         """Return the entry in the navigation."""
         base = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
-        return [
-            {"name": "LlamaCloud chats", "href": f"{base}/{ROUTE}/", "url_route": ROUTE, "destination": "nav"},
-        ]
+        return [{"name": "LlamaCloud chats", "href": f"{base}/{ROUTE}/", "url_route": ROUTE, "destination": "nav"}]
 
     @cached_property
     def operator_extra_links(self) -> list[Any]:  # type: ignore[override]  # as above

@@ -58,7 +58,7 @@ class Period:
 
 @dataclass(frozen=True)
 class Asking:
-    """The Dags and operators that asked in a period.
+    """The Dags and operators that asked.
 
     :ivar dag_ids: Dags.
     :ivar subclasses: Dag and class name of operators that are not the provider's own. What one Dag pushes says nothing about another's.
@@ -90,13 +90,8 @@ class Task:
     rendered: Mapping[str, Any] = field(default_factory=dict)
 
 
-def asking(session: Session, period: Period, dag_id: str | None = None, run_id: str | None = None) -> Asking:
-    """Find what asked in a period: one statement."""
-    limits = [
-        *period.limits(),
-        *([] if dag_id is None else [DagRun.dag_id == dag_id]),
-        *([] if run_id is None else [DagRun.run_id == run_id]),
-    ]
+def asking(session: Session, *limits: Any) -> Asking:
+    """Find what asked in the runs that fulfil these conditions: one statement."""
     ours = select(TaskInstance.dag_id, TaskInstance.operator).join(DagRun, OF_RUN).where(*limits)
     by_name = ours.where(TaskInstance.operator.in_(QUESTIONS + BATCHES))
     by_link = ours.join(XComModel, OF_TASK).where(XComModel.key == LINK_KEY)
@@ -140,18 +135,11 @@ def tasks_of_period(
 
 
 def conversation(
-    session: Session,
-    dag_id: str,
-    run_id: str,
-    *,
-    task_id: str | None,
-    map_index: int | None,
-    offset: int,
+    session: Session, dag_id: str, run_id: str, *, task_id: str | None, map_index: int | None, offset: int
 ) -> list[Task]:
     """Return a page of the tasks that ask in a run, and one more, with everything that is shown: four statements."""
-    query = _tasks(asking(session, Period(), dag_id, run_id), *LISTED, *ALSO_SHOWN).where(
-        DagRun.dag_id == dag_id, DagRun.run_id == run_id
-    )
+    of_run = (DagRun.dag_id == dag_id, DagRun.run_id == run_id)
+    query = _tasks(asking(session, *of_run), *LISTED, *ALSO_SHOWN).where(*of_run)
     if task_id is not None:
         query = query.where(TaskInstance.task_id == task_id)
     if map_index is not None:
