@@ -25,7 +25,7 @@ WORDS = (
     (r"\bawait ", ""),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncGenerator\[([\w.]+), None\]", r"Generator[\1, None, None]"),
-    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Retrying|Sender|Transport|Keep)\b", r"\1"),
+    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Sender|Transport|Keep)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\ba(closing|close|iter_raw|next|iter|until|sleep|passing|decode|read_events|trace)\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
