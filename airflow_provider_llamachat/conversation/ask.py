@@ -1,6 +1,6 @@
 """The life of a turn, as a generator of steps. The worker, the triggerer and the batch use the same rule. No I/O.
 
-:func:`ask` yields steps and is sent their results. :mod:`.driver` carries the steps out. A prompt is never posted while an earlier
+:func:`ask` yields steps and is sent their results. A client carries the steps out. A prompt is never posted while an earlier
 post of it may have been accepted.
 """
 
@@ -98,7 +98,7 @@ def _post(
     # If this process is lost, nobody knows when the post left: it may have waited for the rate limit, or for a connection.
     yield Remember(replace(trace, intended_at=limits.deadline), is_intent=True)
     outcome = yield Post(replace(trace, intended_at=limits.now()), position)
-    assert isinstance(outcome, Outcome)  # noqa: S101  # the driver's contract
+    assert isinstance(outcome, Outcome)  # noqa: S101  # the client's contract
     return outcome
 
 

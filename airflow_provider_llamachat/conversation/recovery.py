@@ -143,7 +143,7 @@ def read_session(question: Question) -> Generator[Step, Result, Session | LlamaC
         if is_final(read):
             raise read
         return read
-    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
+    assert isinstance(read, Session)  # noqa: S101  # the client's contract
     if read.job_metadata is not None and not read.events:
         # Half an answer must not prove that nothing was asked here, because this decides about asking again.
         return _lost("The session was asked before, but its history is empty.", question)
