@@ -15,7 +15,6 @@ PACKAGE = Path(__file__).resolve().parent.parent / "airflow_provider_llamachat"
 FILES = {
     "client/aio.py": "client/sync.py",
     "client/sender.py": "client/sender_sync.py",
-    "conversation/driver.py": "conversation/driver_sync.py",
 }
 
 ASYNC_ONLY = re.compile(r"^ *# <async>\n.*?^ *# </async>\n", re.MULTILINE | re.DOTALL)
@@ -25,11 +24,11 @@ WORDS = (
     (r"\bawait ", ""),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncGenerator\[([\w.]+), None\]", r"Generator[\1, None, None]"),
-    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Retrying|Sender|Transport|Keep)\b", r"\1"),
+    (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Sender|Keep)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"\ba(closing|close|iter_raw|next|iter|until|sleep|passing|decode|read_events|trace)\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
-    (r"\b(conversation\.driver|client\.sender)\b", r"\1_sync"),
+    (r"\b(client\.sender)\b", r"\1_sync"),
 )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, closing
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
@@ -17,8 +17,11 @@ from airflow_provider_llamachat.client.sender import AsyncSender
 from airflow_provider_llamachat.client.throttle import apassing
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.conversation.driver import AsyncKeep
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
+    from airflow_provider_llamachat.conversation.steps import Outcome, Post, Result, Steps
+
+    AsyncKeep = Callable[[Trace, bool], Awaitable[None]]
+    """Stores a trace for later attempts. The flag says that a post follows, which must not leave if this raises an error."""
 
 Observer = Callable[[models.Event], None]
 """Called with each event of a turn as it arrives."""
@@ -222,12 +225,77 @@ class AsyncLlamaCloudClient(AsyncSender):
         :param keep: stores what is known about the turn for later attempts.
         """
         from airflow_provider_llamachat.conversation.ask import ask
-        from airflow_provider_llamachat.conversation.driver import carry_out
 
         limits = calls.limits(self.config, deadline)
         steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         with responses.redacting(self.config):
-            return await carry_out(self, question, trace, steps, deadline, keep, on_event)
+            return await self._carry_out(question, trace, steps, deadline, keep, on_event)
+
+    async def _carry_out(
+        self,
+        question: Question,
+        trace: Trace,
+        steps: Steps,
+        deadline: float,
+        keep: AsyncKeep | None,
+        on_event: Observer | None,
+    ) -> models.ChatTurn:
+        from airflow_provider_llamachat.conversation.interruption import killed
+        from airflow_provider_llamachat.conversation.steps import Pause, Post, ReadHistory, Remember
+
+        result: Result = None
+        with closing(steps):
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration as end:
+                    return cast("models.ChatTurn", end.value)
+                if self.is_stopped and not isinstance(step, Remember):
+                    raise killed(question, trace)
+                result = None
+                match step:
+                    case Remember():
+                        trace = step.trace
+                        if keep is not None:
+                            await keep(trace, step.is_intent)
+                    case ReadHistory():
+                        try:
+                            result = await self.read_history(question, deadline)
+                        except exceptions.LlamaCloudError as problem:
+                            result = problem
+                    case Post():
+                        result = await self._ask_once(question, step, deadline, keep, on_event)
+                        trace = result.trace
+                    case Pause():
+                        await self.pause(step.seconds)
+
+    async def _ask_once(
+        self, question: Question, step: Post, deadline: float, keep: AsyncKeep | None, on_event: Observer | None
+    ) -> Outcome:
+        from airflow_provider_llamachat.conversation.history import TurnFolder
+        from airflow_provider_llamachat.conversation.steps import Outcome
+
+        folder = TurnFolder(question.session_id, question.prompt, index_ids=question.index_ids, position=step.position)
+        trace = step.trace
+        problem: exceptions.LlamaCloudError = calls.without_stop(question)
+        try:
+            async with aclosing(self.stream(question, deadline, folder.lose)) as events:
+                async for event in events:
+                    known = trace.after(event)
+                    if known is not trace:
+                        calls.compare(question, known, trace, event)
+                        trace = known
+                        if keep is not None:
+                            await keep(trace, False)
+                    folder.add(event)
+                    if on_event is not None:
+                        on_event(event)
+                    if folder.finished:
+                        break
+        except exceptions.LlamaCloudError as failure:
+            problem = failure
+        turn = folder.turn()
+        return Outcome(trace, turn, None if turn.finished else problem, is_damaged=folder.is_damaged)
 
     async def read_history(self, question: Question, deadline: float) -> models.Session:
         """Read the session of a question whose turn ends at ``deadline``."""

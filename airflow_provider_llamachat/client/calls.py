@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -16,14 +17,18 @@ from airflow_provider_llamachat.client.retry import pause
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,
+    LlamaCloudConnectionError,
     LlamaCloudProtocolError,
 )
+from airflow_provider_llamachat.redaction import excerpt
 
 # The rule of a turn is imported when a turn is asked: most calls are none.
 if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.conversation.steps import Limits
-    from airflow_provider_llamachat.models import Session
+    from airflow_provider_llamachat.models import Event, Session
+
+log = logging.getLogger(__name__)
 
 DEFAULT_TURN_TIMEOUT = 600.0
 """Default for the maximum duration of a turn, in seconds."""
@@ -199,6 +204,27 @@ class Pages:
                 "Check that the connection's Base URL is LlamaCloud's."
             )
         self._seen.add(token)
+
+
+def compare(question: Question, known: Trace, before: Trace, event: Event) -> None:
+    """Log if the server records the prompt in another form. The answer to our own post is still ours."""
+    from airflow_provider_llamachat.conversation.question import fingerprint
+
+    if known.recorded not in {before.recorded, fingerprint(question.prompt)}:
+        log.warning(
+            "LlamaCloud records the prompt as %r. Later attempts look for both forms. Session: %s.",
+            excerpt(str(getattr(event, "content", "")), limit=200),
+            question.session_id,
+        )
+
+
+def without_stop(question: Question) -> LlamaCloudConnectionError:
+    """Return the problem of a post whose stream ended without ``stop``. The history is read next."""
+    return LlamaCloudConnectionError(
+        f"The answer's stream ended without its stop event. Session: {question.session_id}.",
+        accepted=True,
+        session_id=question.session_id,
+    )
 
 
 def ended_early(session_id: str) -> ChatTurnInterruptedError:

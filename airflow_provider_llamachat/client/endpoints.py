@@ -7,7 +7,7 @@ API reference: https://developers.llamaindex.ai/reference/ (chat, projects, inde
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -56,25 +56,33 @@ class Endpoint:
         body: Mapping[str, Any] | None = None,
     ) -> Call:
         """Fill in the path (percent-encoded, so that an id cannot change the path) and drop values that are None."""
-        segments = {name: path_segment(name, value) for name, value in (path or {}).items()}
+        ids = dict(path or {})
         return Call(
             endpoint=self,
-            url=self.path.format(**segments),
+            url=self.path.format(**{name: path_segment(name, value) for name, value in ids.items()}),
+            ids=ids,
             query={key: value for key, value in (query or {}).items() if value is not None},
             body=None if body is None else {key: value for key, value in body.items() if value is not None},
-            session_id=(path or {}).get("session_id"),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An endpoint with its arguments: everything that a request needs except the host and the key."""
+    """An endpoint with its arguments: everything that a request needs except the host and the key.
+
+    :param ids: what the path names.
+    """
 
     endpoint: Endpoint
     url: str
-    query: dict[str, Any] = field(default_factory=dict)
-    body: dict[str, Any] | None = None
-    session_id: str | None = None
+    ids: dict[str, str]
+    query: dict[str, Any]
+    body: dict[str, Any] | None
+
+    @property
+    def session_id(self) -> str | None:
+        """The chat session that the path names."""
+        return self.ids.get("session_id")
 
 
 def path_segment(name: str, value: Any) -> str:

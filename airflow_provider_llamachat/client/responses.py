@@ -22,7 +22,7 @@ from airflow_provider_llamachat.client import unreachable
 from airflow_provider_llamachat.client.config import OUT_OF_FILES, REGIONS, ClientConfig, is_out_of_files
 from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
 from airflow_provider_llamachat.client.decoding import parse_json
-from airflow_provider_llamachat.client.endpoints import GET_PROJECT, LIST_PROJECTS, STREAM_MESSAGE, Call
+from airflow_provider_llamachat.client.endpoints import LIST_PROJECTS, STREAM_MESSAGE, Call
 from airflow_provider_llamachat.client.http import LOCATION
 from airflow_provider_llamachat.client.proxies import proxy_for
 from airflow_provider_llamachat.models import SessionSummary
@@ -104,13 +104,9 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
         return None
     try:
         data = parse_json(reply.body)
-        if not isinstance(data, list if endpoint.many else dict):
-            raise _not_the_apis(
-                call,
-                reply,
-                config,
-                f"it is JSON, but {_kind(data)} instead of {'a list' if endpoint.many else 'an object'}",
-            )
+        form, wanted = (list, "a list") if endpoint.many else (dict, "an object")
+        if not isinstance(data, form):
+            raise _not_the_apis(call, reply, config, f"it is JSON, but {_kind(data)} instead of {wanted}")
         if endpoint.many:
             return [endpoint.answer.model_validate(item) for item in data]
         answer = endpoint.answer.model_validate(data)
@@ -210,13 +206,8 @@ def _location(call: Call, reply: Reply, config: ClientConfig) -> str:
 
 def _thing(call: Call) -> str | None:
     """The object that a 404 may refer to: the one in the path, or else one in the body or query."""
-    things = {
-        "{session_id}": "chat session",
-        "{project_id}": "project",
-        "{index_id}": "index",
-        "{attachment_name}": "attachment",
-    }
-    named = [thing for name, thing in things.items() if name in call.endpoint.path]
+    things = {"session_id": "chat session", "attachment_name": "attachment"}
+    named = [things.get(name, name.removesuffix("_id")) for name in call.ids]
     if call.body and call.body.get("index_ids"):
         named.append("index")
     named += [thing for thing in ("project", "organization") if f"{thing}_id" in call.query]
@@ -258,47 +249,34 @@ def connection_error(
 
     :param accepted: True if the response had begun, so that the server is known to have accepted the request.
     """
-    begin = f"Could not {purpose(call)}: {where(call, config)}"
-    known: dict[str, Any] = {"session_id": call.session_id}
     if isinstance(problem, StoppedError):
-        return errors.LlamaCloudConnectionError(
-            "The task was stopped, so nothing more is sent.", accepted=False, **known
-        )
+        stopped = "The task was stopped, so nothing more is sent."
+        return errors.LlamaCloudConnectionError(stopped, accepted=False, session_id=call.session_id)
+    kind, place = errors.LlamaCloudConnectionError, where(call, config)
     if isinstance(problem, NotSentError):
-        return errors.LlamaCloudTimeoutError(
-            f"Could not {purpose(call)}: the deadline passed before the request was sent. Tried: {where(call, config)}.",
-            accepted=False,
-            **known,
-        )
-    if isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout) and not accepted:
-        return errors.LlamaCloudTimeoutError(
-            f"{begin} could not be reached within {config.connect_timeout:g} s. "
-            f"Check the {'proxy (' + named[0] + ')' if (named := proxy_for(config.base_url)) else 'network and the firewall'}, "
-            "and the connection's Base URL.",
-            accepted=False,
-            **known,
-        )
-    why: str | None = None
-    if isinstance(problem, unreachable.PROBLEMS) and not accepted:
-        why, accepted = unreachable.why(problem, config.base_url, _safe(str(problem), config, 200)), False
+        kind, accepted = errors.LlamaCloudTimeoutError, False
+        what = f"the deadline passed before the request was sent. Tried: {place}."
+    elif isinstance(problem, httpx.ConnectTimeout | httpx.PoolTimeout) and not accepted:
+        kind, accepted = errors.LlamaCloudTimeoutError, False
+        named = proxy_for(config.base_url)
+        check = f"proxy ({named[0]})" if named else "network and the firewall"
+        what = f"{place} could not be reached within {config.connect_timeout:g} s. Check the {check}, and the connection's Base URL."
+    elif isinstance(problem, unreachable.PROBLEMS) and not accepted:
+        accepted = False
+        what = f"{unreachable.why(problem, config.base_url, _safe(str(problem), config, 200))} Tried: {place}."
     elif any(map(is_out_of_files, unreachable.causes(problem))):
-        why = OUT_OF_FILES
-    if why is not None:
-        message = f"Could not {purpose(call)}: {why} Tried: {where(call, config)}."
-        return errors.LlamaCloudConnectionError(message, accepted=accepted, **known)
-    if isinstance(problem, httpx.TimeoutException | TimeoutError):
-        return errors.LlamaCloudTimeoutError(
-            f"{begin} sent nothing for {config.timeout:g} s, or exceeded the total time limit. "
-            "If this happens often, increase the connection's Timeout (s).",
-            accepted=accepted,
-            **known,
+        what = f"{OUT_OF_FILES} Tried: {place}."
+    elif isinstance(problem, httpx.TimeoutException | TimeoutError):
+        kind = errors.LlamaCloudTimeoutError
+        what = (
+            f"{place} sent nothing for {config.timeout:g} s, or exceeded the total time limit. "
+            "If this happens often, increase the connection's Timeout (s)."
         )
-    if isinstance(problem, httpx.DecodingError):
-        return errors.LlamaCloudConnectionError(
-            f"{begin} sent a response that cannot be decompressed: {problem}.", accepted=accepted, **known
-        )
-    reason = _safe(str(problem), config, 200) or type(problem).__name__
-    return errors.LlamaCloudConnectionError(f"{begin} closed the connection ({reason}).", accepted=accepted, **known)
+    elif isinstance(problem, httpx.DecodingError):
+        what = f"{place} sent a response that cannot be decompressed: {problem}."
+    else:
+        what = f"{place} closed the connection ({_safe(str(problem), config, 200) or type(problem).__name__})."
+    return kind(f"Could not {purpose(call)}: {what}", accepted=accepted, session_id=call.session_id)
 
 
 def not_a_stream(call: Call, reply: Reply, config: ClientConfig) -> errors.LlamaCloudProtocolError:
@@ -347,18 +325,13 @@ def redacting(config: ClientConfig) -> Iterator[None]:
 
 def purpose(call: Call) -> str:
     """Return the purpose of the call, including its ids."""
-    ids = {"session_id": call.session_id or "", "project_id": "", "index_id": ""}
-    if "{" in call.endpoint.purpose and call.session_id is None:
-        value = call.url.removesuffix("/cancel").removesuffix("/sync").rpartition("/")[2]
-        ids["project_id"] = ids["index_id"] = value
-    return call.endpoint.purpose.format(**{name: excerpt(value, limit=100) for name, value in ids.items()})
+    return call.endpoint.purpose.format(**{name: excerpt(value, limit=100) for name, value in call.ids.items()})
 
 
 def where(call: Call, config: ClientConfig) -> str:
     """Return the base URL, and the project and organization of the call."""
-    project, organization = call.query.get("project_id"), call.query.get("organization_id")
-    if call.endpoint is GET_PROJECT:
-        project = call.url.rpartition("/")[2]
+    project = call.ids.get("project_id") or call.query.get("project_id")
+    organization = call.query.get("organization_id")
     scope = [f"project {project}"] if project else []
     if organization:
         scope.append(f"organization {organization}")

@@ -8,20 +8,17 @@ import logging
 import random
 import time
 from collections.abc import Iterator
-from typing import Any
-
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
-from tenacity.stop import stop_base
 
 from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
-from airflow_provider_llamachat.client.deadlines import Gate
 from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.exceptions import (
     ConflictError,
     LlamaCloudConnectionError,
+    LlamaCloudError,
     LlamaCloudStatusError,
     NotFoundError,
+    ServerError,
 )
 
 log = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ def pause(attempt: int, retry_after: float | None = None) -> float:
     return seconds
 
 
-def may_replay(call: Call, problem: BaseException) -> bool:
+def may_replay(call: Call, problem: LlamaCloudError) -> bool:
     """Whether the call may be sent again after this failure."""
     if isinstance(problem, LlamaCloudConnectionError):
         return call.endpoint.replay or problem.accepted is False
@@ -67,64 +64,45 @@ def may_replay(call: Call, problem: BaseException) -> bool:
     return False
 
 
-def shows_success(call: Call, problem: LlamaCloudStatusError) -> bool:
-    """Whether this error shows that an earlier attempt of the same call succeeded and its response was lost."""
-    if call.endpoint is endpoints.DELETE_SESSION:
-        return isinstance(problem, NotFoundError)
-    return call.endpoint in {endpoints.SYNC_INDEX, endpoints.CANCEL_SYNC} and isinstance(problem, ConflictError)
-
-
-class Budget:
-    """The remaining time of a call, including its retries and pauses. Waiting for a throttle is not counted.
+class Retries:
+    """What is known about a call over all its attempts. Waiting for a throttle does not count as its time.
 
     :param patience: seconds, if less than the ``total_timeout`` of the configuration.
+    :ivar is_doubtful: whether an attempt may have succeeded although its response was lost.
     """
 
-    def __init__(self, config: ClientConfig, patience: float | None = None) -> None:
-        self.seconds = config.total_timeout if patience is None else min(config.total_timeout, patience)
-        self.left = self.seconds
+    def __init__(self, call: Call, config: ClientConfig, patience: float | None = None) -> None:
+        self._call = call
+        self._most = config.max_retries + 1
+        self._left = config.total_timeout if patience is None else min(config.total_timeout, patience)
+        self._failed = 0
+        self.is_doubtful = False
 
     @contextlib.contextmanager
     def spend(self) -> Iterator[float]:
         """Count the time of an attempt. Yields the epoch seconds at which the attempt must end."""
         begin = time.time()
         try:
-            yield begin + self.left
+            yield begin + self._left
         finally:
-            self.left -= max(0.0, time.time() - begin)
+            self._left -= max(0.0, time.time() - begin)
 
+    def show_success(self, problem: LlamaCloudError) -> bool:
+        """Whether this error shows that an earlier attempt succeeded and its response was lost."""
+        is_done = isinstance(problem, NotFoundError) and self._call.endpoint is endpoints.DELETE_SESSION
+        is_begun = isinstance(problem, ConflictError) and self._call.endpoint in {
+            endpoints.SYNC_INDEX,
+            endpoints.CANCEL_SYNC,
+        }
+        return self.is_doubtful and (is_done or is_begun)
 
-class _Over(stop_base):
-    def __init__(self, budget: Budget, gate: Gate) -> None:
-        self._budget = budget
-        self._gate = gate
-
-    def __call__(self, retry_state: RetryCallState) -> bool:
-        return self._gate.is_closed or self._budget.left <= retry_state.upcoming_sleep
-
-
-def policy(call: Call, config: ClientConfig, budget: Budget, gate: Gate) -> dict[str, Any]:
-    """Arguments for tenacity's ``Retrying`` and ``AsyncRetrying``: attempts and total time are limited, the last error is raised."""
-
-    def wait(state: RetryCallState) -> float:
-        problem = state.outcome.exception() if state.outcome else None
-        return pause(state.attempt_number, getattr(problem, "retry_after", None))
-
-    def announce(state: RetryCallState) -> None:
-        budget.left -= state.upcoming_sleep
-        problem = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "%s Retrying in %.1f s (attempt %d of %d failed).",
-            problem,
-            state.upcoming_sleep,
-            state.attempt_number,
-            config.max_retries + 1,
-        )
-
-    return {
-        "retry": retry_if_exception(lambda problem: may_replay(call, problem)),
-        "stop": stop_after_attempt(config.max_retries + 1) | _Over(budget, gate),
-        "wait": wait,
-        "before_sleep": announce,
-        "reraise": True,
-    }
+    def wait_after(self, problem: LlamaCloudError) -> float | None:
+        """Count a failed attempt, and return the seconds until the next one. Return None if the call may not be sent again."""
+        self._failed += 1
+        self.is_doubtful |= isinstance(problem, LlamaCloudConnectionError | ServerError)
+        seconds = pause(self._failed, getattr(problem, "retry_after", None))
+        if self._failed >= self._most or self._left <= seconds or not may_replay(self._call, problem):
+            return None
+        self._left -= seconds
+        log.warning("%s Retrying in %.1f s (attempt %d of %d failed).", problem, seconds, self._failed, self._most)
+        return seconds

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from tenacity import AsyncRetrying
 
 from airflow_provider_llamachat import exceptions
 from airflow_provider_llamachat.client import endpoints, http, responses, retry
@@ -102,34 +101,22 @@ class AsyncSender:
         await asleep(seconds, self._gate)
 
     async def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
-        doubtful = False
-
-        def on_resend() -> None:
-            nonlocal doubtful
-            doubtful = True
-
-        budget = retry.Budget(self.config, patience)
-        policy = retry.policy(call, self.config, budget, self._gate)
-        async for attempt in AsyncRetrying(**policy, sleep=self.pause):
-            with attempt:
-                try:
-                    return await responses.adecode(call, await self._attempt(call, budget, on_resend), self.config)
-                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and retry.shows_success(call, problem):
-                        return None
+        retries = retry.Retries(call, self.config, patience)
+        while True:
+            try:
+                return await responses.adecode(call, await self._attempt(call, retries), self.config)
+            except exceptions.LlamaCloudError as problem:
+                if retries.show_success(problem):
+                    return None
+                if self.is_stopped or (seconds := retries.wait_after(problem)) is None:
                     raise
-                except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
-                    doubtful = True
-                    raise
-        raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
+            await self.pause(seconds)
 
-    async def _attempt(
-        self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]
-    ) -> responses.Reply:
+    async def _attempt(self, call: endpoints.Call, retries: retry.Retries) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         async with apassing(self.throttle) as passage:
             try:
-                with budget.spend() as deadline:
+                with retries.spend() as deadline:
                     connecting = http.Connecting()
                     try:
                         reply = await self._exchange(self._http, call, deadline, connecting)
@@ -137,7 +124,7 @@ class AsyncSender:
                         # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
-                        on_resend()
+                        retries.is_doubtful = True
                         reply = await self._exchange(self._for_one_request(), call, deadline)
             except responses.TRANSPORT_PROBLEMS as problem:
                 raise responses.connection_error(call, problem, self.config) from None

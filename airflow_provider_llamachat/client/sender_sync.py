@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from tenacity import Retrying
 
 from airflow_provider_llamachat import exceptions
 from airflow_provider_llamachat.client import endpoints, http, responses, retry
@@ -76,32 +75,22 @@ class Sender:
         sleep(seconds, self._gate)
 
     def _send(self, call: endpoints.Call, patience: float | None = None) -> Any:
-        doubtful = False
-
-        def on_resend() -> None:
-            nonlocal doubtful
-            doubtful = True
-
-        budget = retry.Budget(self.config, patience)
-        policy = retry.policy(call, self.config, budget, self._gate)
-        for attempt in Retrying(**policy, sleep=self.pause):
-            with attempt:
-                try:
-                    return responses.decode(call, self._attempt(call, budget, on_resend), self.config)
-                except (exceptions.RequestRefusedError, exceptions.ConflictError) as problem:
-                    if doubtful and retry.shows_success(call, problem):
-                        return None
+        retries = retry.Retries(call, self.config, patience)
+        while True:
+            try:
+                return responses.decode(call, self._attempt(call, retries), self.config)
+            except exceptions.LlamaCloudError as problem:
+                if retries.show_success(problem):
+                    return None
+                if self.is_stopped or (seconds := retries.wait_after(problem)) is None:
                     raise
-                except (exceptions.LlamaCloudConnectionError, exceptions.ServerError):
-                    doubtful = True
-                    raise
-        raise AssertionError("tenacity returns or raises")  # pragma: no cover  # for the type checker only
+            self.pause(seconds)
 
-    def _attempt(self, call: endpoints.Call, budget: retry.Budget, on_resend: Callable[[], None]) -> responses.Reply:
+    def _attempt(self, call: endpoints.Call, retries: retry.Retries) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
         with passing(self.throttle) as passage:
             try:
-                with budget.spend() as deadline:
+                with retries.spend() as deadline:
                     connecting = http.Connecting()
                     try:
                         reply = self._exchange(self._http, call, deadline, connecting)
@@ -109,7 +98,7 @@ class Sender:
                         # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
                             raise
-                        on_resend()
+                        retries.is_doubtful = True
                         reply = self._exchange(self._for_one_request(), call, deadline)
             except responses.TRANSPORT_PROBLEMS as problem:
                 raise responses.connection_error(call, problem, self.config) from None

@@ -1,6 +1,6 @@
 """The life of a turn, as a generator of steps. The worker, the triggerer and the batch use the same rule. No I/O.
 
-:func:`ask` yields steps and is sent their results. :mod:`.driver` carries the steps out. A prompt is never posted while an earlier
+:func:`ask` yields steps and is sent their results. A client carries the steps out. A prompt is never posted while an earlier
 post of it may have been accepted.
 """
 
@@ -15,7 +15,7 @@ from airflow_provider_llamachat.conversation.history import State, begin, is_run
 from airflow_provider_llamachat.conversation.interruption import MAY_ASK_AGAIN, busy, interrupted, refused
 from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.conversation.recovery import Settled, is_final, look, read_session, settle, whole_turn
-from airflow_provider_llamachat.conversation.steps import Limits, Outcome, Pause, Post, Remember, Result, Step, Steps
+from airflow_provider_llamachat.conversation.steps import Limits, Outcome, Post, Remember, Result, Step, Steps
 from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     ConflictError,
@@ -49,6 +49,7 @@ def ask(
     :raises ChatTurnInterruptedError: the end of the turn was not seen. Nothing was posted twice.
     :raises LlamaCloudError: refusals, and network errors after which the history shows that nothing was accepted.
     """
+    limits = replace(limits, now=now)
     posts, position, others = 0, trace.baseline, _Others()
     problem: LlamaCloudError | None = None
     if look_first and not trace.is_open and (yield from _may_be_there(question, trace)):
@@ -56,7 +57,7 @@ def ask(
     was_open, was_answered = trace.is_open, trace.answered
     while True:
         if trace.is_open:
-            settled = yield from settle(question, trace, limits, problem, now)
+            settled = yield from settle(question, trace, limits, problem)
             trace = settled.trace
             if settled.turn is not None:
                 if not was_answered:
@@ -67,27 +68,21 @@ def ask(
                 if trace.is_open:
                     position, ask_again = settled.verdict.turns, False
         if isinstance(problem, ConflictError) and not trace.is_open:
-            trace = yield from _wait_for_others(question, trace, limits, problem, others, now)
+            trace = yield from _wait_for_others(question, trace, limits, problem, others)
             posts, position, problem = posts - 1, trace.baseline, None
             continue
-        outcome = yield from _post(question, trace, limits, posts, position, problem, now)
+        outcome = yield from _post(question, trace, limits, posts, position, problem)
         posts, trace = posts + 1, outcome.trace
         if outcome.turn is not None and outcome.turn.finished:
-            return (yield from _answered(question, trace, limits, outcome, outcome.turn, now))
+            return (yield from _answered(question, trace, limits, outcome, outcome.turn))
         problem = outcome.problem or interrupted(question, "stalled", None, trace)
         trace = _after_failure(trace, problem, now(), may_be_ours=was_open or posts > 1)
         yield Remember(trace)
-        yield from _pause(problem, trace, posts, limits, now)
+        yield from _pause(problem, trace, posts, limits)
 
 
 def _post(
-    question: Question,
-    trace: Trace,
-    limits: Limits,
-    posts: int,
-    position: int,
-    problem: LlamaCloudError | None,
-    now: Callable[[], float],
+    question: Question, trace: Trace, limits: Limits, posts: int, position: int, problem: LlamaCloudError | None
 ) -> Generator[Step, Result, Outcome]:
     """Post the prompt once, after this intent is stored.
 
@@ -97,21 +92,20 @@ def _post(
     if problem is not None and posts >= limits.max_posts:
         yield Remember(trace)
         raise problem
-    if now() >= limits.deadline:
+    if limits.are_over:
         yield Remember(trace)
         raise interrupted(question, "unasked", problem, trace)
     # If this process is lost, nobody knows when the post left: it may have waited for the rate limit, or for a connection.
     yield Remember(replace(trace, intended_at=limits.deadline), is_intent=True)
-    outcome = yield Post(replace(trace, intended_at=now()), position)
-    assert isinstance(outcome, Outcome)  # noqa: S101  # the driver's contract
+    outcome = yield Post(replace(trace, intended_at=limits.now()), position)
+    assert isinstance(outcome, Outcome)  # noqa: S101  # the client's contract
     return outcome
 
 
 def _may_be_there(question: Question, trace: Trace) -> Generator[Step, Result, bool]:
     """Whether the history shows our turn, or tells nothing. Another prompt in its place is no sign of an earlier post of ours."""
     verdict, failure = yield from look(question, trace)
-    is_shown = verdict is not None and verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure
-    return is_shown or failure is not None
+    return failure is not None or (verdict is not None and verdict.is_shown)
 
 
 def _without_an_end(
@@ -158,12 +152,7 @@ class _Others:
 
 
 def _wait_for_others(
-    question: Question,
-    trace: Trace,
-    limits: Limits,
-    problem: ConflictError,
-    others: _Others,
-    now: Callable[[], float],
+    question: Question, trace: Trace, limits: Limits, problem: ConflictError, others: _Others
 ) -> Generator[Step, Result, Trace]:
     """Wait, and read the history, after a post that was refused because the session is busy. Return what is known for the next post.
 
@@ -172,23 +161,21 @@ def _wait_for_others(
     """
     others.are_seen |= isinstance(problem, SessionBusyError)
     if not others.refusals:
-        others.since = now()
+        others.since = limits.now()
     others.refusals += 1
     if others.refusals == 1:
         log.info("Session %s is busy with another turn. Waiting until it has ended.", question.session_id)
-    wished = getattr(problem, "retry_after", None) or 0.0
-    seconds = max(wished, min(limits.poll * 1.5 ** min(others.refusals - 1, 10), limits.poll_max))
-    yield Pause(max(0.0, min(seconds, limits.deadline - now())))
+    yield limits.wait(max(problem.retry_after or 0.0, limits.between_reads(others.refusals)))
     session = yield from read_session(question)
     if isinstance(session, Session):
         others.are_seen |= is_running(session.events)
         verdict = judge(session.events, question, trace)
-        if verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure:
-            return replace(trace, intended_at=now())  # a server that refuses what it accepted is not paid again
-        trace = trace if verdict.state is State.TRUNCATED else begin(session, question, now=now())
-    if not others.are_seen and now() - others.since >= limits.lag:
+        if verdict.is_shown:
+            return replace(trace, intended_at=limits.now())  # a server that refuses what it accepted is not paid again
+        trace = trace if verdict.state is State.TRUNCATED else begin(session, question, now=limits.now())
+    if not others.are_seen and limits.now() - others.since >= limits.lag:
         raise refused(question, problem)
-    if now() >= limits.deadline:
+    if limits.are_over:
         raise busy(question, problem)
     return trace
 
@@ -206,9 +193,7 @@ def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_
     return replace(trace, intended_at=at, accepted=getattr(problem, "accepted", None) is True)
 
 
-def _pause(
-    problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits, now: Callable[[], float]
-) -> Generator[Step, Result, None]:
+def _pause(problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits) -> Generator[Step, Result, None]:
     """Wait as long as the failure requires. After a lost connection, the history is read at once.
 
     :raises LlamaCloudError: the problem, if the prompt would be refused again.
@@ -226,16 +211,16 @@ def _pause(
     then = "Reading the session's history" if trace.is_open else "Retrying"
     log.warning("%s %s in %.1f s.", problem, then, seconds)
     if seconds:
-        yield Pause(min(seconds, max(0.0, limits.deadline - now())))
+        yield limits.wait(seconds)
 
 
 def _answered(
-    question: Question, trace: Trace, limits: Limits, outcome: Outcome, turn: ChatTurn, now: Callable[[], float]
+    question: Question, trace: Trace, limits: Limits, outcome: Outcome, turn: ChatTurn
 ) -> Generator[Step, Result, ChatTurn]:
     """Return the turn that our own stream finished."""
     trace = replace(trace, accepted=True, answered=True)
     if not turn.is_error and (outcome.is_damaged or not turn.answer.strip()):
-        turn = yield from whole_turn(question, trace, limits, turn, now)
+        turn = yield from whole_turn(question, trace, limits, turn)
     return (yield from _finish(question, trace, turn))
 
 

@@ -36,7 +36,6 @@ from airflow_provider_llamachat.models import (
     ToolCallEvent,
     ToolResultEvent,
     ToolUse,
-    Usage,
     UserInputEvent,
 )
 from airflow_provider_llamachat.redaction import excerpt
@@ -51,10 +50,8 @@ class TurnFolder:
     def __init__(
         self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, position: int | None = None
     ) -> None:
-        self._session_id = session_id
-        self._prompt = prompt
-        self._index_ids = index_ids
-        self._position = position
+        self._known: dict[str, Any] = {"session_id": session_id, "prompt": prompt}
+        self._known |= {"index_ids": index_ids, "position": position}
         self._text: list[str] = []
         self._thinking: list[str] = []
         # Not lists of pieces: a delta is a few characters, and each would cost sixty bytes more.
@@ -83,19 +80,16 @@ class TurnFolder:
                 self._tools[event.call_id] = ToolUse(name=event.name, call_id=event.call_id, arguments=event.arguments)
             case ToolResultEvent():
                 called = self._tools.get(event.call_id)
-                arguments = called.arguments if called else {}
                 self._tools[event.call_id] = ToolUse(
                     name=event.name,
                     call_id=event.call_id,
-                    arguments=arguments,
+                    arguments=called.arguments if called else {},
                     result=event.result,
                     finished=True,
                     image_attachment=event.image_attachment,
                 )
             case StopEvent():
                 self._stop = event
-            case _:
-                pass
 
     def lose(self) -> None:
         """Note that an event, or a part of its text, was lost."""
@@ -108,20 +102,17 @@ class TurnFolder:
 
     def turn(self) -> ChatTurn:
         """Return the turn of the events so far."""
-        stop = self._stop
+        stop = self._stop or StopEvent(type="stop")
         return ChatTurn(
-            session_id=self._session_id,
-            prompt=self._prompt,
+            **self._known,
             answer=_joined(self._text, self._text_deltas),
             thinking=_joined(self._thinking, self._thinking_deltas),
             tools=list(self._tools.values()),
-            usage=stop.usage if stop else Usage(),
-            skipped_index_ids=list(stop.skipped_index_ids or []) if stop else [],
-            index_ids=self._index_ids,
-            finished=stop is not None,
-            is_error=stop.is_error if stop else False,
-            error=stop.error if stop else None,
-            position=self._position,
+            usage=stop.usage,
+            skipped_index_ids=stop.skipped_index_ids or [],
+            finished=self.finished,
+            is_error=stop.is_error,
+            error=stop.error,
         )
 
 
@@ -185,6 +176,11 @@ class Verdict:
     is_sure: bool = True
     turns: int = 0
     is_other_running: bool = False
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the history surely shows our turn."""
+        return self.state in {State.FINISHED, State.RUNNING} and self.is_sure
 
 
 def count_turns(events: Iterable[Event]) -> int:
@@ -269,13 +265,8 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
 
     def verdict(position: int, state: State | None = None) -> Verdict:
         end = starts[position + 1] if position + 1 < len(starts) else len(events)
-        turn = fold(
-            events[starts[position] + 1 : end],
-            question.session_id,
-            question.prompt,
-            position=position,
-            index_ids=question.index_ids or None,
-        )
+        known = {"position": position, "index_ids": question.index_ids or None}
+        turn = fold(events[starts[position] + 1 : end], question.session_id, question.prompt, **known)
         state = state or (State.FINISHED if turn.finished else State.RUNNING)
         overtaken = end < len(events) and state is State.RUNNING
         recorded = fingerprint(prompts[position])
@@ -320,11 +311,10 @@ def begin(
         if not last or not is_same_text(last[0].content, question.prompt):
             memory = fresh
     verdict = judge(session.events, question, memory)
-    is_shown = verdict.state in {State.FINISHED, State.RUNNING} and verdict.is_sure
-    if is_shown and verdict.turn is not None and verdict.turn.is_error:
+    if verdict.is_shown and verdict.turn is not None and verdict.turn.is_error:
         return fresh
     if not memory.is_open:
-        return replace(memory, intended_at=now) if is_shown else fresh
+        return replace(memory, intended_at=now) if verdict.is_shown else fresh
     return memory
 
 

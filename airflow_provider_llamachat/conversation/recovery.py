@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from airflow_provider_llamachat.conversation.history import State, Verdict, judge
@@ -38,12 +38,13 @@ class Settled:
 
 
 def settle(
-    question: Question, trace: Trace, limits: Limits, problem: LlamaCloudError | None, now: Callable[[], float]
+    question: Question, trace: Trace, limits: Limits, problem: LlamaCloudError | None
 ) -> Generator[Step, Result, Settled]:
     """Read the history until it is clear what happened to our turn.
 
     A turn that may be paid for is not given up because its history cannot be read for some time.
     """
+    now = limits.now
     begin = changed_at = now()
     size, reads = -1, 0
     said: set[str] = set()
@@ -71,7 +72,7 @@ def settle(
             if verdict.size != size:
                 size, changed_at = verdict.size, now()
         is_foreign = failure is None and is_late and verdict is not None and verdict.state is State.FOREIGN
-        is_over = now() >= limits.deadline
+        is_over = limits.are_over
         if is_foreign or is_over or now() >= max(changed_at + limits.stall_after, shown_by):
             if failure is not None and problem is None and verdict is None and not trace.accepted:
                 raise failure  # nothing is known about a turn, so there is nothing else to report
@@ -79,15 +80,13 @@ def settle(
             why = "foreign" if is_foreign else reason(trace, verdict, failure, is_over=is_over)
             return Settled(trace, verdict, interrupted=interrupted(question, why, failure or problem, trace, verdict))
         _announce(question, failure, verdict, said)
-        seconds = min(limits.poll * 1.5 ** min(reads - 1, 10), limits.poll_max, limits.stall_after / 4)
+        seconds = min(limits.between_reads(reads), limits.stall_after / 4)
         if now() < shown_by and (verdict is None or verdict.state is not State.RUNNING):
             seconds = min(seconds, shown_by - now())
-        yield Pause(max(0.0, min(seconds, limits.deadline - now())))
+        yield limits.wait(seconds)
 
 
-def whole_turn(
-    question: Question, trace: Trace, limits: Limits, turn: ChatTurn, now: Callable[[], float]
-) -> Generator[Step, Result, ChatTurn]:
+def whole_turn(question: Question, trace: Trace, limits: Limits, turn: ChatTurn) -> Generator[Step, Result, ChatTurn]:
     """Read from the history what the stream of a finished turn lost.
 
     The turn has ended and is paid for, so the deadline does not shorten the time that the history has to show it. If the history does
@@ -95,6 +94,7 @@ def whole_turn(
 
     :raises ChatTurnInterruptedError: no text arrived, and the history does not show the turn. A retry reads it.
     """
+    now = limits.now
     end = now() + limits.lag
     log.warning("The answer's stream in session %s was incomplete. Reading the history.", question.session_id)
     while True:
@@ -143,7 +143,7 @@ def read_session(question: Question) -> Generator[Step, Result, Session | LlamaC
         if is_final(read):
             raise read
         return read
-    assert isinstance(read, Session)  # noqa: S101  # the driver's contract
+    assert isinstance(read, Session)  # noqa: S101  # the client's contract
     if read.job_metadata is not None and not read.events:
         # Half an answer must not prove that nothing was asked here, because this decides about asking again.
         return _lost("The session was asked before, but its history is empty.", question)

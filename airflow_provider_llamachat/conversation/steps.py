@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Limits:
     :param lag: seconds that a history may take to show an accepted prompt.
     :param poll: seconds between two reads of the history. They grow up to ``poll_max``.
     :param pause: seconds to wait after the n-th failed post, given the server's ``Retry-After``.
+    :param now: the clock, in epoch seconds.
     """
 
     deadline: float
@@ -29,6 +31,20 @@ class Limits:
     poll: float = 1.0
     poll_max: float = 5.0
     pause: Callable[[int, float | None], float] = lambda _attempt, _retry_after: 0.0
+    now: Callable[[], float] = time.time
+
+    @property
+    def are_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.now() >= self.deadline
+
+    def between_reads(self, reads: int) -> float:
+        """Return the seconds to wait after the n-th read of the history."""
+        return min(self.poll * 1.5 ** min(reads - 1, 10), self.poll_max)
+
+    def wait(self, seconds: float) -> Pause:
+        """Return the step that waits, but not longer than until the deadline."""
+        return Pause(max(0.0, min(seconds, self.deadline - self.now())))
 
 
 @dataclass(frozen=True, slots=True)
