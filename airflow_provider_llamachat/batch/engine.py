@@ -258,8 +258,8 @@ class Batch:
                 session_id = prepared.question.session_id
                 if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
                     self._turns.note(records.session(session_id))
-                if prepared.recorded:
-                    return prepared
+                if prepared.trace.is_open:
+                    return prepared  # its intent is already durable
                 if not was_intended or self._turns.may_ask(item):
                     self._turns.intend(prepared)
                     await self._committer.durable()

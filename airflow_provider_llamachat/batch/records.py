@@ -157,12 +157,16 @@ def checked(record: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """Where an item was, or was about to be, asked, and what is known about its turn."""
+    """Where an item was, or was about to be, asked, and what is known about its turn.
+
+    :ivar is_own: this attempt asked it, not an earlier one.
+    """
 
     session_id: str
     trace: Trace
     opened: bool
     ahead: bool = False
+    is_own: bool = False
 
 
 @dataclass(slots=True)
