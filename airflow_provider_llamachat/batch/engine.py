@@ -182,15 +182,12 @@ class Batch:
         """Ask all prompts, and at the end retry those that failed with transient errors."""
         try:
             await self._work(range(len(self._items)))
-            await self._look_again()
+            if self._outcomes.again and self._problem is None and not self._options.fail_fast:
+                again = self._outcomes.reopen()
+                self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
+                await self._work(again)
         finally:
             self._outcomes.close()
-
-    async def _look_again(self) -> None:
-        if self._outcomes.again and self._problem is None and not self._options.fail_fast:
-            again = self._outcomes.reopen()
-            self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
-            await self._work(again)
 
     async def _work(self, positions: Iterable[int]) -> None:
         self._lanes.begin(
@@ -200,7 +197,7 @@ class Batch:
         )
         while True:
             await self._round()
-            if not self._lanes.has_parked or self._problem is not None or not self._budget.reopen():
+            if not self._lanes.parked or self._problem is not None or not self._budget.reopen():
                 break
             self._lanes.unpark()
 
@@ -240,7 +237,7 @@ class Batch:
         """Prepare the first item of the lane that can be asked, and make its intent durable."""
         while lane and self._problem is None:
             if (position := self._take_next(lane)) is None:
-                self._lanes.park(lane)
+                self._lanes.parked.append(lane)
                 return None
             item, was_intended = self._items[position], self._preparer.was_intended(position)
             try:
