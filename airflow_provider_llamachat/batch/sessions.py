@@ -91,7 +91,7 @@ class Preparer:
         self._client = client
         self._options = options
         self._intents = past.intents
-        self._turns = dict(past.turns)
+        self._turns = past.turns
         self._owners = past.owners
         # An earlier attempt may have posted until it was killed.
         self._began = time.time()
