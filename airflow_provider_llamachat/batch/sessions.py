@@ -31,6 +31,7 @@ class Options:
 
     index_ids: list[str] | None = None
     max_concurrency: int = 8
+    requests_per_minute: float | None = None
     session_mode: str = "per_prompt"
     fail_fast: bool = False
     ask_again: bool = False
