@@ -23,7 +23,6 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterr
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
 Ready = asyncio.Queue["tuple[Prepared, Lane] | None"]
@@ -42,7 +41,7 @@ class Batch:
     """
 
     client: AsyncLlamaCloudClient
-    items: Sequence[Item] | StoredItems
+    items: Sequence[Item]
     scope: Scope
     options: Options
     journal: Journal

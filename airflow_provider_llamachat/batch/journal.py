@@ -146,7 +146,6 @@ class PartsJournal(Journal):
         self._memory = memory
         self.output = str(output_path)
         self._name = output_path.name
-        self._digest = scope.digest
         self._scope = scope
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
@@ -190,7 +189,7 @@ class PartsJournal(Journal):
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the existing parts. Damaged records are logged and skipped."""
-        if others := [name for name in self._above.names() if name != self._digest]:
+        if others := [name for name in self._above.names() if name != self._scope.digest]:
             log.warning(
                 "%d other batches with the same output_path are unfinished. The batch that ends last replaces the results of the "
                 "others. Give each run its own path. Folder: %s",
@@ -278,7 +277,7 @@ class PartsJournal(Journal):
         self._mark = _mark(sorted(positions))
         offsets, end = array("q", [-1]) * len(positions), 0
         origin = {"batch": asdict(self._scope)}
-        with self._beside.replacing(self._name, self._digest) as output, spool() as lines:
+        with self._beside.replacing(self._name, self._scope.digest) as output, spool() as lines:
             for n, values in self.results(positions):
                 offsets[n] = end
                 end += lines.write(records.encode(values | origin))
@@ -342,17 +341,14 @@ class MemoryJournal(Journal):
         if (
             isinstance(head, dict)
             and isinstance(head.get("parts"), int)
-            and (head.get("open") or self._is_complete(positions))
+            and (head.get("open") or _is_mark(str(self._store.recall_unfinished(REMEMBERED)).encode(), positions))
         ):
             self._written = head["parts"]
             for number in range(self._written):
                 values = self._store.get(f"batch.{number}", required=True)
-                kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
-                self._records.extend(record for record in kept if record is not None)
+                if isinstance(values, list):
+                    self._records.extend(filter(None, map(records.checked, values)))
         return self.past(positions)
-
-    def _is_complete(self, positions: dict[str, int]) -> bool:
-        return _is_mark(str(self._store.recall_unfinished(REMEMBERED)).encode(), positions)
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Store the records. A part is valid once the head counts it."""

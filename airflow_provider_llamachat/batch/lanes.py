@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -67,10 +68,7 @@ class Lanes:
 
     def put_back(self, position: int, lane: Lane) -> None:
         """Put back an item that is no longer in doubt."""
-        lane.append(position)
-        ordered = sorted(lane, key=self._turn)
-        lane.clear()
-        lane.extend(ordered)
+        insort(lane, position, key=self._turn)
 
     def __iter__(self) -> Iterator[Lane]:
         return self

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.batch.report import Report
     from airflow_provider_llamachat.batch.sessions import Options
 
@@ -182,9 +181,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             report, base_url = self._ask_all(context, items, options, path)
         return self._finish(context, report, base_url, path)
 
-    def _ask_all(
-        self, context: Context, items: Sequence[Item] | StoredItems, options: Options, path: Any
-    ) -> tuple[Report, str]:
+    def _ask_all(self, context: Context, items: Sequence[Item], options: Options, path: Any) -> tuple[Report, str]:
         from airflow_provider_llamachat.batch.items import Scope
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 
@@ -208,7 +205,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             self._is_killed = False
 
     @contextlib.contextmanager
-    def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item] | StoredItems]:
+    def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item]]:
         from airflow_provider_llamachat.batch import items, prompt_files
 
         path = resolved_path(self.prompts_path, "prompts_path")
@@ -295,9 +292,7 @@ class ChatBatchOperator(LlamaCloudOperator):
             output or "XCom",
         )
 
-    async def _run(
-        self, items: Sequence[Item] | StoredItems, scope: Scope, options: Options, journal: Journal
-    ) -> tuple[Report, str]:
+    async def _run(self, items: Sequence[Item], scope: Scope, options: Options, journal: Journal) -> tuple[Report, str]:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
