@@ -57,16 +57,13 @@ class Budget:
                 case {"kind": "result", "key": key, "line": dict(line), "baseline": baseline}:
                     self._give_back(key)
                     if records.is_turn(record) and baseline is not None:
-                        self._count(line, hash((line.get("session_id"), baseline)))
+                        turn, tokens = hash((line.get("session_id"), baseline)), records.tokens(line)
+                        self._tokens += tokens - self._turns.get(turn, 0)
+                        self._turns[turn] = tokens
 
     def _give_back(self, key: str) -> None:
         self._places.discard(key)
         self._intended.discard(key)
-
-    def _count(self, line: dict[str, Any], turn: int) -> None:
-        tokens = records.tokens(line)
-        self._tokens += tokens - self._turns.get(turn, 0)
-        self._turns[turn] = tokens
 
     def reserve(self, key: str) -> bool:
         """Give an item a place. Return False if it must not be asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
@@ -25,46 +26,44 @@ ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, Unproces
 """Errors that are certain to end a turn. Others may mean that a turn of an earlier attempt could not be read."""
 
 
+@dataclass(frozen=True, slots=True)
 class Tidier:
     """Finds in the journal which sessions the batch opened, in earlier attempts too, and which of them are still needed."""
 
-    def __init__(self, client: AsyncLlamaCloudClient, journal: Journal, options: Options, logger: Any) -> None:
-        self._client = client
-        self._journal = journal
-        self._options = options
-        self._log = logger
+    client: AsyncLlamaCloudClient
+    journal: Journal
+    options: Options
+    logger: Any
 
-    async def after_success(self) -> int:
-        """Delete all sessions except those of interrupted turns, whose answer may still arrive. Return the number of deleted sessions."""
-        if not self._options.delete_sessions:
-            return 0
-        return await self._delete(await asyncio.to_thread(self._interrupted))
+    async def tidy(self, failure: LlamaCloudError | None, positions: dict[str, int]) -> int:
+        """Delete the sessions that are no longer needed, and return their number.
 
-    async def after_failure(self, positions: dict[str, int], *, final: bool = False) -> int:
-        """Delete the sessions that no retry needs, and return their number. Errors are logged, so that they do not hide why the batch
-        failed.
+        Sessions in which an answer may still arrive are kept, and after a failure those that a retry needs.
 
-        :param final: no retry follows, so only sessions in which an answer may still arrive are kept.
+        :param failure: why the batch failed. Errors are then logged, so that they do not hide it.
         """
-        if not self._options.delete_sessions:
+        if not self.options.delete_sessions:
             return 0
+        if failure is None:
+            return await self._delete(await asyncio.to_thread(self._interrupted))
         try:
-            wanted: set[str] = set()
-            if self._journal.remembers:
-                past = await asyncio.to_thread(self._journal.past, positions)
-                over = await asyncio.to_thread(self._over, positions) if final else set()
-                wanted = {intent.session_id for position, intent in past.intents.items() if position not in over}
-                if past.shared_session is not None and not final:
-                    wanted.add(past.shared_session)
-            return await self._delete(wanted)
+            return await self._delete(await asyncio.to_thread(self._wanted, positions, is_final=not failure.retryable))
         except LlamaCloudError as problem:
-            self._log.warning("Sessions were not deleted. %s", problem)
+            self.logger.warning("Sessions were not deleted. %s", problem)
             return 0
+
+    def _wanted(self, positions: dict[str, int], *, is_final: bool) -> set[str]:
+        if not self.journal.remembers:
+            return set()
+        past = self.journal.past(positions)
+        over = self._over(positions) if is_final else set()
+        wanted = {intent.session_id for position, intent in past.intents.items() if position not in over}
+        return wanted if is_final or past.shared_session is None else wanted | {past.shared_session}
 
     def _over(self, positions: dict[str, int]) -> set[int]:
         """Items whose session will never contain an answer: their last turn ended without one or was never started."""
         over: set[int] = set()
-        for record in self._journal.records():
+        for record in self.journal.records():
             if record is None or (position := positions.get(record.get("key", ""))) is None:
                 continue
             if record["kind"] == "result":
@@ -76,7 +75,7 @@ class Tidier:
 
     def _interrupted(self) -> set[str]:
         found: dict[str, str] = {}
-        for record in self._journal.records():
+        for record in self.journal.records():
             if record is not None and record["kind"] == "result":
                 found.pop(record["key"], None)
                 if record["line"]["outcome"] == records.INTERRUPTED:
@@ -84,7 +83,7 @@ class Tidier:
         return set(found.values())
 
     async def _delete(self, wanted: set[str]) -> int:
-        opened = await asyncio.to_thread(lambda: set(self._journal.opened_sessions()))
+        opened = await asyncio.to_thread(lambda: set(self.journal.opened_sessions()))
         doomed = sorted(opened - wanted)
         pending, left = iter(doomed), list(opened & wanted)
         deleted, told = 0, False
@@ -93,31 +92,31 @@ class Tidier:
             nonlocal deleted, told
             for session_id in pending:
                 try:
-                    await self._client.delete_session(session_id, **self._options.scope)
+                    await self.client.delete_session(session_id, **self.options.scope)
                 except NotFoundError:
                     continue  # an earlier attempt, or somebody else, deleted it
                 except LlamaCloudError as problem:
                     left.append(session_id)
                     if not told:
                         told = True
-                        self._log.warning("A session could not be deleted. %s", problem)
+                        self.logger.warning("A session could not be deleted. %s", problem)
                 else:
                     deleted += 1
 
         async def tick() -> None:
             while True:
                 await asyncio.sleep(EVERY)
-                self._log.info("Deleted %d of %d sessions.", deleted, len(doomed))
+                self.logger.info("Deleted %d of %d sessions.", deleted, len(doomed))
 
         if doomed:
-            self._log.info("Deleting %d sessions, %d at a time.", len(doomed), self._options.max_concurrency)
+            self.logger.info("Deleting %d sessions, %d at a time.", len(doomed), self.options.max_concurrency)
         async with asyncio.TaskGroup() as group:
             ticker = group.create_task(tick())
-            await asyncio.gather(*(delete_some() for _ in range(min(self._options.max_concurrency, len(doomed)))))
+            await asyncio.gather(*(delete_some() for _ in range(min(self.options.max_concurrency, len(doomed)))))
             ticker.cancel()
         if left:
             more = " … The field session_id of the results names all of them." if len(left) > NAMED else ""
-            self._log.warning(
+            self.logger.warning(
                 "Sessions that were not deleted (%d): %s%s. To delete them, use DeleteChatSessionOperator.",
                 len(left),
                 ", ".join(sorted(left)[:NAMED]),

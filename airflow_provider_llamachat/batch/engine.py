@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
@@ -22,12 +23,12 @@ from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterr
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
 Ready = asyncio.Queue["tuple[Prepared, Lane] | None"]
 
 
+@dataclass(eq=False)
 class Batch:
     """One attempt of a batch. Make one per event loop, and :meth:`run` it once.
 
@@ -39,33 +40,24 @@ class Batch:
     :ivar in_flight: number of turns in flight.
     """
 
-    def __init__(
-        self,
-        client: AsyncLlamaCloudClient,
-        items: Sequence[Item] | StoredItems,
-        scope: Scope,
-        options: Options,
-        journal: Journal,
-        logger: Any,
-        *,
-        on_result: Callable[[str, dict[str, Any] | None], None] | None = None,
-        commit_interval: float = INTERVAL,
-    ) -> None:
-        self._client = client
-        self._items = items
-        self._scope = scope
-        self._options = options
-        self._journal = journal
-        self._log = logger
-        self._interval = commit_interval
-        self._on_result = on_result
-        self._problem: LlamaCloudError | None = None
-        self._killed = False
-        self._working: asyncio.Task[Any] | None = None
-        self._unposted: list[Prepared] = []
-        self.in_flight = 0
-        self._budget = Budget(options.max_total_tokens, options.max_turns)
-        self._tidier = Tidier(client, journal, options, logger)
+    client: AsyncLlamaCloudClient
+    items: Sequence[Item]
+    scope: Scope
+    options: Options
+    journal: Journal
+    logger: Any
+    _: KW_ONLY
+    on_result: Callable[[str, dict[str, Any] | None], None] | None = None
+    commit_interval: float = INTERVAL
+    in_flight: int = field(default=0, init=False)
+    _problem: LlamaCloudError | None = field(default=None, init=False)
+    _killed: bool = field(default=False, init=False)
+    _working: asyncio.Task[Any] | None = field(default=None, init=False)
+    _unposted: list[Prepared] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._budget = Budget(self.options.max_total_tokens, self.options.max_turns)
+        self._tidier = Tidier(self.client, self.journal, self.options, self.logger)
 
     def kill(self) -> None:
         """Stop immediately. Turns in flight may continue at the server. Call this on the event loop."""
@@ -80,20 +72,20 @@ class Batch:
         :raises ChatBatchError: an item failed with ``fail_fast``, or the batch was stopped, or the journal could not be written.
         :raises LlamaCloudError: a refusal that concerns all prompts, such as an invalid API key.
         """
-        shared = self._options.session_mode == "shared"
-        self._lanes = await asyncio.to_thread(Lanes, self._items, self._scope, shared=shared)
+        shared = self.options.session_mode == "shared"
+        self._lanes = await asyncio.to_thread(Lanes, self.items, self.scope, shared=shared)
         positions = self._lanes.positions
         await self._resume(positions)
-        async with Committer(self._journal.write, self._interval) as self._committer:
+        async with Committer(self.journal.write, self.commit_interval) as self._committer:
             self._turns = Turns(
-                self._client,
-                self._scope,
-                self._options,
+                self.client,
+                self.scope,
+                self.options,
                 self._preparer,
                 self._budget,
                 self._outcomes,
                 self._committer,
-                self._log,
+                self.logger,
                 self._stop,
                 self._later(),
             )
@@ -101,26 +93,24 @@ class Batch:
             self._release()
         self._meter.finish()
         if self._problem is not None:
-            await self._unless_killed(self._tidier.after_failure(positions, final=not self._problem.retryable))
+            await self._unless_killed(self._tidier.tidy(self._problem, positions))
             raise self._problem
         return await self._hand_over(positions)
 
     async def _resume(self, positions: dict[str, int]) -> None:
-        past = await asyncio.to_thread(self._journal.load, positions)
-        self._done, self._was_complete = past.answered, past.is_complete
-        self._was_stopped_by = past.stopped_by
-        if self._done or past.intents:
-            self._log.info(
+        self._past = past = await asyncio.to_thread(self.journal.load, positions)
+        if past.answered or past.intents:
+            self.logger.info(
                 "Resuming from a previous attempt: %d of %d prompts have an answer, %d were in flight.",
-                len(self._done),
-                len(self._items),
+                len(past.answered),
+                len(self.items),
                 len(past.intents),
             )
         if self._budget.is_limited and not past.is_complete:
-            await asyncio.to_thread(lambda: self._budget.take(self._journal.records()))
-        self._meter = Meter(self._log, len(self._items), len(self._done))
-        self._outcomes = Outcomes(self._meter, len(self._done), self._on_result)
-        self._preparer = Preparer(self._client, self._options, past)
+            await asyncio.to_thread(lambda: self._budget.take(self.journal.records()))
+        self._meter = Meter(self.logger, len(self.items), len(past.answered))
+        self._outcomes = Outcomes(self._meter, len(past.answered), self.on_result)
+        self._preparer = Preparer(self.client, self.options, past)
 
     async def _unless_killed(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Return the result of ``work``, or None if the batch was stopped before or meanwhile."""
@@ -137,42 +127,39 @@ class Batch:
 
     async def _hand_over(self, positions: dict[str, int]) -> Report:
         results = await asyncio.to_thread(
-            self._journal.hand_over, positions, lambda n: self._turns.missing(self._items[n])
+            self.journal.hand_over, positions, lambda n: self._turns.missing(self.items[n])
         )
         handed = results.counts[records.ANSWERED]
-        if handed < self._outcomes.answered and not self._was_complete:
+        if handed < self._outcomes.answered and not self._past.is_complete:
             raise ChatBatchError(
                 f"{self._outcomes.answered} prompts were answered, but only {handed} of their answers could be read back. Nothing was "
                 f"removed. {self._later()}"
             )
         failure = shortfall(
             results,
-            self._options.needed(len(self._items)),
+            self.options.needed(len(self.items)),
             self._outcomes,
             self._budget,
-            is_final=self._was_complete,
+            is_final=self._past.is_complete,
             then=self._later(),
-            output=self._journal.output,
+            output=self.journal.output,
         )
-        if failure is None:
-            deleted = await self._unless_killed(self._tidier.after_success())
-        else:
-            deleted = await self._unless_killed(self._tidier.after_failure(positions, final=not failure.retryable))
+        deleted = await self._unless_killed(self._tidier.tidy(failure, positions))
         if self._problem is not None:  # it was stopped
             raise self._problem
         if failure is None:
-            await asyncio.to_thread(self._journal.forget, self._budget.stopped_by)
-        throttle = self._client.throttle
+            await asyncio.to_thread(self.journal.forget, self._budget.stopped_by)
+        throttle = self.client.throttle
         return Report(
             results,
             opened=self._preparer.opened,
             deleted=deleted,
-            kept=len(self._done) if not self._was_complete else handed,
+            kept=len(self._past.answered) if not self._past.is_complete else handed,
             settled=self._turns.settled,
             refused=throttle.refused if throttle else 0,
             seconds=self._meter.seconds,
             index_ids=sorted(self._turns.asked),
-            stopped_by=self._budget.stopped_by or self._was_stopped_by,
+            stopped_by=self._budget.stopped_by or self._past.stopped_by,
             failure=failure,
         )
 
@@ -181,31 +168,28 @@ class Batch:
     async def _work_twice(self) -> None:
         """Ask all prompts, and at the end retry those that failed with transient errors."""
         try:
-            await self._work(range(len(self._items)))
-            await self._look_again()
+            await self._work(range(len(self.items)))
+            if self._outcomes.again and self._problem is None and not self.options.fail_fast:
+                again = self._outcomes.reopen()
+                self.logger.info("Retrying %d prompts that failed with transient errors.", len(again))
+                await self._work(again)
         finally:
             self._outcomes.close()
 
-    async def _look_again(self) -> None:
-        if self._outcomes.again and self._problem is None and not self._options.fail_fast:
-            again = self._outcomes.reopen()
-            self._log.info("Retrying %d prompts that failed with transient errors.", len(again))
-            await self._work(again)
-
     async def _work(self, positions: Iterable[int]) -> None:
         self._lanes.begin(
-            (position for position in positions if position not in self._done),
+            (position for position in positions if position not in self._past.answered),
             self._preparer.was_intended,
             self._preparer.is_in_doubt,
         )
         while True:
             await self._round()
-            if not self._lanes.has_parked or self._problem is not None or not self._budget.reopen():
+            if not self._lanes.parked or self._problem is not None or not self._budget.reopen():
                 break
             self._lanes.unpark()
 
     async def _round(self) -> None:
-        count = min(self._options.max_concurrency, max(1, len(self._items)))
+        count = min(self.options.max_concurrency, max(1, len(self.items)))
         ready: Ready = asyncio.Queue()
         ahead = asyncio.Semaphore(count)
         try:
@@ -240,9 +224,9 @@ class Batch:
         """Prepare the first item of the lane that can be asked, and make its intent durable."""
         while lane and self._problem is None:
             if (position := self._take_next(lane)) is None:
-                self._lanes.park(lane)
+                self._lanes.parked.append(lane)
                 return None
-            item, was_intended = self._items[position], self._preparer.was_intended(position)
+            item, was_intended = self.items[position], self._preparer.was_intended(position)
             try:
                 prepared = await self._preparer.prepare(item)
             except FATAL as problem:
@@ -258,8 +242,8 @@ class Batch:
                 session_id = prepared.question.session_id
                 if session_id == self._preparer.shared_session and prepared.trace.baseline == 0:
                     self._turns.note(records.session(session_id))
-                if prepared.recorded:
-                    return prepared
+                if prepared.trace.is_open:
+                    return prepared  # its intent is already durable
                 if not was_intended or self._turns.may_ask(item):
                     self._turns.intend(prepared)
                     await self._committer.durable()
@@ -268,7 +252,7 @@ class Batch:
 
     def _take_next(self, lane: Lane) -> int | None:
         """Take the next item out of the lane. Return None if none may be asked now."""
-        if self._preparer.was_intended(lane[0]) or self._turns.may_ask(self._items[lane[0]]):
+        if self._preparer.was_intended(lane[0]) or self._turns.may_ask(self.items[lane[0]]):
             return lane.popleft()
         # What may have been asked before is looked for in any case.
         position = next(filter(self._preparer.was_intended, lane), None)
@@ -278,7 +262,7 @@ class Batch:
 
     def _let_wait(self, lane: Lane, item: Item) -> None:
         if lane:
-            self._log.warning("%s has no answer yet, so the next %d prompts of its session wait.", item, len(lane))
+            self.logger.warning("%s has no answer yet, so the next %d prompts of its session wait.", item, len(lane))
         for position in lane:
             self._outcomes.wait(position)
         lane.clear()
@@ -301,7 +285,7 @@ class Batch:
         is_clear = prepared.trace.baseline > 0 and not prepared.trace.is_open and not prepared.opened
         if not lane or not is_clear or self._preparer.was_intended(lane[0]):
             return None
-        item, asked = self._items[lane[0]], prepared.question
+        item, asked = self.items[lane[0]], prepared.question
         if not self._turns.may_ask(item):
             return None
         question = self._preparer.question(item, asked.session_id, item.index_ids or asked.index_ids)
@@ -342,7 +326,7 @@ class Batch:
         return await self._prepare_next(lane)
 
     def _later(self) -> str:
-        if self._journal.remembers:
+        if self.journal.remembers:
             return "Answers are kept, and a retry asks only the missing prompts."
         return "No answers are kept, so a retry asks all prompts again. Set output_path to keep them."
 
@@ -358,7 +342,7 @@ class Batch:
 
     def _release(self) -> None:
         """Release the intents of sessions that will be deleted before their prompt was posted."""
-        if self._options.delete_sessions and not self._killed:
+        if self.options.delete_sessions and not self._killed:
             for prepared in self._unposted:
                 if prepared.opened and not prepared.trace.is_open:
                     self._turns.release(prepared.item)

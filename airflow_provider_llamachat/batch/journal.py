@@ -107,6 +107,17 @@ class Journal(abc.ABC):
             ):
                 yield record["session_id"]
 
+    def results(self, positions: dict[str, int]) -> Iterator[tuple[int, Line]]:
+        """Yield the position and the line of each result. A later one of an item replaces an earlier one, and none follows an answer."""
+        answered = bytearray(len(positions))
+        for record in self.records():
+            if record is None or record["kind"] != "result":
+                continue
+            n = positions.get(record["key"])
+            if n is not None and not answered[n]:
+                answered[n] = record["line"]["outcome"] == records.ANSWERED
+                yield n, records.ADDED_LATER | record["line"]
+
     @abc.abstractmethod
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Write or return the results in the order of the prompts.
@@ -135,7 +146,6 @@ class PartsJournal(Journal):
         self._memory = memory
         self.output = str(output_path)
         self._name = output_path.name
-        self._digest = scope.digest
         self._scope = scope
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
@@ -143,11 +153,8 @@ class PartsJournal(Journal):
         self._claim = claims.Claim(self._above, scope)
         self._nonce = secrets.token_hex(4)
         self._number = 0
-        self._small: list[str] = []
-        self._recent: list[bytes] = []
-        self._recent_size = 0
+        self._small: dict[str, bytes] = {}
         self._complete = False
-        self._stopped_by: str | None = None
         self._mark = b""
 
     @property
@@ -182,15 +189,15 @@ class PartsJournal(Journal):
 
     def load(self, positions: dict[str, int]) -> Past:
         """Read the existing parts. Damaged records are logged and skipped."""
-        if others := [name for name in self._above.names() if name != self._digest]:
+        if others := [name for name in self._above.names() if name != self._scope.digest]:
             log.warning(
                 "%d other batches with the same output_path are unfinished. The batch that ends last replaces the results of the "
                 "others. Give each run its own path. Folder: %s",
                 len(others),
                 self._above.url,
             )
-        if self._is_complete(positions):
-            return Past(answered=set(positions.values()), is_complete=True, stopped_by=self._stopped_by)
+        if (past := self._complete_past(positions)) is not None:
+            return past
         self._number = max((int(name.split("-")[1]) for name in self._parts()), default=0)
         past = self.past(positions)
         if past.damaged:
@@ -205,20 +212,19 @@ class PartsJournal(Journal):
             )
         return past
 
-    def _is_complete(self, positions: dict[str, int]) -> bool:
+    def _complete_past(self, positions: dict[str, int]) -> Past | None:
         if marked := COMPLETE in self._folder.names():
             mark = b"".join(self._folder.lines(COMPLETE))
         else:
             mark = str(self._memory.recall_unfinished(REMEMBERED) or "").encode() if self._memory is not None else b""
         batch, _, stopped_by = mark.partition(b" ")
         if _is_mark(batch, positions) and self._beside.has(self._name):
-            self._stopped_by = stopped_by.decode() or None
             log.info("A previous attempt completed this batch. Its results are in place.")
             self._complete = True
-            return True
+            return Past(set(positions.values()), is_complete=True, stopped_by=stopped_by.decode() or None)
         if marked:
             self._folder.remove_self()
-        return False
+        return None
 
     def _parts(self) -> list[str]:
         ours = []
@@ -243,21 +249,17 @@ class PartsJournal(Journal):
         self._number += 1
         name = f"part-{self._number:08d}-{self._nonce}.jsonl"
         self._folder.write(name, content)
-        self._small.append(name)
-        self._recent.append(content)
-        self._recent_size += len(content)
-        if len(self._small) >= COMPACT_PARTS or self._recent_size >= COMPACT_BYTES:
+        self._small[name] = content
+        if len(self._small) >= COMPACT_PARTS or sum(map(len, self._small.values())) >= COMPACT_BYTES:
             self._compact()
 
     def _compact(self) -> None:
         if len(self._small) > 1:
             # Its name sorts after the parts that it replaces. After a kill in between, records exist twice, and the later ones win.
             name = f"part-{self._number:08d}-{self._nonce}z.jsonl"
-            self._folder.write(name, b"".join(self._recent))
-            self._folder.remove(self._small)
+            self._folder.write(name, b"".join(self._small.values()))
+            self._folder.remove(list(self._small))
         self._small.clear()
-        self._recent.clear()
-        self._recent_size = 0
 
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Write the results to the output path atomically, one line per item. Memory use does not depend on the answers."""
@@ -273,32 +275,18 @@ class PartsJournal(Journal):
                 ) from problem
             return results
         self._mark = _mark(sorted(positions))
-        offsets, sizes, answered = (
-            array("q", [-1]) * len(positions),
-            array("q", [0]) * len(positions),
-            bytearray(len(positions)),
-        )
+        offsets, end = array("q", [-1]) * len(positions), 0
         origin = {"batch": asdict(self._scope)}
-        with self._beside.replacing(self._name, self._digest) as output, spool() as lines:
-            end = 0
-            for record in self.records():
-                if (
-                    record is None
-                    or record["kind"] != "result"
-                    or (n := positions.get(record["key"])) is None
-                    or answered[n]
-                ):
-                    continue
-                line = records.encode(records.ADDED_LATER | record["line"] | origin)
-                lines.write(line)
-                offsets[n], sizes[n], answered[n] = end, len(line), record["line"]["outcome"] == records.ANSWERED
-                end += len(line)
+        with self._beside.replacing(self._name, self._scope.digest) as output, spool() as lines:
+            for n, values in self.results(positions):
+                offsets[n] = end
+                end += lines.write(records.encode(values | origin))
             for n, offset in enumerate(offsets):
                 if offset < 0:
                     line = records.encode(missing(n) | origin)
                 else:
                     lines.seek(offset)
-                    line = lines.read(sizes[n])
+                    line = lines.readline()
                 results.add(json.loads(line))
                 output.write(line)
         return results
@@ -353,17 +341,14 @@ class MemoryJournal(Journal):
         if (
             isinstance(head, dict)
             and isinstance(head.get("parts"), int)
-            and (head.get("open") or self._is_complete(positions))
+            and (head.get("open") or _is_mark(str(self._store.recall_unfinished(REMEMBERED)).encode(), positions))
         ):
             self._written = head["parts"]
             for number in range(self._written):
                 values = self._store.get(f"batch.{number}", required=True)
-                kept = [records.checked(value) for value in values] if isinstance(values, list) else [None]
-                self._records.extend(record for record in kept if record is not None)
+                if isinstance(values, list):
+                    self._records.extend(filter(None, map(records.checked, values)))
         return self.past(positions)
-
-    def _is_complete(self, positions: dict[str, int]) -> bool:
-        return _is_mark(str(self._store.recall_unfinished(REMEMBERED)).encode(), positions)
 
     def write(self, batch: list[dict[str, Any]]) -> None:
         """Store the records. A part is valid once the head counts it."""
@@ -379,11 +364,7 @@ class MemoryJournal(Journal):
 
     def hand_over(self, positions: dict[str, int], missing: Callable[[int], Line]) -> Results:
         """Return the results as ``lines``."""
-        best: dict[int, Line] = {}
-        for record in self._records:
-            n = positions.get(record["key"]) if record["kind"] == "result" else None
-            if n is not None and best.get(n, {}).get("outcome") != records.ANSWERED:
-                best[n] = records.ADDED_LATER | record["line"]
+        best = dict(self.results(positions))
         results = Results(lines=[best[n] if n in best else missing(n) for n in range(len(positions))])
         for line in results.lines or []:
             results.add(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,6 +17,7 @@ class Lanes:
 
     :param shared: whether all items share a session.
     :ivar positions: the position of each item, by its key.
+    :ivar parked: lanes that were put aside, because nothing may be asked now.
     """
 
     def __init__(self, items: Iterable[Item], scope: Scope, *, shared: bool) -> None:
@@ -27,9 +29,7 @@ class Lanes:
                 self._session_of[item.position] = item.session_id
         self._coming: Iterator[Lane] = iter(())
         self._waiting: deque[Lane] = deque()
-        self._parked: list[Lane] = []
-        self._was_intended: Callable[[int], bool] = lambda _position: False
-        self._is_in_doubt: Callable[[int], bool] = self._was_intended
+        self.parked: list[Lane] = []
 
     def begin(
         self,
@@ -44,16 +44,16 @@ class Lanes:
             take its place in the session.
         """
         self._waiting.clear()
-        self._parked.clear()
+        self.parked.clear()
         self._was_intended, self._is_in_doubt = was_intended, is_in_doubt
-        self._coming = self._ordered(list(positions), was_intended)
+        self._coming = self._ordered(list(positions))
 
-    def _ordered(self, positions: list[int], was_intended: Callable[[int], bool]) -> Iterator[Lane]:
+    def _ordered(self, positions: list[int]) -> Iterator[Lane]:
         lanes: dict[str | None, Lane] = {}
         for position in sorted(positions, key=self._turn):
             if position in self._session_of:
                 lanes.setdefault(self._session_of[position], deque()).append(position)
-        for position in sorted(positions, key=lambda position: not was_intended(position)):
+        for position in sorted(positions, key=lambda position: not self._was_intended(position)):
             if position not in self._session_of:
                 yield deque((position,))
             elif (lane := lanes.pop(self._session_of[position], None)) is not None:
@@ -68,10 +68,7 @@ class Lanes:
 
     def put_back(self, position: int, lane: Lane) -> None:
         """Put back an item that is no longer in doubt."""
-        lane.append(position)
-        ordered = sorted(lane, key=self._turn)
-        lane.clear()
-        lane.extend(ordered)
+        insort(lane, position, key=self._turn)
 
     def __iter__(self) -> Iterator[Lane]:
         return self
@@ -79,21 +76,12 @@ class Lanes:
     def __next__(self) -> Lane:
         lane = self._waiting.popleft() if self._waiting else next(self._coming)
         # While nothing may be asked, only lanes with items that may have been asked before go on. They come first.
-        if self._parked and not any(map(self._was_intended, lane)):
+        if self.parked and not any(map(self._was_intended, lane)):
             self._waiting.appendleft(lane)
             raise StopIteration
         return lane
 
-    def park(self, lane: Lane) -> None:
-        """Put a lane aside, because nothing may be asked now."""
-        self._parked.append(lane)
-
-    @property
-    def has_parked(self) -> bool:
-        """Whether lanes were put aside."""
-        return bool(self._parked)
-
     def unpark(self) -> None:
         """Continue with the lanes that were put aside."""
-        self._waiting.extendleft(reversed(self._parked))
-        self._parked.clear()
+        self._waiting.extendleft(reversed(self.parked))
+        self.parked.clear()

@@ -18,27 +18,20 @@ class Owners:
     A server may record different prompts alike. Then one item must not get the answer of another.
     """
 
-    _turns: dict[str, dict[int, int]] = field(default_factory=dict)
-    _forms: dict[str, dict[str, int]] = field(default_factory=dict)
+    _owners: dict[str, dict[Any, int]] = field(default_factory=dict)
 
-    def note(self, session_id: str, item: int, trace: Trace, turn: int | None = None) -> None:
-        """Note what is known about the turn of an item.
-
-        :param turn: the position of the turn, if it is not the baseline.
-        """
+    def note(self, session_id: str, item: int, trace: Trace) -> None:
+        """Note what is known about the turn of an item."""
         if not trace.accepted and not trace.answered:
             return
-        _give(self._turns.setdefault(session_id, {}), trace.baseline if turn is None else turn, item)
-        if trace.recorded is not None:
-            _give(self._forms.setdefault(session_id, {}), trace.recorded, item)
+        owners = self._owners.setdefault(session_id, {})
+        for thing in {trace.baseline, trace.recorded} - {None}:
+            owners[thing] = item if owners.get(thing, item) == item else _SEVERAL
 
     def others(self, session_id: str, item: int) -> Others:
         """Return what is known about the other items of the session. It includes what is noted later."""
-        return Others(_OfOthers(self._turns, session_id, item), _OfOthers(self._forms, session_id, item))
-
-
-def _give(owners: dict[Any, int], thing: int | str, item: int) -> None:
-    owners[thing] = item if owners.get(thing, item) == item else _SEVERAL
+        of_others = _OfOthers(self._owners, session_id, item)
+        return Others(positions=of_others, recorded=of_others)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ Line = tuple[int, str]
 Rows = Iterator[tuple[int, Any]]
 
 
-class StoredItems:
+class StoredItems(Sequence[Item]):
     """Items in a temporary file, of which only the offsets are in memory. Use it like a list, and close it."""
 
     def __init__(self, items: Iterable[Item]) -> None:
@@ -43,15 +43,12 @@ class StoredItems:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, position: int) -> Item:
+    def __getitem__(self, position: int) -> Item:  # type: ignore[override]  # nobody takes a slice
         begin, end = self._ends[position], self._ends[position + 1]
         # Not seek and read: the event loop and the thread of the journal may read at the same time.
         values = json.loads(os.pread(self._file.fileno(), end - begin, begin))
         prompt, item_id, index_ids, session_id, asked_of, extra = values
         return Item(position, prompt, item_id, index_ids, session_id, tuple(asked_of), extra)
-
-    def __iter__(self) -> Iterator[Item]:
-        return map(self.__getitem__, range(len(self)))
 
     def close(self) -> None:
         """Remove the temporary file."""

@@ -157,12 +157,16 @@ def checked(record: Any) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """Where an item was, or was about to be, asked, and what is known about its turn."""
+    """Where an item was, or was about to be, asked, and what is known about its turn.
+
+    :ivar is_own: this attempt asked it, not an earlier one.
+    """
 
     session_id: str
     trace: Trace
     opened: bool
     ahead: bool = False
+    is_own: bool = False
 
 
 @dataclass(slots=True)
@@ -241,21 +245,16 @@ class Past:
                 self._learn(position, asked, replace(asked.trace, accepted=True, recorded=record.get("recorded")))
             case "release":
                 self.intents.pop(position, None)
-            case "result" if record["line"]["outcome"] == ANSWERED:
-                if asked is not None:
-                    self._own(position, asked, Trace.read(record) or asked.trace)
-                self.answered.add(position)
-                self.intents.pop(position, None)
-            case "result" if asked is not None and "intended_at" in record:
+            case "result":
+                is_answered = record["line"]["outcome"] == ANSWERED
                 # A failed or interrupted turn keeps its intent, because the history may contain its answer by now.
-                self._learn(position, asked, Trace.read(record) or asked.trace)
-            case _:
-                pass
+                if asked is not None and (is_answered or "intended_at" in record):
+                    self._learn(position, asked, Trace.read(record) or asked.trace)
+                if is_answered:
+                    self.answered.add(position)
+                    self.intents.pop(position, None)
 
     def _learn(self, position: int, asked: Intent, trace: Trace) -> None:
         self.intents[position] = replace(asked, trace=trace)
-        self._own(position, asked, trace)
-
-    def _own(self, position: int, asked: Intent, trace: Trace) -> None:
         if not asked.opened:
             self.owners.note(asked.session_id, position, trace)

@@ -9,6 +9,8 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
+from airflow_provider_llamachat.batch.outcomes import PASSING
+from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, RequestRefusedError
@@ -16,7 +18,7 @@ from airflow_provider_llamachat.models import Session
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
-    from airflow_provider_llamachat.batch.records import Intent, Past
+    from airflow_provider_llamachat.batch.records import Past
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.models import ChatTurn, SessionSummary
 
@@ -29,6 +31,7 @@ class Options:
 
     index_ids: list[str] | None = None
     max_concurrency: int = 8
+    requests_per_minute: float | None = None
     session_mode: str = "per_prompt"
     fail_fast: bool = False
     ask_again: bool = False
@@ -61,7 +64,6 @@ class Prepared:
     :ivar trace: what is known about its turn.
     :ivar earlier: an earlier attempt asked it.
     :ivar opened: the batch opened the session for this item only.
-    :ivar recorded: its intent is already durable.
     """
 
     item: Item
@@ -69,7 +71,6 @@ class Prepared:
     trace: Trace
     earlier: bool = False
     opened: bool = False
-    recorded: bool = False
 
 
 class NothingToAskInError(Exception):
@@ -91,9 +92,8 @@ class Preparer:
         self._client = client
         self._options = options
         self._intents = past.intents
-        self._turns = dict(past.turns)
+        self._turns = past.turns
         self._owners = past.owners
-        self._own: set[int] = set()
         # An earlier attempt may have posted until it was killed.
         self._began = time.time()
         self.opened = 0
@@ -108,21 +108,16 @@ class Preparer:
         intent = self._intents.get(position)
         return intent is not None and intent.trace.is_open and not intent.trace.answered
 
-    def saw(self, prepared: Prepared, turn: ChatTurn | None) -> None:
-        """Note what became of an item. The next prompt of its session is asked after a turn that has ended."""
+    def saw(self, prepared: Prepared, result: ChatTurn | LlamaCloudError) -> None:
+        """Note what became of an item. After a transient error, it resumes in the same session when it is prepared again."""
+        session_id, trace, position = prepared.question.session_id, prepared.trace, prepared.item.position
+        if isinstance(result, PASSING):
+            self._intents[position] = Intent(session_id, trace, prepared.opened, is_own=True)
         if prepared.opened:
             return  # its session has no other item, and thousands of them would take memory
-        session_id, position = prepared.question.session_id, turn.position if turn else None
-        if position is None and prepared.trace.answered:
-            position = prepared.trace.baseline  # a turn that failed is a turn of the session, too
-        if position is not None:
-            self._turns[session_id] = max(self._turns.get(session_id, 0), position + 1)
-        self._owners.note(session_id, prepared.item.position, prepared.trace, position)
-
-    def expect(self, item: Item, intent: Intent) -> None:
-        """Resume the item in the session where it was asked when it is prepared again."""
-        self._intents[item.position] = intent
-        self._own.add(item.position)
+        if trace.answered:  # the next prompt is asked after this turn, also if it failed
+            self._turns[session_id] = max(self._turns.get(session_id, 0), trace.baseline + 1)
+        self._owners.note(session_id, position, trace)
 
     async def prepare(self, item: Item) -> Prepared:
         """Return the item with its session and what is known about its turn.
@@ -182,12 +177,11 @@ class Preparer:
             )
             return None
         question = self.question(item, session.session_id, self._indexes(item, session))
-        is_earlier = item.position not in self._own
         known = intent.trace
-        if is_earlier and known.intended_at is not None:
+        if not intent.is_own and known.intended_at is not None:
             known = replace(known, intended_at=self._began)
         trace = self._placed(begin(session, question, memory=known, now=self._began), session.session_id)
-        return Prepared(item, question, trace, is_earlier, intent.opened, recorded=trace.is_open)
+        return Prepared(item, question, trace, not intent.is_own, intent.opened)
 
     async def _read(self, session_id: str) -> Session:
         known = self._turns.get(session_id, 0)

@@ -91,14 +91,29 @@ class Folder:
         if not self._is_local:
             self._place(lambda: self._fs.pipe_file(self._at(name), content))
             return
+        with self._beside(name, f".{name}") as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def _beside(self, name: str, temporary: str) -> Iterator[IO[bytes]]:
         root = Path(self._root)
         root.mkdir(parents=True, exist_ok=True)
-        beside = root / f".{name}"
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _rename(beside, root / name)
+        beside = root / temporary
+        try:
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(root / name)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        # The rename is durable only after the directory is synced.
+        directory = os.open(root, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _place(self, action: Callable[[], object]) -> None:
         """Write, and create missing folders only if necessary. Object stores have none, and a role may not list them."""
@@ -129,49 +144,38 @@ class Folder:
         :param owner: names the temporary file, so that the next attempt overwrites what a kill left behind.
         :raises ChatBatchError: the operating system reported an error.
         """
-        with self._telling("write to", OSError), self._replacing(name, owner) as file:
-            yield file
-
-    @contextlib.contextmanager
-    def _replacing(self, name: str, owner: str) -> Iterator[IO[bytes]]:
-        if self._is_local:
-            root = Path(self._root)
-            root.mkdir(parents=True, exist_ok=True)
-            beside = root / f".{name}.{owner}"
-            try:
-                with beside.open("wb") as file:
+        with self._telling("write to", OSError):
+            if self._is_local:
+                with self._beside(name, f".{name}.{owner}") as file:
                     yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                _rename(beside, root / name)
-            finally:
-                beside.unlink(missing_ok=True)
-            return
-        with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
-            yield file
-            file.flush()
-            self._trying("write to", lambda: self._upload(file.name, name))
+                return
+            with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
+                yield file
+                file.flush()
+                self._trying("write to", lambda: self._upload(file.name, name))
 
     def _upload(self, local: str, name: str) -> None:
         taken = inspect.signature(self._fs.put_file).parameters
         options = {option: value for option, value in UPLOAD.items() if option in taken}
         self._place(lambda: self._fs.put_file(local, self._at(name), **options))
 
-    def lines(self, name: str) -> Iterator[bytes]:
-        """Yield the lines of a file without line breaks."""
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
         with (
             self._telling("read", Exception),
             self._trying("read", lambda: self._fs.open(self._at(name), "rb", block_size=CHUNK)) as file,
         ):
+            yield file
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        """Yield the lines of a file without line breaks."""
+        with self._reading(name) as file:
             for line in file:
                 yield line.rstrip(b"\n")
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """Yield the content of a file in pieces."""
-        with (
-            self._telling("read", Exception),
-            self._trying("read", lambda: self._fs.open(self._at(name), "rb", block_size=CHUNK)) as file,
-        ):
+        with self._reading(name) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
@@ -269,16 +273,6 @@ class Folder:
     def _failure(self, what: str, problem: Exception) -> ChatBatchError:
         reason = excerpt(f"{type(problem).__name__}: {problem}", limit=300)
         return ChatBatchError(f"Could not {what} {self.url}: {reason}")
-
-
-def _rename(source: Path, target: Path) -> None:
-    source.replace(target)
-    # The rename is durable only after the directory is synced.
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def spool() -> IO[bytes]:

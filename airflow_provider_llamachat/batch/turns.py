@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
-from airflow_provider_llamachat.batch.outcomes import PASSING
-from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     BudgetReachedError,
@@ -150,28 +148,20 @@ class Turns:
     ) -> None:
         """Note the result of an item. ``outcome`` overrides the outcome of the result."""
         entry = records.line(item, prepared, result, outcome=outcome)
-        trace = prepared.trace if prepared else None
-        position = None if isinstance(result, LlamaCloudError) else result.position
-        if trace is not None and position is not None:
-            trace = replace(trace, baseline=position)  # a prompt that was asked again has another place
-        self.note(records.result(item.key(self.scope), entry, trace=trace))
+        if prepared is not None and not isinstance(result, LlamaCloudError) and result.position is not None:
+            # A prompt that was asked again has another place.
+            prepared = replace(prepared, trace=replace(prepared.trace, baseline=result.position))
+        self.note(records.result(item.key(self.scope), entry, trace=prepared.trace if prepared else None))
         self.outcomes.add(item, result, entry)
         if prepared is not None:
-            self.preparer.saw(prepared, None if isinstance(result, LlamaCloudError) else result)
+            self.preparer.saw(prepared, result)
             self.asked.update(prepared.question.index_ids)
         if isinstance(result, LlamaCloudError) and not isinstance(result, BudgetReachedError):
-            self._take_failure(item, prepared, result, entry)
-
-    def _take_failure(
-        self, item: Item, prepared: Prepared | None, problem: LlamaCloudError, entry: dict[str, Any]
-    ) -> None:
-        reason = f"{item}: {entry['error']['message']} "
-        self.logger.warning("No answer for %s", reason)
-        if isinstance(problem, PASSING) and prepared is not None:
-            self.preparer.expect(item, Intent(prepared.question.session_id, prepared.trace, prepared.opened))
-        if self.options.fail_fast:
-            text = f"Stopped at the first error, because on_item_error is 'fail_fast'. {reason}{self.later}"
-            self.stop(ChatBatchError(text, session_id=entry["session_id"]))
+            reason = f"{item}: {entry['error']['message']} "
+            self.logger.warning("No answer for %s", reason)
+            if self.options.fail_fast:
+                text = f"Stopped at the first error, because on_item_error is 'fail_fast'. {reason}{self.later}"
+                self.stop(ChatBatchError(text, session_id=entry["session_id"]))
 
     def missing(self, item: Item) -> dict[str, Any]:
         """Return the line of an item that was not asked."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.batch.items import Item, Scope
     from airflow_provider_llamachat.batch.journal import Journal
-    from airflow_provider_llamachat.batch.prompt_files import StoredItems
     from airflow_provider_llamachat.batch.report import Report
     from airflow_provider_llamachat.batch.sessions import Options
 
@@ -169,7 +168,6 @@ class ChatBatchOperator(LlamaCloudOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
         options = self._options()
-        rate = self._rate()
         on_empty = arguments.choice(self.on_empty, "on_empty", arguments.OnEmpty)
         path = resolved_path(self.output_path, "output_path")
         with self._items(options, path) as items:
@@ -180,12 +178,10 @@ class ChatBatchOperator(LlamaCloudOperator):
                 raise InvalidArgumentError(
                     f"min_answered is {options.min_answered}, but the batch has only {len(items)} prompts. Nothing was asked."
                 )
-            report, base_url = self._ask_all(context, items, options, path, rate)
+            report, base_url = self._ask_all(context, items, options, path)
         return self._finish(context, report, base_url, path)
 
-    def _ask_all(
-        self, context: Context, items: Sequence[Item] | StoredItems, options: Options, path: Any, rate: float | None
-    ) -> tuple[Report, str]:
+    def _ask_all(self, context: Context, items: Sequence[Item], options: Options, path: Any) -> tuple[Report, str]:
         from airflow_provider_llamachat.batch.items import Scope
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 
@@ -203,13 +199,13 @@ class ChatBatchOperator(LlamaCloudOperator):
                 )
         try:
             with journal.claimed():
-                return own_loop.run(self._run(items, scope, options, journal, rate), self.on_kill)
+                return own_loop.run(self._run(items, scope, options, journal), self.on_kill)
         finally:
             # In a notebook, the same operator may run again. Reset any earlier, a kill before this line would be lost.
             self._is_killed = False
 
     @contextlib.contextmanager
-    def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item] | StoredItems]:
+    def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item]]:
         from airflow_provider_llamachat.batch import items, prompt_files
 
         path = resolved_path(self.prompts_path, "prompts_path")
@@ -296,16 +292,14 @@ class ChatBatchOperator(LlamaCloudOperator):
             output or "XCom",
         )
 
-    async def _run(
-        self, items: Sequence[Item] | StoredItems, scope: Scope, options: Options, journal: Journal, rate: float | None
-    ) -> tuple[Report, str]:
+    async def _run(self, items: Sequence[Item], scope: Scope, options: Options, journal: Journal) -> tuple[Report, str]:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient
         from airflow_provider_llamachat.client.throttle import Throttle
 
         config = self.get_hook().get_config()
-        async with await AsyncLlamaCloudClient.open(config, throttle=Throttle(rate)) as client:
+        async with await AsyncLlamaCloudClient.open(config, throttle=Throttle(options.requests_per_minute)) as client:
             batch = Batch(client, items, scope, options, journal, self.log, on_result=count_turn)
             loop = asyncio.get_running_loop()
 
@@ -338,9 +332,11 @@ class ChatBatchOperator(LlamaCloudOperator):
     def _options(self) -> Options:
         from airflow_provider_llamachat.batch.sessions import Options
 
+        rate = self.requests_per_minute
         return Options(
             index_ids=arguments.id_list(self.index_ids),
             max_concurrency=int(arguments.number(self.max_concurrency, "max_concurrency", whole=True)),
+            requests_per_minute=None if arguments.is_nothing(rate) else arguments.number(rate, "requests_per_minute"),
             session_mode=arguments.choice(self.session_mode, "session_mode", arguments.SessionMode),
             fail_fast=arguments.choice(self.on_item_error, "on_item_error", arguments.OnItemError) == "fail_fast",
             ask_again=arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again",
@@ -352,12 +348,6 @@ class ChatBatchOperator(LlamaCloudOperator):
             max_turns=arguments.limit(self.max_turns, "max_turns"),
             **self.scope(),
         )
-
-    def _rate(self) -> float | None:
-        given = self.requests_per_minute
-        if arguments.is_nothing(given):
-            return None
-        return arguments.number(given, "requests_per_minute")
 
     def _check_xcom(self, count: int) -> None:
         if count > MAX_XCOM_ITEMS:
