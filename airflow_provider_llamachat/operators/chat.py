@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import conf
 
-from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat import arguments, exceptions
 from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
 from airflow_provider_llamachat.airflow_support.lineage import record
 from airflow_provider_llamachat.airflow_support.metrics import count_turn
@@ -19,12 +19,6 @@ from airflow_provider_llamachat.airflow_support.task_state import (
     deferral_timeout,
     is_deferral_timeout,
     is_stale,
-)
-from airflow_provider_llamachat.exceptions import (
-    BudgetReachedError,
-    ChatTurnError,
-    ChatTurnFailedError,
-    ChatTurnInterruptedError,
 )
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
@@ -161,7 +155,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             trace = memory.begin(session)
             # A turn that may be there already is looked for in any case.
             if most is not None and session.total_tokens >= most and not trace.is_open:
-                raise BudgetReachedError(
+                raise exceptions.BudgetReachedError(
                     f"The session has used its max_total_tokens, so nothing was asked. Raise max_total_tokens ({most}), or ask in another "
                     f"session. Used: {session.total_tokens} tokens. Session: {question.session_id}.",
                     session_id=question.session_id,
@@ -218,7 +212,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """
         if is_deferral_timeout(next_method, next_kwargs):
             with self._usage_on_failure(context):
-                raise ChatTurnInterruptedError(
+                raise exceptions.ChatTurnInterruptedError(
                     "turn_timeout or execution_timeout passed while the task was deferred, and no triggerer resumed it. Check that a "
                     "triggerer is running. A retry looks for the answer in the session's history first.",
                     reason="deadline",
@@ -291,8 +285,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         """Push the known usage of the turn if it fails in the block."""
         try:
             yield
-        except ChatTurnError as problem:
-            outcome = "failed" if isinstance(problem, ChatTurnFailedError) else "interrupted"
+        except exceptions.ChatTurnError as problem:
+            outcome = "failed" if isinstance(problem, exceptions.ChatTurnFailedError) else "interrupted"
             try:
                 self._push_usage(context, problem.usage, outcome)
             except Exception as another:  # noqa: BLE001  # must not hide why the turn failed
