@@ -138,12 +138,7 @@ class Turns:
         self.release(prepared.item)
 
     def record(
-        self,
-        item: Item,
-        prepared: Prepared | None,
-        result: ChatTurn | LlamaCloudError,
-        *,
-        outcome: str | None = None,
+        self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
     ) -> None:
         """Note the result of an item. ``outcome`` overrides the outcome of the result."""
         entry = records.line(item, prepared, result, outcome=outcome)
