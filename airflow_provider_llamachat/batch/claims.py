@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_llamachat.batch.items import Scope
@@ -33,6 +33,7 @@ PAUSE = 0.5
 REMEDY = "Use {{ run_id }} and {{ ti.map_index }} in output_path, so that each run and mapped task has its own path. Nothing was asked."
 
 
+@dataclass(eq=False)
 class Claim:
     """The claim of a batch to its output path.
 
@@ -40,22 +41,17 @@ class Claim:
     :param scope: the task instance of the batch.
     """
 
-    def __init__(
-        self,
-        above: Folder,
-        scope: Scope,
-        *,
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._above = above
-        self._folder = above.below(scope.digest)
-        self._scope = scope
-        self._now = now
-        self._sleep = sleep
-        self._ended = threading.Event()
-        self._is_taken = False
-        self._beating: threading.Thread | None = None
+    above: Folder
+    scope: Scope
+    _: KW_ONLY
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+    _beating: threading.Thread | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._folder = self.above.below(self.scope.digest)
+        self._is_free = threading.Event()
+        self._is_free.set()
 
     def take(self) -> None:
         """Claim the path until :meth:`release`.
@@ -64,10 +60,10 @@ class Claim:
         :raises ChatBatchError: another run is writing to the path, or it is not writable.
         """
         self._say("waiting")
-        self._is_taken = True
+        self._is_free.clear()
         try:
             while self._has_to_wait():
-                self._sleep(PAUSE)
+                self.sleep(PAUSE)
                 self._say("waiting")
             self._say("writing")
         except BaseException:
@@ -78,49 +74,49 @@ class Claim:
 
     def release(self) -> None:
         """Release the path, and keep what a retry needs. Calling it again has no effect."""
-        if not self._is_taken or self._ended.is_set():
+        if self._is_free.is_set():
             return
-        self._ended.set()
+        self._is_free.set()
         if self._beating is not None:
             self._beating.join()
         with contextlib.suppress(ChatBatchError):
             self._say("ended")  # for stores where nothing may be deleted
         self._folder.discard(NAME)
         self._folder.remove_if_empty()
-        self._above.remove_if_empty()
+        self.above.remove_if_empty()
 
     def _has_to_wait(self) -> bool:
         """Whether another batch that started at the same time has to give way and has not done so yet."""
         wait = False
-        for digest in self._above.names():
-            if digest == self._scope.digest or (claim := self._read(digest)) is None or claim["state"] == "ended":
+        for digest in self.above.names():
+            if digest == self.scope.digest or (claim := self._read(digest)) is None or claim["state"] == "ended":
                 continue
             # Of two waiting batches, the one that does not see the other has read the claims before ours existed and will write.
-            if claim["state"] == "writing" or digest < self._scope.digest:
+            if claim["state"] == "writing" or digest < self.scope.digest:
                 raise self._refusal(claim)
             wait = True
         return wait
 
     def _read(self, digest: str) -> dict[str, Any] | None:
         try:
-            claim = json.loads(self._above.below(digest).read(NAME) or b"")
-            age = self._now() - float(claim["at"])
+            claim = json.loads(self.above.below(digest).read(NAME) or b"")
+            age = self.now() - float(claim["at"])
             return {**claim, "state": str(claim["state"]), "age": age} if age < STALE else None
         except (ValueError, KeyError, TypeError):
             return None  # missing, damaged, or written by a later release
 
     def _refusal(self, claim: dict[str, Any]) -> ChatBatchError | InvalidArgumentError:
         text = "Another batch is writing to this output_path."
-        details = f"Writer: {written_by(claim)}, seen {max(0.0, claim['age']):.0f} s ago. Folder: {self._above.url}"
-        if is_same_run(claim, self._scope):
+        details = f"Writer: {written_by(claim)}, seen {max(0.0, claim['age']):.0f} s ago. Folder: {self.above.url}"
+        if is_same_run(claim, self.scope):
             return InvalidArgumentError(f"{text} {REMEDY} {details}")
         return ChatBatchError(f"{text} A retry succeeds after it has ended. {REMEDY} {details}")
 
     def _say(self, state: str) -> None:
-        self._folder.write(NAME, json.dumps({"state": state, "at": self._now(), **asdict(self._scope)}).encode())
+        self._folder.write(NAME, json.dumps({"state": state, "at": self.now(), **asdict(self.scope)}).encode())
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._is_free.wait(BEAT):
             try:
                 self._say("writing")
             except ChatBatchError as problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 INTERVAL = 0.2
@@ -31,9 +30,7 @@ class Committer:
         self._task = asyncio.create_task(self._run(), name="batch-committer")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _kind: object, problem: BaseException | None, _trace: object) -> None:
         assert self._task is not None  # noqa: S101  # __aenter__ made it
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

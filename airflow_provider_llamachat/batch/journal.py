@@ -250,10 +250,8 @@ class PartsJournal(Journal):
         name = f"part-{self._number:08d}-{self._nonce}.jsonl"
         self._folder.write(name, content)
         self._small[name] = content
-        if len(self._small) >= COMPACT_PARTS or sum(map(len, self._small.values())) >= COMPACT_BYTES:
-            self._compact()
-
-    def _compact(self) -> None:
+        if len(self._small) < COMPACT_PARTS and sum(map(len, self._small.values())) < COMPACT_BYTES:
+            return
         if len(self._small) > 1:
             # Its name sorts after the parts that it replaces. After a kill in between, records exist twice, and the later ones win.
             name = f"part-{self._number:08d}-{self._nonce}z.jsonl"

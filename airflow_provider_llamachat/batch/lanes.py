@@ -12,7 +12,7 @@ Lane = deque[int]
 """Positions of items that are asked one after another, because a session answers one turn at a time. Those in doubt come first."""
 
 
-class Lanes:
+class Lanes(Iterator[Lane]):
     """Lanes, which may run concurrently. Use it as an iterator.
 
     :param shared: whether all items share a session.
@@ -27,15 +27,11 @@ class Lanes:
             self.positions[item.key(scope)] = item.position
             if shared or item.session_id is not None:
                 self._session_of[item.position] = item.session_id
-        self._coming: Iterator[Lane] = iter(())
         self._waiting: deque[Lane] = deque()
         self.parked: list[Lane] = []
 
     def begin(
-        self,
-        positions: Iterable[int],
-        was_intended: Callable[[int], bool],
-        is_in_doubt: Callable[[int], bool],
+        self, positions: Iterable[int], was_intended: Callable[[int], bool], is_in_doubt: Callable[[int], bool]
     ) -> None:
         """Begin with these items.
 
@@ -69,9 +65,6 @@ class Lanes:
     def put_back(self, position: int, lane: Lane) -> None:
         """Put back an item that is no longer in doubt."""
         insort(lane, position, key=self._turn)
-
-    def __iter__(self) -> Iterator[Lane]:
-        return self
 
     def __next__(self) -> Lane:
         lane = self._waiting.popleft() if self._waiting else next(self._coming)

@@ -40,7 +40,7 @@ class _End:
 class Outcomes:
     """Counts each item once, by its final outcome.
 
-    :param on_result: called once with the outcome and the usage of each item; for a retried item, after the retry.
+    :param on_result: see :class:`~.engine.Batch`.
     :ivar answered: number of items that have an answer, those of earlier attempts included.
     :ivar again: positions of the items that are retried.
     :ivar is_last_look: whether the retries have begun.

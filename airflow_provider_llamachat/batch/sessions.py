@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import Item
     from airflow_provider_llamachat.batch.records import Past
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
-    from airflow_provider_llamachat.models import ChatTurn, SessionSummary
+    from airflow_provider_llamachat.models import ChatTurn
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +141,11 @@ class Preparer:
                 raise NothingToAskInError(problem) from problem
         index_ids = item.index_ids or self._options.index_ids or []
         try:
-            created = await self._client.create_session(index_ids, **self._options.scope)
+            return await self._new(item, index_ids, opened=True)
         except RequestRefusedError as problem:
             if item.index_ids is None:
                 raise NothingToAskInError(problem) from problem  # every other item needs the same kind of session
             raise
-        self.opened += 1
-        return self._new(item, created, index_ids, opened=True)
 
     def question(self, item: Item, session_id: str, index_ids: list[str]) -> Question:
         """Return the item as a question."""
@@ -156,17 +154,16 @@ class Preparer:
             session_id, item.prompt, index_ids, self._options.require_all_indexes, others=others, **self._options.scope
         )
 
-    def _new(self, item: Item, created: SessionSummary, index_ids: list[str], *, opened: bool = False) -> Prepared:
+    async def _new(self, item: Item, index_ids: list[str], *, opened: bool = False) -> Prepared:
+        created = await self._client.create_session(index_ids, **self._options.scope)
+        self.opened += 1
         session = Session(session_id=created.session_id, events=[])
         question = self.question(item, created.session_id, index_ids)
         return Prepared(item, question, begin(session, question, now=self._began), opened=opened)
 
-    def _indexes(self, item: Item, session: Session) -> list[str]:
-        return indexes_to_ask(session, item.index_ids or (None if session.index_ids else self._options.index_ids))
-
     async def _take_up(self, item: Item, intent: Intent) -> Prepared | None:
         try:
-            session = await self._read(intent.session_id)
+            return await self._existing(item, intent.session_id, intent)
         except NotFoundError:
             if item.session_id is not None:
                 raise
@@ -176,12 +173,6 @@ class Preparer:
                 intent.session_id,
             )
             return None
-        question = self.question(item, session.session_id, self._indexes(item, session))
-        known = intent.trace
-        if not intent.is_own and known.intended_at is not None:
-            known = replace(known, intended_at=self._began)
-        trace = self._placed(begin(session, question, memory=known, now=self._began), session.session_id)
-        return Prepared(item, question, trace, not intent.is_own, intent.opened)
 
     async def _read(self, session_id: str) -> Session:
         known = self._turns.get(session_id, 0)
@@ -194,18 +185,20 @@ class Preparer:
                 return session
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
 
-    async def _existing(self, item: Item, session_id: str) -> Prepared:
+    async def _existing(self, item: Item, session_id: str, intent: Intent | None = None) -> Prepared:
         session = await self._read(session_id)
-        question = self.question(item, session_id, self._indexes(item, session))
-        return Prepared(item, question, self._placed(begin(session, question, now=self._began), session_id))
-
-    def _placed(self, trace: Trace, session_id: str) -> Trace:
-        """Return the trace of a prompt that is asked after the known turns of its session, also if its history does not show them.
-
-        Such a history does not begin as the trace says, so a lost prompt cannot be found in it by its position, and is not sent again.
-        """
-        known = self._turns.get(session_id, 0)
-        return trace if trace.is_open else replace(trace, baseline=max(trace.baseline, known))
+        index_ids = item.index_ids or (None if session.index_ids else self._options.index_ids)
+        question = self.question(item, session_id, indexes_to_ask(session, index_ids))
+        memory = intent.trace if intent else None
+        is_earlier = intent is not None and not intent.is_own
+        if memory is not None and is_earlier and memory.intended_at is not None:
+            memory = replace(memory, intended_at=self._began)
+        trace = begin(session, question, memory=memory, now=self._began)
+        if not trace.is_open:
+            # It is asked after the known turns, also if the history does not show them. Such a history does not begin as the trace
+            # says, so a lost prompt cannot be found in it by its position, and is not sent again.
+            trace = replace(trace, baseline=max(trace.baseline, self._turns.get(session_id, 0)))
+        return Prepared(item, question, trace, is_earlier, opened=intent is not None and intent.opened)
 
     async def _shared(self, item: Item) -> Prepared:
         if self.shared_session is not None:
@@ -217,8 +210,6 @@ class Preparer:
                     "Session: %s.",
                     self.shared_session,
                 )
-        index_ids = self._options.index_ids or []
-        created = await self._client.create_session(index_ids, **self._options.scope)
-        self.opened += 1
-        self.shared_session = created.session_id
-        return self._new(item, created, index_ids)
+        prepared = await self._new(item, self._options.index_ids or [])
+        self.shared_session = prepared.question.session_id
+        return prepared

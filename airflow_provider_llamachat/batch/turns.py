@@ -114,24 +114,23 @@ class Turns:
                 keep=keep,
                 on_event=seen,
             )
-        except FATAL as problem:
-            self.stop(problem)
-            return problem
-        except (BudgetReachedError, EarlyError) as problem:
-            is_again = may_again and trace.is_open and isinstance(problem, BudgetReachedError)
-            self._withdraw(replace(prepared, trace=trace) if is_again else prepared, problem, is_again=is_again)
-            return problem
         except LlamaCloudError as problem:
-            self.record(item, replace(prepared, trace=trace), problem)
+            known = replace(prepared, trace=trace)
+            if isinstance(problem, FATAL):
+                self.stop(problem)
+            elif isinstance(problem, BudgetReachedError) and may_again and trace.is_open:
+                # The turn that would have been asked once more may still end.
+                self.record(item, known, problem, outcome=records.INTERRUPTED)
+            elif isinstance(problem, BudgetReachedError | EarlyError):
+                self._withdraw(prepared)
+            else:
+                self.record(item, known, problem)
             return problem
         self.settled += prepared.trace.is_open and prepared.earlier and not has_streamed
         self.record(item, replace(prepared, trace=trace), turn)
         return turn
 
-    def _withdraw(self, prepared: Prepared, problem: LlamaCloudError, *, is_again: bool) -> None:
-        if is_again:  # the turn that would have been asked once more may still end
-            self.record(prepared.item, prepared, problem, outcome=records.INTERRUPTED)
-            return
+    def _withdraw(self, prepared: Prepared) -> None:
         if prepared.trace.is_open:  # otherwise, the results would show what an earlier look made of it
             key = prepared.item.key(self.scope)
             self.note(records.result(key, self.missing(prepared.item), trace=None))
@@ -139,12 +138,7 @@ class Turns:
         self.release(prepared.item)
 
     def record(
-        self,
-        item: Item,
-        prepared: Prepared | None,
-        result: ChatTurn | LlamaCloudError,
-        *,
-        outcome: str | None = None,
+        self, item: Item, prepared: Prepared | None, result: ChatTurn | LlamaCloudError, *, outcome: str | None = None
     ) -> None:
         """Note the result of an item. ``outcome`` overrides the outcome of the result."""
         entry = records.line(item, prepared, result, outcome=outcome)
