@@ -91,17 +91,12 @@ class Calls:
     def projects(self, project_name: str | None, organization_id: str | None) -> Call:
         """List projects. The call does not include a project."""
         query = self._query({"organization_id": organization_id})
-        return endpoints.LIST_PROJECTS.call(
-            query={"organization_id": query["organization_id"], "project_name": project_name}
-        )
+        return endpoints.LIST_PROJECTS.call(query=query | {"project_id": None, "project_name": project_name})
 
     def project(self, project_id: str, organization_id: str | None) -> Call:
         """Read one project."""
-        query = self._query({"organization_id": organization_id})
-        return endpoints.GET_PROJECT.call(
-            {"project_id": checked_uuid("project_id", project_id) or ""},
-            query={"organization_id": query["organization_id"]},
-        )
+        query = self._query({"organization_id": organization_id}) | {"project_id": None}
+        return endpoints.GET_PROJECT.call({"project_id": checked_uuid("project_id", project_id) or ""}, query=query)
 
     def attachment(self, source_id: str, attachment_name: str, scope: Scope) -> Call:
         """Get the URL of an attachment."""

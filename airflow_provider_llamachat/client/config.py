@@ -103,7 +103,11 @@ class ClientConfig:
     @property
     def is_loopback(self) -> bool:
         """Whether the base URL leads to this machine."""
-        return _is_loopback(urlsplit(self.base_url).hostname or "")
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
 
 
 def checked_api_key(api_key: str | None) -> str:
@@ -216,15 +220,6 @@ def _number(name: str, value: Any, default: float) -> float:
             f"got {describe(value) if math.isnan(number) else f'{number:g}'}. Correct it in the connection."
         )
     return number
-
-
-def _is_loopback(hostname: str) -> bool:
-    if hostname == "localhost" or hostname.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(hostname).is_loopback
-    except ValueError:
-        return False
 
 
 OUT_OF_FILES = (

@@ -39,7 +39,6 @@ class Endpoint:
     :param is_secret: whether the response is a secret, which no message quotes.
     """
 
-    name: str
     method: str
     path: str
     purpose: str
@@ -109,26 +108,23 @@ def path_segment(name: str, value: Any) -> str:
 
 _CHAT = "/api/v1/chat"
 
-CREATE_SESSION = Endpoint("create", "POST", _CHAT, "create a chat session", SessionSummary)
-LIST_SESSIONS = Endpoint("list", "GET", _CHAT, "list chat sessions", SessionPage)
-GET_SESSION = Endpoint("get", "GET", _CHAT + "/{session_id}", "read chat session {session_id}", Session)
+CREATE_SESSION = Endpoint("POST", _CHAT, "create a chat session", SessionSummary)
+LIST_SESSIONS = Endpoint("GET", _CHAT, "list chat sessions", SessionPage)
+GET_SESSION = Endpoint("GET", _CHAT + "/{session_id}", "read chat session {session_id}", Session)
 GET_SESSION_SUMMARY = Endpoint(
-    "summary", "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", SessionSummary
+    "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", SessionSummary
 )
-DELETE_SESSION = Endpoint("delete", "DELETE", _CHAT + "/{session_id}", "delete chat session {session_id}")
+DELETE_SESSION = Endpoint("DELETE", _CHAT + "/{session_id}", "delete chat session {session_id}")
 STREAM_MESSAGE = Endpoint(
-    "stream", "POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}", replay=False
+    "POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}", replay=False
 )
-LIST_PROJECTS = Endpoint("projects", "GET", "/api/v1/projects", "list projects", Project, many=True)
-GET_PROJECT = Endpoint("project", "GET", "/api/v1/projects/{project_id}", "read project {project_id}", Project)
-LIST_INDEXES = Endpoint("indexes", "GET", "/api/v1/indexes", "list indexes", IndexPage)
-GET_INDEX = Endpoint("index", "GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
-SYNC_INDEX = Endpoint("sync", "POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
-CANCEL_SYNC = Endpoint(
-    "cancel_sync", "POST", "/api/v1/indexes/{index_id}/sync/cancel", "cancel the sync of index {index_id}"
-)
+LIST_PROJECTS = Endpoint("GET", "/api/v1/projects", "list projects", Project, many=True)
+GET_PROJECT = Endpoint("GET", "/api/v1/projects/{project_id}", "read project {project_id}", Project)
+LIST_INDEXES = Endpoint("GET", "/api/v1/indexes", "list indexes", IndexPage)
+GET_INDEX = Endpoint("GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
+SYNC_INDEX = Endpoint("POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
+CANCEL_SYNC = Endpoint("POST", "/api/v1/indexes/{index_id}/sync/cancel", "cancel the sync of index {index_id}")
 GET_ATTACHMENT = Endpoint(
-    "attachment",
     "GET",
     "/api/v1/beta/attachments/{attachment_name}",
     "get the URL of an attachment",

@@ -129,12 +129,6 @@ def wait_until_ready(
     return indexes
 
 
-def describe(states: dict[str, str]) -> str:
-    """Return the states as part of a sentence of bounded length."""
-    shown = [f"{index_id} ({state})" for index_id, state in list(states.items())[:10]]
-    return ", ".join(shown) + (f" and {len(states) - 10} more" if len(states) > 10 else "")
-
-
 def is_newer(moment: str | None, than: str | None) -> bool:
     """Whether one ``last_synced_at`` is later than another. A missing one is earlier than any.
 
@@ -156,5 +150,7 @@ def _time(text: str) -> datetime | None:
 
 
 def not_ready(states: dict[str, str]) -> str:
-    """The message for indexes that were not ready in time."""
-    return f"The deadline passed before all indexes were ready. Still waiting for: {describe(states) or 'unknown'}."
+    """The message for indexes that were not ready in time. It names at most ten of them."""
+    shown = ", ".join(f"{index_id} ({state})" for index_id, state in list(states.items())[:10]) or "unknown"
+    more = f" and {len(states) - 10} more" if len(states) > 10 else ""
+    return f"The deadline passed before all indexes were ready. Still waiting for: {shown}{more}."

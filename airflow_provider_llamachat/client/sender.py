@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -68,9 +67,7 @@ class AsyncSender:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -119,7 +116,7 @@ class AsyncSender:
                 with retries.spend() as deadline:
                     connecting = http.Connecting()
                     try:
-                        reply = await self._exchange(self._http, call, deadline, connecting)
+                        reply = await self._exchange(self._http, call, deadline, trace=connecting.atrace)
                     except responses.DISCONNECTS:
                         # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
@@ -138,28 +135,18 @@ class AsyncSender:
         return self._fresh
 
     async def _exchange(
-        self,
-        client: httpx.AsyncClient,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
+        self, client: httpx.AsyncClient, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> responses.Reply:
-        async with self._response(client, call, deadline, connecting) as response:
+        async with self._response(client, call, deadline, **extensions) as response:
             return responses.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
 
     @asynccontextmanager
     async def _response(
-        self,
-        client: httpx.AsyncClient,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
+        self, client: httpx.AsyncClient, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> AsyncIterator[httpx.Response]:
         if self.is_stopped:
             raise StoppedError
-        request = client.build_request(**http.request(call, self.config, deadline))
-        if connecting is not None:
-            request.extensions["trace"] = connecting.atrace
+        request = client.build_request(**http.request(call, self.config, deadline), extensions=extensions)
         async with auntil(deadline):
             response = await client.send(request, stream=True)
         async with aclosing(response):

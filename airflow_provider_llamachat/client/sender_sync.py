@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -42,9 +41,7 @@ class Sender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -93,7 +90,7 @@ class Sender:
                 with retries.spend() as deadline:
                     connecting = http.Connecting()
                     try:
-                        reply = self._exchange(self._http, call, deadline, connecting)
+                        reply = self._exchange(self._http, call, deadline, trace=connecting.trace)
                     except responses.DISCONNECTS:
                         # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
                         if connecting.is_new or not call.endpoint.replay or self.is_stopped:
@@ -112,28 +109,18 @@ class Sender:
         return self._fresh
 
     def _exchange(
-        self,
-        client: httpx.Client,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
+        self, client: httpx.Client, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> responses.Reply:
-        with self._response(client, call, deadline, connecting) as response:
+        with self._response(client, call, deadline, **extensions) as response:
             return responses.Reply(response.status_code, response.headers, self._read(call, response, deadline))
 
     @contextmanager
     def _response(
-        self,
-        client: httpx.Client,
-        call: endpoints.Call,
-        deadline: float,
-        connecting: http.Connecting | None = None,
+        self, client: httpx.Client, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> Iterator[httpx.Response]:
         if self.is_stopped:
             raise StoppedError
-        request = client.build_request(**http.request(call, self.config, deadline))
-        if connecting is not None:
-            request.extensions["trace"] = connecting.trace
+        request = client.build_request(**http.request(call, self.config, deadline), extensions=extensions)
         with until(deadline):
             response = client.send(request, stream=True)
         with closing(response):
