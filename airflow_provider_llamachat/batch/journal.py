@@ -138,7 +138,7 @@ class PartsJournal(Journal):
 
     :param output_path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of the results.
     :param scope: the task instance. Another run with the same ``output_path`` has its own parts.
-    :param memory: ``get_in_round(key)`` and ``set_in_round(key, value)`` of :class:`~..operators.base.TaskMemory`, or None. It tells a
+    :param memory: a :class:`~..airflow_support.task_state.TaskMemory`, or None. It tells a
         retry that the batch is complete when the parts are already removed.
     """
 
@@ -318,7 +318,7 @@ class MemoryJournal(Journal):
 
     Clearing a complete batch asks again. A retry does not, if the attempt that completed the batch was killed before it succeeded.
 
-    :param store: :class:`~..operators.base.TaskMemory` with Airflow 3.3's task state store, or None.
+    :param store: :class:`~..airflow_support.task_state.TaskMemory` with Airflow 3.3's task state store, or None.
     """
 
     def __init__(self, store: Any = None) -> None:
