@@ -15,9 +15,9 @@ MAX_MESSAGE = 2400
 """Maximum length of an exception's message."""
 
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
-# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. Nor is "llx-files".
 _CREDENTIALS = re.compile(
-    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
+    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]{16,}", re.ASCII
 )
 # What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
 # that is quickly found. JSON and HTML may write the & before it in their own way.
