@@ -68,7 +68,7 @@ _CAUSES: dict[int, tuple[type[errors.LlamaCloudError], str]] = {
 _FROM_ANYONE = {407, 408, 425, 429}
 """Statuses that mean the same whether LlamaCloud or a proxy sent them, as do those from 500."""
 
-_BUSY = re.compile(r"\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b", re.IGNORECASE)
+_BUSY = r"(?i)\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b"
 """Words in a refusal that indicate another turn. The API does not document them."""
 
 NOT_THE_API = "the response does not come from LlamaCloud's API"
@@ -196,7 +196,7 @@ def _refusal(call: Call, reply: Reply, config: ClientConfig, detail: str) -> tup
     elif status == 407:
         cause = unreachable.proxy_wants_a_password(config.base_url)
     elif status == 409 and call.endpoint is STREAM_MESSAGE:
-        tells_of_a_turn = retry_after(reply.headers) is not None or _BUSY.search(detail)
+        tells_of_a_turn = retry_after(reply.headers) is not None or re.search(_BUSY, detail)
         kind = errors.SessionBusyError if tells_of_a_turn else kind
     return kind, cause
 
