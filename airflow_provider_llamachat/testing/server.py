@@ -55,7 +55,7 @@ class LlamaCloudEmulator(Control):
         if not self._keys or not all(re.fullmatch("[!-~]([ -~]*[!-~])?", key) for key in self._keys):
             raise ValueError("Give at least one API key. A key is printable ASCII text without surrounding spaces")
         # asyncio takes an empty host for every address of the machine.
-        if not isinstance(host, str) or not host.strip():
+        if not isinstance(host, str) or not host.strip():  # type: ignore[redundant-expr]  # callers are not always typed
             raise ValueError(f"host must be a host name or an IP address, not {host!r}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
         self._host, self._port = host, checked_port(port)
