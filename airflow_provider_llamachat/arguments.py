@@ -246,11 +246,8 @@ def count_or_share(value: Any, name: str) -> int | Fraction | None:
     )
 
 
-_FILE_NAME = re.compile(
-    r"([a-z]:)?[\w.\-/\\~]+\.(txt|md|markdown|prompt|jinja2?|j2|json|jsonl|ya?ml|csv|sql|docx?|pdf|html?)",
-    re.IGNORECASE | re.ASCII,  # a sentence in a script without spaces is no name
-)
-
+# ASCII only: a sentence in a script without spaces is no name.
+_FILE_NAME = r"(?ia)([a-z]:)?[\w.\-/\\~]+\.(txt|md|markdown|prompt|jinja2?|j2|json|jsonl|ya?ml|csv|sql|docx?|pdf|html?)"
 
 PROMPT_FILES = (".prompt", ".prompt.md")
 """The ends of the names of files whose content is asked."""
@@ -261,7 +258,7 @@ def no_file_name(text: str, name: str) -> str:
 
     :raises InvalidArgumentError: it does.
     """
-    if _FILE_NAME.fullmatch(text.strip()):
+    if re.fullmatch(_FILE_NAME, text.strip()):
         raise InvalidArgumentError(
             f"{name} looks like the name of a file, so it was not asked: {_shown(text)}. To ask the content of a file, give the file a "
             f"name that ends in {' or '.join(PROMPT_FILES)}, and write that name in the Dag. To ask this text, add a question mark."

@@ -29,7 +29,7 @@ _LENGTHS = (MAX_TEXT, 500, 100, 0)
 # Lengths to which texts are cut before sources are left out: which page it was says more than what stands there.
 _NOTE_BYTES = 300
 _MAX_NESTING = 50
-_UNSTORABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSTORABLE = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
 # PostgreSQL's JSON refuses NUL and halves of surrogate pairs; terminals obey the other control characters.
 
 Source = dict[str, Any]
@@ -43,7 +43,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, str):
-        return _UNSTORABLE.sub(" ", value)
+        return re.sub(_UNSTORABLE, " ", value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
@@ -191,7 +191,7 @@ def _raw(value: Any) -> Any:
 
 
 def _cut(text: str, limit: int) -> str:
-    return _UNSTORABLE.sub(" ", text if len(text) <= limit else text[: max(0, limit - 1)] + "…"[:limit])
+    return re.sub(_UNSTORABLE, " ", text if len(text) <= limit else text[: max(0, limit - 1)] + "…"[:limit])
 
 
 def bounded(found: list[Source], size: int = MAX_BYTES) -> list[Source]:

@@ -159,7 +159,12 @@ class PermissionDeniedError(RequestRefusedError):
 
 
 class NotFoundError(RequestRefusedError):
-    """404: no such session, index or project in this project."""
+    """404: no such session, index or project in this project.
+
+    :ivar is_vague: the response says no more than "Not Found". Servers also say this of an unknown path, so the Base URL may be wrong.
+    """
+
+    is_vague: bool = False
 
 
 class ConflictError(LlamaCloudStatusError):

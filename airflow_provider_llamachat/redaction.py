@@ -14,22 +14,20 @@ MAX_EXCERPT = 500
 MAX_MESSAGE = 2400
 """Maximum length of an exception's message."""
 
+# Patterns are text, which re compiles when it is first used, and keeps: most processes that parse a Dag redact nothing.
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
-# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret.
-_CREDENTIALS = re.compile(
-    r"(?i)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]+", re.ASCII
-)
+# token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. Nor is "llx-files".
+_CREDENTIALS = r"(?ia)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]{16,}"
 # What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
 # that is quickly found. JSON and HTML may write the & before it in their own way.
-_SIGNATURES = re.compile(
-    r"(?i)([?&\\%](?:amp;|u0026|26|3f)?)"
-    r"(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)(?:=|%3d)[\w%.+/=\-~]{16,}",
-    re.ASCII,
+_SIGNATURES = (
+    r"(?ia)([?&\\%](?:amp;|u0026|26|3f)?)"
+    r"(?:x-(?:amz|goog)-(?:signature|security-token|credential)|signature|sig)(?:=|%3d)[\w%.+/=\-~]{16,}"
 )
 # Control characters, line separators, halves of surrogate pairs (no log file can hold them), and what turns text round.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+_UNPRINTABLE = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+"
 
-_UNPRINTABLE_IN_LINE = re.compile(_UNPRINTABLE.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
+_UNPRINTABLE_IN_LINE = _UNPRINTABLE.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f")
 
 _MAX_KNOWN = 32
 # Minimum length of a secret. A shorter one would also match parts of ordinary words.
@@ -67,7 +65,7 @@ def excerpt(text: str | bytes, *, secrets: tuple[str, ...] = (), limit: int = MA
     if cut:
         # A secret that crosses the edge of the window is not recognized.
         head = head[: max(0, len(head) - margin)]
-    head = _UNPRINTABLE.sub(" ", head).strip()
+    head = re.sub(_UNPRINTABLE, " ", head).strip()
     if len(head) > limit or cut:
         return f"{head[:limit]}… ({total} in all)"
     return head
@@ -88,26 +86,26 @@ def scrub(text: str, secrets: tuple[str, ...]) -> str:
     signature of a URL is replaced too.
     """
     # Most texts hold no secret and no notation in which one could hide. Then a search for plain text is enough, which is much faster.
-    plain = None if _NOTATION.search(text) else text.translate(_ALSO_ASCII).lower()
+    plain = None if re.search(_NOTATION, text) else text.translate(_ALSO_ASCII).lower()
     for secret in {*secrets, *_known}:
         if secret and (plain is None or not secret.isascii() or any(form in plain for form in _plain_forms(secret))):
             text = _pattern(secret).sub("***", text)
-    return _SIGNATURES.sub(r"\1***", _CREDENTIALS.sub("***", text))
+    return re.sub(_SIGNATURES, r"\1***", re.sub(_CREDENTIALS, "***", text))
 
 
 def printable(text: str) -> str:
     """Return ``text`` with its lines, but without other control characters and without what turns text round."""
-    return _UNPRINTABLE_IN_LINE.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return re.sub(_UNPRINTABLE_IN_LINE, " ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     """Return ``text`` without control characters, cut to ``limit``. Calling it twice has no further effect."""
-    text = _UNPRINTABLE.sub(" ", text)
+    text = re.sub(_UNPRINTABLE, " ", text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 # How one character may be written in another way than by itself.
-_NOTATION = re.compile(r"%[0-9a-f]{2}|\\u[0-9a-f]|&(?:amp;)?#?\w+;", re.IGNORECASE)
+_NOTATION = r"(?i)%[0-9a-f]{2}|\\u[0-9a-f]|&(?:amp;)?#?\w+;"
 # Letters that are an ASCII letter when case is ignored.
 _ALSO_ASCII = str.maketrans({"\u0130": "i", "\u0131": "i", "\u017f": "s", "\u212a": "k", "\\": ""})
 

@@ -92,9 +92,12 @@ class Tidier:
             nonlocal deleted, told
             for session_id in pending:
                 try:
-                    await self.client.delete_session(session_id, **self.options.scope)
-                except NotFoundError:
-                    continue  # an earlier attempt, or somebody else, deleted it
+                    try:
+                        await self.client.delete_session(session_id, **self.options.scope)
+                    except NotFoundError as problem:
+                        if problem.is_vague:  # a list fails in the same way if the Base URL is wrong
+                            await anext(self.client.list_sessions(page_size=1, **self.options.scope), None)
+                        continue  # an earlier attempt, or somebody else, deleted it
                 except LlamaCloudError as problem:
                     left.append(session_id)
                     if not told:

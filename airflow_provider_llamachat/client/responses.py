@@ -68,7 +68,7 @@ _CAUSES: dict[int, tuple[type[errors.LlamaCloudError], str]] = {
 _FROM_ANYONE = {407, 408, 425, 429}
 """Statuses that mean the same whether LlamaCloud or a proxy sent them, as do those from 500."""
 
-_BUSY = re.compile(r"\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b", re.IGNORECASE)
+_BUSY = r"(?i)\b(in progress|in flight|busy|running|concurrent(ly)?|another|already|try again)\b"
 """Words in a refusal that indicate another turn. The API does not document them."""
 
 NOT_THE_API = "the response does not come from LlamaCloud's API"
@@ -162,7 +162,10 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     details = f" ({detail})" if detail else ""
     ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
     end = f"{where(call, config)} answered {reply.status}{details}.{ticket}"
-    raise kind(f"Could not {purpose(call)}: {cause} {end}", **known)
+    problem = kind(f"Could not {purpose(call)}: {cause} {end}", **known)
+    if isinstance(problem, errors.NotFoundError):
+        problem.is_vague = _is_vague(detail)
+    raise problem
 
 
 def _refusal(call: Call, reply: Reply, config: ClientConfig, detail: str) -> tuple[type[errors.LlamaCloudError], str]:
@@ -184,15 +187,16 @@ def _refusal(call: Call, reply: Reply, config: ClientConfig, detail: str) -> tup
     kind, cause = _CAUSES.get(status, (errors.RequestRefusedError, "the server does not accept this request."))
     if status == 401:
         kind, cause = errors.AuthenticationError, _key_advice(config)
-    elif status == 404 and thing in {"project", "organization"}:
-        kind, cause = errors.NotFoundError, f"there is no such {thing}. Check project_id and organization_id."
     elif status == 404:
-        check = "Check the id, and that project_id is its project."
-        kind, cause = errors.NotFoundError, f"there is no such {thing} in this project. {check}"
+        place, check = " in this project", "the id, and that project_id is its project"
+        if thing in {"project", "organization"}:
+            place, check = "", "project_id and organization_id"
+        doubt, first = ("the Base URL is wrong, or ", "the connection's Base URL, ") if _is_vague(detail) else ("", "")
+        kind, cause = errors.NotFoundError, f"{doubt}there is no such {thing}{place}. Check {first}{check}."
     elif status == 407:
         cause = unreachable.proxy_wants_a_password(config.base_url)
     elif status == 409 and call.endpoint is STREAM_MESSAGE:
-        tells_of_a_turn = retry_after(reply.headers) is not None or _BUSY.search(detail)
+        tells_of_a_turn = retry_after(reply.headers) is not None or re.search(_BUSY, detail)
         kind = errors.SessionBusyError if tells_of_a_turn else kind
     return kind, cause
 
@@ -212,6 +216,12 @@ def _thing(call: Call) -> str | None:
         named.append("index")
     named += [thing for thing in ("project", "organization") if f"{thing}_id" in call.query]
     return named[0] if named else None
+
+
+def _is_vague(detail: str) -> bool:
+    # What web frameworks say of a path that they do not know: FastAPI and Litestar, Django, and Flask.
+    words = detail.casefold().rstrip(".")
+    return words == "not found" or words.startswith("the requested url was not found")
 
 
 def _is_page(reply: Reply) -> bool:

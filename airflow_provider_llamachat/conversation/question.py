@@ -95,6 +95,11 @@ class Trace:
         """Whether a post of ours may be on its way, or have become a turn."""
         return self.accepted or self.answered or self.intended_at is not None
 
+    @property
+    def may_run(self) -> bool:
+        """Whether a turn of ours may still run, and be billed."""
+        return self.is_open and not self.answered
+
     def after(self, event: Event) -> Trace:
         """Return what is known after ``event`` of our own stream: the same object if nothing is new."""
         known = self if self.accepted else replace(self, accepted=True)

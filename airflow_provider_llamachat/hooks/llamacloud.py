@@ -168,6 +168,8 @@ class LlamaCloudHook(BaseHook):
         except exceptions.AuthenticationError as problem:
             return False, f"API key or region: {problem}"
         except (exceptions.NotFoundError, exceptions.PermissionDeniedError) as problem:
+            if isinstance(problem, exceptions.NotFoundError) and problem.is_vague:
+                return False, str(problem)
             return False, f"{'Project or organization' if about_scope else 'API key'}: {problem}"
         except exceptions.LlamaCloudError as problem:
             return False, str(problem)

@@ -248,7 +248,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
     def on_kill(self) -> None:
         """Send nothing more, and stop waiting. A turn cannot be cancelled, and nothing is deleted."""
         super().on_kill()
-        if self._memory is not None and self._memory.trace is not None and self._memory.trace.is_open:
+        if self._memory is not None and self._memory.trace is not None and self._memory.trace.may_run:
             self.log.warning(
                 "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Its answer is then "
                 "in the session's history. Session: %s.",

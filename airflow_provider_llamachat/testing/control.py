@@ -250,11 +250,20 @@ class EmulatorControl(Control):
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
 
+def checked_port(port: int) -> int:
+    """Return ``port``, or raise ValueError if nothing can listen there."""
+    # To Python, True is 1.
+    if type(port) is not int or not 0 <= port <= 65535:
+        raise ValueError(f"port must be a number from 0 to 65535, not {port!r}")
+    return port
+
+
 class EmulatorProcess(EmulatorControl):
     """Context manager that starts ``python -m airflow_provider_llamachat.testing``, controls it, and ends it.
 
     ``settings``, ``port`` and ``api_keys`` are those of :class:`~.server.LlamaCloudEmulator`.
 
+    :raises ValueError: the port is not a number from 0 to 65535.
     :raises RuntimeError: on entering, if the process does not start; with its error output.
     """
 
@@ -264,7 +273,12 @@ class EmulatorProcess(EmulatorControl):
         super().__init__("")
         # Its input is a pipe of this process: it closes, and the emulator ends, even when this process is killed.
         self._command = [sys.executable, "-m", "airflow_provider_llamachat.testing", "--until-stdin-closes"]
-        self._command += ["--port", str(port), "--settings", json.dumps((settings or Settings()).to_json())]
+        self._command += [
+            "--port",
+            str(checked_port(port)),
+            "--settings",
+            json.dumps((settings or Settings()).to_json()),
+        ]
         self._command += [word for key in api_keys or () for word in ("--api-key", key)]
         self._process: subprocess.Popen[str] | None = None
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.control import COMMANDS, PREFIX, Control
+from airflow_provider_llamachat.testing.control import COMMANDS, PREFIX, Control, checked_port
 from airflow_provider_llamachat.testing.records import ENDPOINTS, REQUEST_KINDS, Fault, Headers, RequestRecord
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import Exchange, ServiceState
@@ -40,7 +40,7 @@ class LlamaCloudEmulator(Control):
     :param host: address to listen on. Whatever it is, the control API answers only loopback clients.
     :param port: 0 takes a free one.
     :param api_keys: keys that are accepted; :attr:`api_key` is the first.
-    :raises ValueError: an unusable key, or a port that is out of range.
+    :raises ValueError: an unusable key or host, or a port that is not a number from 0 to 65535.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class LlamaCloudEmulator(Control):
         self._keys = [DEFAULT_API_KEY] if api_keys is None else list(api_keys)
         if not self._keys or not all(re.fullmatch("[!-~]([ -~]*[!-~])?", key) for key in self._keys):
             raise ValueError("Give at least one API key. A key is printable ASCII text without surrounding spaces")
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port must be a number from 0 to 65535, not {port}")
+        # asyncio takes an empty host for every address of the machine.
+        if not isinstance(host, str) or not host.strip():  # type: ignore[redundant-expr]  # callers are not always typed
+            raise ValueError(f"host must be a host name or an IP address, not {host!r}")
         self._state, self._api_key = ServiceState(settings), self._keys[0]
-        self._host, self._port = host, port
+        self._host, self._port = host, checked_port(port)
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._thread: threading.Thread | None = None
         self._running = False

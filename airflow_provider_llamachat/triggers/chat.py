@@ -70,6 +70,7 @@ class ChatTurnTrigger(BaseTrigger):
         self.llamacloud_conn_id = llamacloud_conn_id
         self.question = Question(session_id, prompt, index_ids, require_all_indexes, project_id, organization_id)
         self.trace = Trace.read({**known, "baseline": baseline, "accepted": accepted}) or Trace(0, intended_at=0.0)
+        self._trace = self.trace
         self.deadline = deadline
         self.deferred_at = deferred_at
         self.ask_again = ask_again
@@ -130,8 +131,9 @@ class ChatTurnTrigger(BaseTrigger):
         self._has_posted = self._has_posted or is_intent
 
     async def on_kill(self) -> None:
-        """Log what happens to the turn. Airflow 3.3 calls this when a user stops the deferred task. Nothing is deleted."""
-        self.log.warning(
-            "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Session: %s.",
-            self.question.session_id,
-        )
+        """Log what happens to a turn that may run. Airflow 3.3 calls this when a user stops the deferred task. Nothing is deleted."""
+        if self._trace.may_run:
+            self.log.warning(
+                "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Session: %s.",
+                self.question.session_id,
+            )

@@ -16,6 +16,7 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     InvalidArgumentError,
     NotFoundError,
+    RequestRefusedError,
     ServerError,
     TranscriptError,
 )
@@ -23,7 +24,7 @@ from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.models import Session
 from airflow_provider_llamachat.operators import transcript
 from airflow_provider_llamachat.operators.chat import DeleteChatSessionOperator, SaveTranscriptOperator
-from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID, INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.airflow.tries import a_try
 from tests.batch.stores import Buckets
 
@@ -113,6 +114,35 @@ def test_a_session_is_deleted_after_it_was_saved_and_not_otherwise(
     assert not (tmp_path / "other.md").exists()
     with pytest.raises(NotFoundError):
         delete(session_id, tmp_path / "other.md", ignore_missing=False)
+
+
+@pytest.mark.parametrize("path", ["transcript.md", None])
+@pytest.mark.parametrize("scope", [{}, {"project_id": DEFAULT_PROJECT_ID}])
+def test_a_wrong_base_url_is_no_proof_that_a_session_is_missing(
+    path: str | None,
+    scope: dict[str, str],
+    session_id: str,
+    tmp_path: Path,
+    llamacloud_emulator: LlamaCloudEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection = {**json.loads(llamacloud_emulator.airflow_connection_json), "host": llamacloud_emulator.url + "/wrong"}
+    monkeypatch.setenv("AIRFLOW_CONN_LLAMACLOUD_DEFAULT", json.dumps(connection))
+    with pytest.raises(RequestRefusedError, match="Base URL"):
+        delete(session_id, path and tmp_path / path, **scope)
+    assert list(llamacloud_emulator.sessions) == [session_id]
+
+
+@pytest.mark.parametrize(
+    ("detail", "requests"), [("Not Found", ["delete", "list"]), ("Session ses-1 not found.", ["delete"])]
+)
+def test_only_a_404_that_may_be_of_an_unknown_path_takes_another_request(
+    detail: str, requests: list[str], session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    before = len(llamacloud_emulator.requests)
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=404, detail=detail))
+    delete(session_id, None)
+    assert [request.endpoint for request in llamacloud_emulator.requests[before:]] == requests
 
 
 def test_an_existing_file_is_kept_when_saving_fails(

@@ -166,15 +166,24 @@ def test_failing_lineage_and_metrics_do_not_lose_the_answer(
     assert "was not counted" in caplog.text
 
 
-def test_a_kill_logs_the_session_id_and_no_other_field(said: Callable[[], str]) -> None:
+@pytest.mark.parametrize("answer_first", [False, True])
+def test_a_kill_says_that_a_turn_may_be_billed_only_while_there_is_one(
+    answer_first: bool, said: Callable[[], str], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
     create = CreateChatSessionOperator(task_id="create", index_ids=[INDEX_FILINGS])
     whole = create.execute(a_try(create, 1))
-    task = ask(whole)
-    task.execute(a_try(task, 1))
+    task = ask(whole, turn_timeout=1.5, retries=0)
+    if answer_first:
+        task.execute(a_try(task, 1))
+    else:
+        llamacloud_emulator.settings.turn_latency = 600.0
+        with pytest.raises(ChatTurnInterruptedError):
+            task.execute(a_try(task, 1))
     said()
     task.on_kill()
     words = said()
-    assert whole["session_id"] in words
+    assert ("may finish, and bill, the turn" in words) is not answer_first
+    assert (whole["session_id"] in words) is not answer_first
     assert "last_updated_at" not in words
 
 

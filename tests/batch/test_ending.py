@@ -58,6 +58,17 @@ def test_stopped_while_it_deletes_it_ends_and_the_next_attempt_deletes_the_rest(
     assert not runner.parts
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_404_that_an_unknown_path_gets_too_shows_no_deletion_unless_the_base_url_is_right(
+    is_right: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    for endpoint in ("delete",) if is_right else ("delete", "list"):
+        llamacloud_emulator.inject(Fault("status", endpoint=endpoint, status=404, detail="Not Found", times=None))
+    assert runner.run(delete_sessions=True).deleted == 0
+    assert ("Check the connection's Base URL" in caplog.text) is not is_right
+    assert ("Sessions that were not deleted (6)" in caplog.text) is not is_right
+
+
 def test_stopped_while_it_writes_its_results_it_deletes_nothing(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

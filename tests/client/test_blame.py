@@ -102,28 +102,54 @@ def test_a_refusal_names_what_was_refused(status: str, words: str) -> None:
     assert "Host" not in str(problem)
 
 
-@pytest.mark.parametrize(
-    ("method", "values", "thing"),
-    [
-        (lambda c: c.create_session(["idx-1"]), {}, "no such index in this project"),
-        (lambda c: c.create_session(), {"project_id": PROJECT}, "no such project. Check project_id"),
-        (lambda c: list(c.list_indexes()), {"project_id": PROJECT}, "no such project. Check project_id"),
-        (projects, {"organization_id": PROJECT}, "no such organization. Check"),
-        (lambda c: c.get_project(PROJECT), {}, "no such project. Check project_id"),
-        (lambda c: c.get_index("idx-1"), {}, "no such index in this project"),
-        (
-            lambda c: list(c.stream_message("ses-1", "Why?", index_ids=["idx-1"])),
-            {},
-            "no such chat session in this project",
-        ),
-    ],
-)
+MISSING: list[tuple[Callable[[Any], Any], dict[str, Any], str]] = [
+    (lambda c: c.create_session(["idx-1"]), {}, "no such index in this project"),
+    (lambda c: c.create_session(), {"project_id": PROJECT}, "no such project. Check project_id"),
+    (lambda c: list(c.list_indexes()), {"project_id": PROJECT}, "no such project. Check project_id"),
+    (projects, {"organization_id": PROJECT}, "no such organization. Check"),
+    (lambda c: c.get_project(PROJECT), {}, "no such project. Check project_id"),
+    (lambda c: c.get_index("idx-1"), {}, "no such index in this project"),
+    (
+        lambda c: list(c.stream_message("ses-1", "Why?", index_ids=["idx-1"])),
+        {},
+        "no such chat session in this project",
+    ),
+    (session, {}, "no such chat session in this project"),
+    (lambda c: c.delete_session("ses-1"), {"project_id": PROJECT}, "no such chat session in this project"),
+    (lambda c: c.sync_index("idx-1"), {}, "no such index in this project"),
+    (lambda c: c.get_attachment_url("fil-1", "a.png"), {}, "no such attachment in this project"),
+]
+
+
+@pytest.mark.parametrize(("method", "values", "thing"), MISSING)
 def test_the_error_names_the_object_that_does_not_exist(
     method: Callable[[Any], Any], values: dict[str, Any], thing: str
 ) -> None:
-    problem = meets(method, http(b'{"detail": "Not found"}', "404 X"), **values)
+    problem = meets(method, http(b'{"detail": "Nothing here"}', "404 X"), **values)
     assert isinstance(problem, errors.NotFoundError)
     assert f": there is {thing}" in str(problem)
+    assert "Base URL" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FASTAPI,
+        b'{"detail": "Not found."}',
+        b'{"status_code": 404, "detail": "Not Found"}',
+        b'{"title": "Not Found", "detail": "The requested URL was not found on the server. Check your spelling."}',
+    ],
+)
+@pytest.mark.parametrize(("method", "values", "thing"), MISSING)
+def test_a_404_that_an_unknown_path_gets_too_names_the_base_url_first(
+    method: Callable[[Any], Any], values: dict[str, Any], thing: str, body: bytes
+) -> None:
+    problem = meets(method, http(body, "404 X"), **values)
+    assert isinstance(problem, errors.NotFoundError)
+    assert re.search(
+        f": the Base URL is wrong, or there is {thing.partition('.')[0]}. Check the connection's Base URL, ",
+        str(problem),
+    )
 
 
 @pytest.mark.parametrize(

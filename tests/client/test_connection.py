@@ -76,7 +76,7 @@ def test_an_unknown_extra_field_is_warned_about_once_with_the_nearest_name(
 ) -> None:
     monkeypatch.setattr(connection, "_warned", set())  # what other tests warned of
     for _ in range(2):
-        connect(extra=json.dumps({"regoin": "eu", "llx-canary-1234": 1, "timeout": 5})).get_config()
+        connect(extra=json.dumps({"regoin": "eu", "llx-canary-0123456789": 1, "timeout": 5})).get_config()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2, warnings
     assert "extra field 'regoin' is unknown and has no effect. Did you mean 'region'?" in warnings[0]

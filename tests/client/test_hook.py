@@ -225,6 +225,15 @@ def test_the_test_button_reports_a_failing_server(
     assert len(llamacloud_emulator.requests) == 1
 
 
+def test_the_test_button_names_a_wrong_base_url_first(connect: Any, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    extra = json.dumps({"project_id": DEFAULT_PROJECT_ID})
+    ok, message = connect(extra=extra, host=llamacloud_emulator.url + "/wrong").test_connection()
+    assert not ok
+    assert message.startswith(
+        f"Could not read project {DEFAULT_PROJECT_ID}: the Base URL is wrong, or there is no such"
+    )
+
+
 def test_a_project_of_another_organization_is_reported(connect: Any) -> None:
     extra = json.dumps({"project_id": FOREIGN_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID})
     ok, message = connect(extra=extra).test_connection()

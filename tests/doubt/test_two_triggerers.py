@@ -139,3 +139,28 @@ def test_a_triggerer_that_dies_after_a_post_costs_no_second_turn_if_the_history_
         asyncio.run(dies())
     event = asyncio.run(first_event(ChatTurnTrigger(**{**arguments, "deferred_at": time.time()})))
     assert (event["state"], llamacloud_emulator.posts()) == ("answered", 1)
+
+
+def test_a_killed_trigger_says_that_a_turn_may_be_billed_only_while_there_is_one(
+    arguments: dict[str, Any],
+    llamacloud_emulator: LlamaCloudEmulator,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def says(trigger: ChatTurnTrigger) -> bool:
+        caplog.clear()
+        capfd.readouterr()
+        asyncio.run(trigger.on_kill())
+        return "may finish, and bill, the turn" in caplog.text + "".join(capfd.readouterr())
+
+    trigger = ChatTurnTrigger(**arguments)
+    assert not says(trigger), "it has not asked"
+    assert says(ChatTurnTrigger(**{**arguments, "intended_at": time.time()})), "an earlier attempt may have asked"
+    llamacloud_emulator.settings.turn_latency = 600.0
+    asyncio.run(stopped_after_its_post(trigger, llamacloud_emulator))
+    assert says(trigger), "its turn runs"
+    llamacloud_emulator.reset()
+    session_id = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
+    trigger = ChatTurnTrigger(**{**arguments, "session_id": session_id, "deferred_at": time.time()})
+    asyncio.run(first_event(trigger))
+    assert not says(trigger), "it has the answer"

@@ -15,6 +15,7 @@ from aiohttp import web
 
 from airflow_provider_llamachat.testing import (
     EmulatorControl,
+    EmulatorProcess,
     Fault,
     LlamaCloudEmulator,
     Settings,
@@ -169,26 +170,48 @@ def test_a_used_port_and_invalid_keys_are_refused(emulator: LlamaCloudEmulator) 
             LlamaCloudEmulator(api_keys=keys)
 
 
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [
-        ({"port": 70000}, "port must be a number from 0 to 65535, not 70000"),
-        ({"port": -1}, "port must be a number from 0 to 65535, not -1"),
-        ({"host": "192.0.2.1"}, "Cannot listen on 192.0.2.1, port 0: .*(assign requested address|could not bind)"),
-        ({"host": "nowhere.invalid"}, "Cannot listen on nowhere.invalid, port 0: "),
-        ({"host": "no..where"}, "Cannot listen on no..where, port 0: "),
-    ],
-)
-def test_an_invalid_address_is_refused_at_once_with_an_explanation(
-    address: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("port", [70000, -1, "abc", "8000", None, 1.5, True])
+def test_an_invalid_port_is_refused_before_anything_starts(port: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    words = re.escape(f"port must be a number from 0 to 65535, not {port!r}")
+    for kind in (LlamaCloudEmulator, EmulatorProcess):
+        with pytest.raises(ValueError, match=words):
+            kind(port=port)  # it is not started
+    if isinstance(port, int) and not isinstance(port, bool):
+        assert main(["--port", str(port)]) == 1
+        assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("port", ["abc", "1.5", "", "None"])
+def test_a_port_that_is_no_number_is_refused_on_the_command_line(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--port", port])
+    assert f"argument --port: invalid int value: {port!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["", " ", None, 127])
+def test_a_host_that_is_no_name_is_refused_before_anything_starts(
+    host: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = time.monotonic()
-    with pytest.raises((OSError, ValueError), match=words):
-        LlamaCloudEmulator(**address).start()
-    ((name, value),) = address.items()
-    assert main([f"--{name}", str(value)]) == 1
+    words = re.escape(f"host must be a host name or an IP address, not {host!r}")
+    with pytest.raises(ValueError, match=words):
+        LlamaCloudEmulator(host=host)
+    if isinstance(host, str):
+        assert main(["--host", host]) == 1
+        assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("192.0.2.1", ".*(assign requested address|could not bind)"), ("nowhere.invalid", ""), ("no..where", "")],
+)
+def test_a_host_that_is_not_this_machine_is_refused_with_an_explanation(
+    host: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"Cannot listen on {host}, port 0: {reason}"
+    with pytest.raises(OSError, match=words):
+        LlamaCloudEmulator(host=host).start()
+    assert main(["--host", host]) == 1
     assert re.search(words, capsys.readouterr().err)
-    assert time.monotonic() - started < 25
 
 
 def test_ipv6_loopback() -> None:

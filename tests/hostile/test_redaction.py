@@ -119,6 +119,7 @@ def test_a_message_is_one_bounded_line_and_stays_as_it_is(text: str) -> None:
         "a bearer instrument of 2024",
         "the bearer acknowledgements and bearer responsibilities",
         "bearer-token authentication",
+        "see the llx-files folder, llx-prefix, llx- and LLX-1",
     ],
 )
 def test_words_are_not_mistaken_for_tokens(text: str) -> None:
@@ -130,6 +131,18 @@ def test_words_are_not_mistaken_for_tokens(text: str) -> None:
 )
 def test_what_has_the_form_of_a_token_is_not_shown(token: str) -> None:
     assert scrub(f'{{"authorization": "Bearer {token}"}}', ()) == '{"authorization": "***"}'
+
+
+@pytest.mark.parametrize("key", ["llx-" + "aB3_" * 4, "llx-" + "x-" * 24, "LLX-0123456789ABCDEF"])
+def test_what_has_the_form_of_a_key_is_not_shown(key: str) -> None:
+    assert scrub(f"key={key}.", ()) == "key=***."
+
+
+@pytest.mark.parametrize("key", ["llx-abcd", "llx-your-key", "no-form-of-a-key"])
+def test_the_key_of_a_connection_is_not_shown_whatever_its_form(key: str) -> None:
+    ClientConfig(api_key=key)
+    assert scrub(f"key={key}.", ()) == "key=***."
+    assert str(errors.LlamaCloudError(f"key={key}.")) == "key=***."
 
 
 def test_a_clients_key_is_redacted_wherever_server_text_is_shown() -> None:

@@ -35,7 +35,11 @@ def test_an_excerpt_is_bounded_printable_and_never_shows_the_secret(text: str, a
 
 @pytest.mark.parametrize(
     "text",
-    ['{"authorization": "Bearer llx-abc123"}', "key llx-abc123 is wrong", b"x" * 1990 + b" llx-abc123" + b"y" * 100],
+    [
+        '{"authorization": "Bearer llx-abc123def456ghi7"}',
+        "key llx-abc123def456ghi7 is wrong",
+        b"x" * 1990 + b" llx-abc123def456ghi7" + b"y" * 100,
+    ],
 )
 def test_credentials_are_recognized_by_their_form(text: str | bytes) -> None:
     assert "abc123" not in excerpt(text, limit=500)
