@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,13 @@ def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) 
     with PartsJournal(runner.output, runner.scope).claimed():
         runner.run()
     assert len(runner.lines) == 6
+
+
+def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
+    with runner.output.open("wb") as file:
+        file.truncate(200 * 2**20)
+    tracemalloc.start()
+    with PartsJournal(runner.output, runner.scope).claimed():
+        _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 2**20

@@ -124,6 +124,22 @@ def test_a_disk_error_at_the_end_fails_the_batch_and_a_retry_asks_nothing_again(
     assert answered() == 2
 
 
+@pytest.mark.parametrize("where", ["local", "object store"])
+def test_a_full_temporary_folder_is_named_and_a_retry_asks_nothing_again(
+    where: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    task = batch(str(tmp_path / "r.jsonl") if where == "local" else Buckets("answers").at("answers/r.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        opened = "TemporaryFile" if where == "local" else "NamedTemporaryFile"
+        patch.setattr(f"tempfile.{opened}", lambda **_: Path("/dev/full").open("w+b"))  # noqa: SIM115  # storage closes it
+        with pytest.raises(ChatBatchError, match=rf"to the temporary folder {tmp_path}: .*No space left.*TMPDIR"):
+            task.execute(a_try(task, 1))
+    assert llamacloud_emulator.completed() == 2
+    assert task.execute(a_try(task, 2))["kept"] == 2
+    assert llamacloud_emulator.completed() == 2
+
+
 def test_results_are_uploaded_in_small_pieces_where_the_file_system_can() -> None:
     store = Pieces()
     folder = storage.Folder.around(store.at("answers/results.jsonl"))
