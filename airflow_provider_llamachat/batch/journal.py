@@ -153,7 +153,8 @@ class PartsJournal(Journal):
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
         self._folder = self._above.below(scope.digest)
-        self._claim = claims.Claim(self._above, scope)
+        real, name = self._beside.target(self._name)
+        self._claim = claims.Claim(real.below(f"{name}.parts"), scope)
         self._nonce = secrets.token_hex(4)
         self._number = 0
         self._small: dict[str, bytes] = {}

@@ -69,6 +69,12 @@ class Folder:
         """Return a subfolder."""
         return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
 
+    def target(self, name: str) -> tuple[Folder, str]:
+        """Return the folder and the name of a file, or those of the file that a local link leads to."""
+        if not self._is_local or (real := os.path.realpath(self._at(name))) == self._at(name):
+            return self, name
+        return Folder.around(real), Path(real).name
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 

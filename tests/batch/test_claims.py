@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_llamachat.batch.claims import NAME, STALE, Claim
 from airflow_provider_llamachat.batch.items import Scope
@@ -67,6 +68,22 @@ def test_a_second_batch_is_refused_only_while_the_first_one_writes(above: Folder
         claim.release()
         claim.release()
         assert left(tmp_path) == []
+
+
+def test_a_link_to_a_path_is_the_same_path(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, real = tmp_path / "link.jsonl", tmp_path / "far" / "results.jsonl"
+    link.symlink_to(real)
+    with PartsJournal(link, ONE).claimed():
+        for same in (real, ObjectStoragePath(f"file://{real}")):
+            with (
+                pytest.raises(InvalidArgumentError, match="Another batch is writing"),
+                PartsJournal(same, TWO).claimed(),
+            ):
+                pass
+    with PartsJournal(real, ONE).claimed(), pytest.raises(InvalidArgumentError), PartsJournal(link, TWO).claimed():
+        pass
+    assert sorted(left(tmp_path)) == ["far", "link.jsonl"]
 
 
 def test_two_batches_that_begin_together_do_not_both_continue(above: Folder, tmp_path: Path) -> None:

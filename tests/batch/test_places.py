@@ -178,6 +178,7 @@ def test_an_interrupted_read_fails_the_batch(tmp_path: Path) -> None:
     ("path", "says"),
     [
         ("s3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
+        ("S3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
         ("gs://conn@answers/results.jsonl", "Install apache-airflow-providers-google"),
         ("abfs://answers/results.jsonl", "Install apache-airflow-providers-microsoft-azure"),
         ("nosuch://answers/results.jsonl", "Install an Airflow provider for it"),
