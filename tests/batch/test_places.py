@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 from airflow_provider_llamachat.batch import storage
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.operators.chat import DeleteChatSessionOperator, SaveTranscriptOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
 from tests.airflow.tries import a_try
 from tests.batch.stores import Buckets, Disk, Pieces, Remote
@@ -212,6 +213,22 @@ def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     assert result.state == "success", result.tasks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mapped-0.jsonl", "mapped-1.jsonl", "one-batch.jsonl"]
     assert len(read(tmp_path / "one-batch.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "others"),
+    [
+        (ChatBatchOperator, "prompts_path", {}),
+        (ChatBatchOperator, "output_path", {"prompts": ["Why?"]}),
+        (SaveTranscriptOperator, "output_path", {"session_id": "ses-1"}),
+        (DeleteChatSessionOperator, "transcript_path", {"session_id": "ses-1"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_path_object_is_rendered(kind: Any, argument: str, others: dict[str, Any]) -> None:
+    task = kind(task_id="task", **others, **{argument: PurePosixPath("/data") / "{{ quarter }}.jsonl"})
+    task.render_template_fields(a_try(task, 1) | {"quarter": "Q3"})
+    assert getattr(task, argument) == "/data/Q3.jsonl"
 
 
 @pytest.mark.parametrize(
