@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from airflow_provider_llamachat.batch import storage
 from airflow_provider_llamachat.batch.claims import NAME, STALE, Claim
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.journal import PartsJournal
@@ -20,6 +21,7 @@ from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 from tests.batch.conftest import Runner
+from tests.batch.stores import Buckets
 from tests.batch.test_operator import go, read
 
 ONE, TWO = sorted((Scope("dag", "task", "run", 0), Scope("dag", "task", "run", 1)), key=lambda scope: scope.digest)
@@ -207,6 +209,23 @@ def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) 
     with PartsJournal(runner.output, runner.scope).claimed():
         runner.run()
     assert len(runner.lines) == 6
+
+
+def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Buckets("answers")
+    path = store.at("answers/results.jsonl")
+    path.write_bytes(b"{}")
+    opened = store.open
+
+    def forbidden(at: str, mode: str = "rb", **options: Any) -> Any:
+        if at.endswith("results.jsonl") and mode == "rb":
+            raise OSError("Forbidden")  # as gcsfs says it
+        return opened(at, mode, **options)
+
+    monkeypatch.setattr(store, "open", forbidden)
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    with PartsJournal(path, ONE).claimed():
+        pass
 
 
 def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
