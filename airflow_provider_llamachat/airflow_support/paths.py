@@ -54,7 +54,7 @@ def resolved_path(given: Any, name: str) -> Any:
         if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
             raise InvalidArgumentError(f"{name} cannot be used, got {text[:200]!r}: {problem}") from problem
         scheme = text.partition("://")[0]
-        package = FILE_SYSTEMS.get(scheme)
+        package = FILE_SYSTEMS.get(scheme.lower())
         remedy = f"Install {package}" if package else "Install an Airflow provider for it"
         raise InvalidArgumentError(
             f"{name} starts with {scheme}://, but no file system for it is installed. {remedy} on the workers. "

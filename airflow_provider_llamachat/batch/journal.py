@@ -20,7 +20,7 @@ from typing import Any
 from airflow_provider_llamachat.batch import claims, records
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.records import Past
-from airflow_provider_llamachat.batch.storage import Folder, spool
+from airflow_provider_llamachat.batch.storage import Folder, on_local_disk, spool
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ COMPACT_PARTS = 50
 """Number of small part files that are merged into one, because reading opens each file."""
 COMPACT_BYTES = 1024 * 1024
 """Maximum size of the records that are kept in memory for the next compaction."""
+
+LONGEST = 16 * 1024 * 1024
+"""Maximum number of bytes in which the first line of earlier results is looked for. Another file may have no line break."""
 
 COMPLETE = "complete.json"
 """Marks that the results are in place while the parts are removed, so that a retry after a kill does not ask again."""
@@ -150,7 +153,8 @@ class PartsJournal(Journal):
         self._beside = Folder.around(output_path)
         self._above = self._beside.below(f"{output_path.name}.parts")
         self._folder = self._above.below(scope.digest)
-        self._claim = claims.Claim(self._above, scope)
+        real, name = self._beside.target(self._name)
+        self._claim = claims.Claim(real.below(f"{name}.parts"), scope)
         self._nonce = secrets.token_hex(4)
         self._number = 0
         self._small: dict[str, bytes] = {}
@@ -178,8 +182,9 @@ class PartsJournal(Journal):
 
     def _check_origin(self) -> None:
         try:
-            origin = json.loads(self._beside.first_line(self._name) or b"null")["batch"]
-        except (ValueError, KeyError, TypeError):
+            first_line = (self._beside.head(self._name, LONGEST) or b"null").partition(b"\n")[0]
+            origin = json.loads(first_line)["batch"]
+        except (ValueError, KeyError, TypeError, ChatBatchError):
             return  # no results, or their origin is unknown
         if isinstance(origin, dict) and claims.is_same_run(origin, self._scope) and origin != asdict(self._scope):
             raise InvalidArgumentError(
@@ -275,18 +280,20 @@ class PartsJournal(Journal):
         self._mark = _mark(sorted(positions))
         offsets, end = array("q", [-1]) * len(positions), 0
         origin = {"batch": asdict(self._scope)}
-        with self._beside.replacing(self._name, self._scope.digest) as output, spool() as lines:
+        with on_local_disk("write the results to"), spool() as lines:
             for n, values in self.results(positions):
                 offsets[n] = end
                 end += lines.write(records.encode(values | origin))
-            for n, offset in enumerate(offsets):
-                if offset < 0:
-                    line = records.encode(missing(n) | origin)
-                else:
-                    lines.seek(offset)
-                    line = lines.readline()
-                results.add(json.loads(line))
-                output.write(line)
+            lines.flush()
+            with self._beside.replacing(self._name, self._scope.digest) as output:
+                for n, offset in enumerate(offsets):
+                    if offset < 0:
+                        line = records.encode(missing(n) | origin)
+                    else:
+                        lines.seek(offset)
+                        line = lines.readline()
+                    results.add(json.loads(line))
+                    output.write(line)
         return results
 
     def forget(self, stopped_by: str | None = None) -> None:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.batch.items import FIELDS, Item, validated
-from airflow_provider_llamachat.batch.storage import Folder, spool
-from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.batch.storage import Folder, on_local_disk, spool
+from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.redaction import excerpt
 
 LONGEST = 1024 * 1024
@@ -60,12 +60,13 @@ def read(path: Any, *, index_ids: list[str] | None = None, session_mode: str = "
 
     :param path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of a CSV file, or of a file with JSON Lines.
     :raises InvalidArgumentError: the file or one of its rows is invalid; the message names the line.
-    :raises ChatBatchError: the file could not be read.
+    :raises ChatBatchError: the file could not be read, or not be copied to the local disk.
     """
     try:
-        return StoredItems(_items(path, index_ids, session_mode))
-    except InvalidArgumentError as problem:
-        raise InvalidArgumentError(f"{problem} Nothing was asked. File: {path}") from None
+        with on_local_disk("copy the prompts to"):
+            return StoredItems(_items(path, index_ids, session_mode))
+    except (InvalidArgumentError, ChatBatchError) as problem:
+        raise type(problem)(f"{problem} Nothing was asked. File: {path}") from problem.__cause__
 
 
 def _items(path: Any, index_ids: list[str] | None, session_mode: str) -> Iterator[Item]:

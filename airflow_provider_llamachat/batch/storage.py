@@ -69,6 +69,12 @@ class Folder:
         """Return a subfolder."""
         return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
 
+    def target(self, name: str) -> tuple[Folder, str]:
+        """Return the folder and the name of a file, or those of the file that a local link leads to."""
+        if not self._is_local or (real := os.path.realpath(self._at(name))) == self._at(name):
+            return self, name
+        return Folder.around(real), Path(real).name
+
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"
 
@@ -149,7 +155,7 @@ class Folder:
                 with self._beside(name, f".{name}.{owner}") as file:
                     yield file
                 return
-            with tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
+            with on_local_disk("write to"), tempfile.NamedTemporaryFile(prefix="llamachat-batch-") as file:
                 yield file
                 file.flush()
                 self._trying("write to", lambda: self._upload(file.name, name))
@@ -190,13 +196,17 @@ class Folder:
 
         return self._trying("read", content)
 
-    def first_line(self, name: str) -> bytes | None:
-        """Return the first line of a file, or None if it does not exist or cannot be read. Stores do not always tell the difference."""
-        try:
-            with self._fs.open(self._at(name), "rb") as file:
-                return bytes(file.readline())
-        except Exception:  # noqa: BLE001  # file systems raise exceptions of any class
-            return None
+    def head(self, name: str, most: int = CHUNK) -> bytes | None:
+        """Return the beginning of a file, or None if it does not exist or may not be read. Stores do not always tell the difference."""
+
+        def content() -> bytes | None:
+            try:
+                with self._fs.open(self._at(name), "rb", block_size=CHUNK) as file:
+                    return bytes(file.read(most))
+            except (FileNotFoundError, PermissionError):
+                return None
+
+        return self._trying("read", content)
 
     def is_folder(self, name: str) -> bool:
         """Whether a folder has that name. If this is not known, return False."""
@@ -271,10 +281,29 @@ class Folder:
             raise self._failure(what, problem) from problem
 
     def _failure(self, what: str, problem: Exception) -> ChatBatchError:
-        reason = excerpt(f"{type(problem).__name__}: {problem}", limit=300)
-        return ChatBatchError(f"Could not {what} {self.url}: {reason}")
+        return ChatBatchError(f"Could not {what} {self.url}: {_reason(problem)}")
+
+
+@contextlib.contextmanager
+def on_local_disk(what: str) -> Iterator[None]:
+    """Use temporary local files during the block.
+
+    :param what: what is done, for messages.
+    :raises ChatBatchError: the operating system reported an error.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise ChatBatchError(
+            f"Could not {what} the temporary folder {tempfile.tempdir or ''}: {_reason(problem)}. Free space on this disk of the "
+            "worker, or set TMPDIR on the workers to a folder that has more."
+        ) from problem
+
+
+def _reason(problem: Exception) -> str:
+    return excerpt(f"{type(problem).__name__}: {problem}", limit=300)
 
 
 def spool() -> IO[bytes]:
-    """Open a temporary local file that is deleted when it is closed."""
+    """Open a temporary local file that is deleted when it is closed. Use it in :func:`on_local_disk`."""
     return tempfile.TemporaryFile(prefix="llamachat-batch-")

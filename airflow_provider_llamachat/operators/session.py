@@ -180,13 +180,15 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
     :param ignore_missing: do not fail if the session does not exist, or was not created because an upstream task failed.
         (templated)
     :param transcript_path: save the conversation to this path first, as :class:`~.transcript.SaveTranscriptOperator` does. If that
-        fails, or if the path renders to nothing, nothing is deleted. (templated)
+        fails, or if the path renders to nothing or holds the transcript of another session, nothing is deleted. (templated)
     :param transcript_format: ``markdown``, ``json`` or ``html``. (templated)
     :param llamacloud_conn_id: the Airflow connection. (templated)
     :param project_id: project (UUID) that overrides the one of the connection. (templated)
     :param organization_id: organization (UUID) that overrides the one of the connection. (templated)
     :raises NotFoundError: the session does not exist, and ``ignore_missing`` is False.
     :raises TranscriptError: the transcript could not be written; the session was not deleted.
+    :raises InvalidArgumentError: an argument is invalid, or the transcript of another session is at ``transcript_path``; the session was
+        not deleted.
     """
 
     # The id is first, so that no other field is rendered twice if it is missing.
@@ -244,7 +246,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         with self.get_hook().get_conn() as client:
             try:
                 if path is not None:
-                    save(self, context, client, session_id, path, form, whole=True)
+                    save(self, context, client, session_id, path, form, deletes=True)
                 client.delete_session(session_id, **self.scope())
             except NotFoundError as problem:
                 if not ignore_missing:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
+    from airflow_provider_llamachat.batch.storage import Folder
     from airflow_provider_llamachat.client import LlamaCloudClient
     from airflow_provider_llamachat.models import Session
 
@@ -84,12 +85,14 @@ def save(
     path: Any,
     form: str,
     *,
-    whole: bool = False,
+    deletes: bool = False,
 ) -> str:
     """Write the transcript of a session to ``path``, and return the path as text.
 
-    :param whole: raise an error after writing if the history has events that the transcript lacks.
+    :param deletes: the session is deleted afterwards. Raise an error if it would be lost: the history has events that the transcript
+        lacks, or two transcripts have the same path.
     :raises TranscriptError: the file could not be written, or is not whole.
+    :raises InvalidArgumentError: the transcript of another session is there.
     """
     from airflow_provider_llamachat.batch.storage import Folder
     from airflow_provider_llamachat.models import MALFORMED
@@ -99,20 +102,37 @@ def save(
     content = render(session, form).encode("utf-8", "replace")
     ti: Any = context["ti"]
     task = "/".join(map(str, (ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))))
+    folder = Folder.around(path)
     try:
-        with Folder.around(path).replacing(path.name, hashlib.sha256(task.encode()).hexdigest()[:24]) as file:
+        with folder.replacing(path.name, hashlib.sha256(task.encode()).hexdigest()[:24]) as file:
             file.write(content)
+            if deletes:
+                _check_place(folder, path, session)
+        if deletes:  # another task may have written between the check and the end of the upload
+            _check_place(folder, path, session)
     except ChatBatchError as problem:
         raise TranscriptError(f"The transcript was not saved. {problem}", session_id=session_id) from problem
     operator.log.info("Saved the transcript of session %s to %s (%d bytes).", session_id, path, len(content))
     record(operator.get_hook(), session.index_ids or [], client.config.base_url, str(path))
-    if whole and (lost := sum(event.type == MALFORMED for event in session.events)):
+    if deletes and (lost := sum(event.type == MALFORMED for event in session.events)):
         raise TranscriptError(
             f"The session was not deleted, because its transcript lacks {lost} events that are malformed. To delete it anyway, leave "
             f"out transcript_path. Session: {session_id}.",
             session_id=session_id,
         )
     return str(path)
+
+
+def _check_place(folder: Folder, path: Any, session: Session) -> None:
+    from airflow_provider_llamachat.transcripts.render import is_of_another
+
+    if is_of_another(folder.head(path.name) or b"", session):
+        raise InvalidArgumentError(
+            "The session was not deleted, because the transcript of another session is at this transcript_path. Put {{ run_id }} and "
+            "{{ ti.map_index }} into transcript_path, so that each run and mapped task has its own path. "
+            f"Session: {session.session_id}. File: {path}",
+            session_id=session.session_id,
+        )
 
 
 def _settled(operator: LlamaCloudOperator, client: LlamaCloudClient, session_id: str) -> Session:

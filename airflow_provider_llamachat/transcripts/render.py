@@ -26,6 +26,13 @@ SHORT = 300
 _SPECIAL = re.compile(r"[\\`*_{}\[\]|~$]")
 _SPECIAL_AT_BEGIN = re.compile(r"^(\d+(?=[.)])|)([#+\-=:.)])")
 
+# Where the beginning of a transcript names its session, by format.
+_SESSION = re.compile(
+    rb"# .*\n\n- Session: (?P<markdown>.*)\n"
+    rb"|<!DOCTYPE html>\n[\s\S]*?\n<dt>Session</dt><dd>(?P<html>.*)</dd>\n"
+    rb'|\{\n  "session_id": (?P<json>.*),\n'
+)
+
 
 def as_json(session: Session) -> dict[str, Any]:
     """Return the transcript as JSON values: the session, and for each turn the question, answer, tool calls, sources and usage."""
@@ -65,6 +72,15 @@ def render(session: Session, form: str) -> str:
     if form == "json":
         return json.dumps(transcript, ensure_ascii=False, indent=2) + "\n"
     return _environment().get_template(f"transcript.{form}").render(transcript)
+
+
+def is_of_another(head: bytes, session: Session) -> bool:
+    """Whether ``head`` is the beginning of the transcript of another session, in any format."""
+    found = _SESSION.match(head)
+    if found is None or (form := found.lastgroup) is None:
+        return False
+    ours = _SESSION.match(render(session, form).encode("utf-8", "replace"))
+    return ours is None or found[form] != ours[form]
 
 
 @functools.cache

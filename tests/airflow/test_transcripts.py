@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.batch import storage
+from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.client import LlamaCloudClient
 from airflow_provider_llamachat.client.retry import no_backoff
 from airflow_provider_llamachat.exceptions import (
@@ -250,4 +251,64 @@ def test_a_session_whose_transcript_is_incomplete_is_saved_but_not_deleted(
     assert "47.5 million" in Path(save(session_id, str(path)).removeprefix("file://")).read_text()
     with pytest.raises(TranscriptError, match="lacks 2 events that are malformed"):
         delete(session_id, str(path))
+    assert llamacloud_emulator.deleted == []
+
+
+@pytest.mark.parametrize("later", ["markdown", "html", "json"])
+@pytest.mark.parametrize("earlier", ["markdown", "html", "json"])
+@pytest.mark.parametrize("where", ["local", "object store"])
+def test_a_session_is_not_deleted_if_its_transcript_would_replace_another_sessions(
+    where: str, earlier: str, later: str, session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    path = tmp_path / "transcript" if where == "local" else Buckets("reports").at("reports/transcript")
+    delete(session_id, path, transcript_format=earlier)
+    kept = path.read_bytes()
+    other = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
+    with pytest.raises(InvalidArgumentError) as caught:
+        delete(other, path, transcript_format=later)
+    assert "{{ run_id }} and {{ ti.map_index }} into transcript_path" in str(caught.value)
+    assert caught.value.session_id == other
+    assert path.read_bytes() == kept
+    assert llamacloud_emulator.deleted == [session_id]
+    assert save(other, path)  # whose session stays, so that nothing is lost
+
+
+@pytest.mark.parametrize("earlier", ["markdown", "html", "json"])
+@pytest.mark.parametrize("where", ["local", "object store"])
+def test_a_retry_replaces_the_transcript_of_its_own_session(
+    where: str, earlier: str, session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    path = tmp_path / "transcript" if where == "local" else Buckets("reports").at("reports/transcript")
+    save(session_id, path, earlier)
+    LlamaCloudHook().send_message(session_id, "And in Q2?")
+    delete(session_id, path)
+    assert b"And in Q2?" in path.read_bytes()
+    assert llamacloud_emulator.deleted == [session_id]
+
+
+def test_a_file_that_is_no_transcript_is_replaced(session_id: str, tmp_path: Path) -> None:
+    path = tmp_path / "transcript.md"
+    path.write_bytes(b"# Notes\n\xff" + b"-" * 3_000_000)
+    delete(session_id, path)
+    assert PROMPT in path.read_text()
+
+
+def test_a_session_is_not_deleted_if_its_transcript_was_replaced_meanwhile(
+    session_id: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, theirs = tmp_path / "transcript.md", tmp_path / "theirs.md"
+    save(LlamaCloudHook().create_session().session_id, theirs)
+    really = Folder.head
+    looks: list[Path] = []
+
+    def head(folder: Folder, name: str, *most: int) -> bytes | None:
+        looks.append(path)
+        if path.exists():
+            path.write_bytes(theirs.read_bytes())
+        return really(folder, name, *most)
+
+    monkeypatch.setattr(Folder, "head", head)
+    with pytest.raises(InvalidArgumentError, match="the transcript of another session"):
+        delete(session_id, path)
+    assert len(looks) == 2
     assert llamacloud_emulator.deleted == []

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+from airflow_provider_llamachat.batch import storage
 from airflow_provider_llamachat.batch.claims import NAME, STALE, Claim
 from airflow_provider_llamachat.batch.items import Scope
 from airflow_provider_llamachat.batch.journal import PartsJournal
@@ -18,6 +21,7 @@ from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.testing import LlamaCloudEmulator
 from tests.batch.conftest import Runner
+from tests.batch.stores import Buckets
 from tests.batch.test_operator import go, read
 
 ONE, TWO = sorted((Scope("dag", "task", "run", 0), Scope("dag", "task", "run", 1)), key=lambda scope: scope.digest)
@@ -66,6 +70,22 @@ def test_a_second_batch_is_refused_only_while_the_first_one_writes(above: Folder
         claim.release()
         claim.release()
         assert left(tmp_path) == []
+
+
+def test_a_link_to_a_path_is_the_same_path(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link, real = tmp_path / "link.jsonl", tmp_path / "far" / "results.jsonl"
+    link.symlink_to(real)
+    with PartsJournal(link, ONE).claimed():
+        for same in (real, ObjectStoragePath(f"file://{real}")):
+            with (
+                pytest.raises(InvalidArgumentError, match="Another batch is writing"),
+                PartsJournal(same, TWO).claimed(),
+            ):
+                pass
+    with PartsJournal(real, ONE).claimed(), pytest.raises(InvalidArgumentError), PartsJournal(link, TWO).claimed():
+        pass
+    assert sorted(left(tmp_path)) == ["far", "link.jsonl"]
 
 
 def test_two_batches_that_begin_together_do_not_both_continue(above: Folder, tmp_path: Path) -> None:
@@ -189,3 +209,30 @@ def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) 
     with PartsJournal(runner.output, runner.scope).claimed():
         runner.run()
     assert len(runner.lines) == 6
+
+
+def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Buckets("answers")
+    path = store.at("answers/results.jsonl")
+    path.write_bytes(b"{}")
+    opened = store.open
+
+    def forbidden(at: str, mode: str = "rb", **options: Any) -> Any:
+        if at.endswith("results.jsonl") and mode == "rb":
+            raise OSError("Forbidden")  # as gcsfs says it
+        return opened(at, mode, **options)
+
+    monkeypatch.setattr(store, "open", forbidden)
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    with PartsJournal(path, ONE).claimed():
+        pass
+
+
+def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
+    with runner.output.open("wb") as file:
+        file.truncate(200 * 2**20)
+    tracemalloc.start()
+    with PartsJournal(runner.output, runner.scope).claimed():
+        _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 2**20

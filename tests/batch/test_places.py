@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, ObjectStor
 from airflow_provider_llamachat.batch import storage
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
+from airflow_provider_llamachat.operators.chat import DeleteChatSessionOperator, SaveTranscriptOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
 from tests.airflow.tries import a_try
 from tests.batch.stores import Buckets, Disk, Pieces, Remote
@@ -124,6 +125,22 @@ def test_a_disk_error_at_the_end_fails_the_batch_and_a_retry_asks_nothing_again(
     assert answered() == 2
 
 
+@pytest.mark.parametrize("where", ["local", "object store"])
+def test_a_full_temporary_folder_is_named_and_a_retry_asks_nothing_again(
+    where: str, tmp_path: Path, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    task = batch(str(tmp_path / "r.jsonl") if where == "local" else Buckets("answers").at("answers/r.jsonl"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        opened = "TemporaryFile" if where == "local" else "NamedTemporaryFile"
+        patch.setattr(f"tempfile.{opened}", lambda **_: Path("/dev/full").open("w+b"))  # noqa: SIM115  # storage closes it
+        with pytest.raises(ChatBatchError, match=rf"to the temporary folder {tmp_path}: .*No space left.*TMPDIR"):
+            task.execute(a_try(task, 1))
+    assert llamacloud_emulator.completed() == 2
+    assert task.execute(a_try(task, 2))["kept"] == 2
+    assert llamacloud_emulator.completed() == 2
+
+
 def test_results_are_uploaded_in_small_pieces_where_the_file_system_can() -> None:
     store = Pieces()
     folder = storage.Folder.around(store.at("answers/results.jsonl"))
@@ -162,6 +179,7 @@ def test_an_interrupted_read_fails_the_batch(tmp_path: Path) -> None:
     ("path", "says"),
     [
         ("s3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
+        ("S3://answers/results.jsonl", r"Install apache-airflow-providers-amazon\[s3fs\]"),
         ("gs://conn@answers/results.jsonl", "Install apache-airflow-providers-google"),
         ("abfs://answers/results.jsonl", "Install apache-airflow-providers-microsoft-azure"),
         ("nosuch://answers/results.jsonl", "Install an Airflow provider for it"),
@@ -195,6 +213,22 @@ def test_templates_in_path_objects_are_rendered(tmp_path: Path) -> None:
     assert result.state == "success", result.tasks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mapped-0.jsonl", "mapped-1.jsonl", "one-batch.jsonl"]
     assert len(read(tmp_path / "one-batch.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "others"),
+    [
+        (ChatBatchOperator, "prompts_path", {}),
+        (ChatBatchOperator, "output_path", {"prompts": ["Why?"]}),
+        (SaveTranscriptOperator, "output_path", {"session_id": "ses-1"}),
+        (DeleteChatSessionOperator, "transcript_path", {"session_id": "ses-1"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_path_object_is_rendered(kind: Any, argument: str, others: dict[str, Any]) -> None:
+    task = kind(task_id="task", **others, **{argument: PurePosixPath("/data") / "{{ quarter }}.jsonl"})
+    task.render_template_fields(a_try(task, 1) | {"quarter": "Q3"})
+    assert getattr(task, argument) == "/data/Q3.jsonl"
 
 
 @pytest.mark.parametrize(

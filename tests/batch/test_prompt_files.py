@@ -302,3 +302,17 @@ def test_the_memory_for_a_prompt_does_not_depend_on_its_length(tmp_path: Path) -
 
     held(10)  # imports
     assert held(1000) < held(10) + 100_000 < 200_000
+
+
+def test_a_full_disk_while_prompts_are_copied_is_a_batchs_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("prompt\n" + "Why?\n" * 10_000)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("wb"))  # noqa: SIM115  # the reader closes it
+    with pytest.raises(ChatBatchError, match=r"temporary folder .*No space left.*Nothing was asked\. File: .*q\.csv"):
+        prompt_files.read(path, index_ids=IDS)
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ChatBatchError, match=r"temporary folder .*missing.*No such file"):
+        prompt_files.read(path, index_ids=IDS)

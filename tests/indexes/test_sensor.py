@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from airflow.exceptions import AirflowRescheduleException
 from airflow.providers.common.compat.sdk import (
     AirflowException,
     AirflowFailException,
@@ -24,7 +27,8 @@ from airflow_provider_llamachat.sensors.index import GRACE, IndexReadySensor
 from airflow_provider_llamachat.testing import INDEX_BUILDING, INDEX_FAILED, INDEX_FILINGS, Fault, LlamaCloudEmulator
 from airflow_provider_llamachat.triggers.index import IndexReadyTrigger, IndexUpdatedTrigger
 from airflow_provider_llamachat.triggers.looks import GATHER
-from tests.airflow.tries import a_try
+from tests.airflow.runner import AIRFLOW
+from tests.airflow.tries import a_try, on_alarm
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 
@@ -41,12 +45,35 @@ async def fire(trigger: Any) -> Any:
     raise AssertionError("the trigger ended without an event")
 
 
+def late() -> NoReturn:
+    raise AirflowTaskTimeout
+
+
+def execute(sensor: IndexReadySensor, context: Any) -> None:
+    """Execute the sensor as a worker does: it is interrupted after execution_timeout, and begins anew after it was rescheduled."""
+    began = datetime.now(tz=UTC)
+    context["ti"].get_first_reschedule_date = lambda _: began
+    allowed = sensor.execution_timeout
+    while True:
+        try:
+            with on_alarm(late):
+                signal.setitimer(signal.ITIMER_REAL, allowed.total_seconds() if allowed else 0)
+                try:
+                    copy.copy(sensor).execute(context)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except AirflowRescheduleException:
+            time.sleep(0.02)
+        else:
+            return
+
+
 def wait(sensor: IndexReadySensor) -> str:
     """One try of the sensor to its end, with its trigger in line; what a user sees of it."""
     context = a_try(sensor, 1)
     try:
         try:
-            sensor.execute(context)
+            execute(sensor, context)
         except TaskDeferred as deferral:
             path, values = deferral.trigger.serialize()
             assert path == "airflow_provider_llamachat.triggers.index.IndexReadyTrigger"
@@ -61,7 +88,21 @@ def wait(sensor: IndexReadySensor) -> str:
     return "success"
 
 
-# What Airflow makes of a sensor on a worker; a deferred one is to do the same.
+SOON = timedelta(seconds=0.05)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "": {},
+    "soft_fail": {"soft_fail": True},
+    "never_fail": {"never_fail": True},
+    "silent_fail": {"silent_fail": True},
+    "max_wait": {"max_wait": SOON},
+    "exponential_backoff": {
+        "exponential_backoff": True,
+        "max_wait": SOON,
+    },  # without max_wait, Airflow's first pause is a second
+    "execution_timeout": {"execution_timeout": timedelta(seconds=100)},
+    "reschedule": {"mode": "reschedule"},
+}
+# What Airflow makes of a sensor on a worker; a deferred one is to do the same. An option that is not named changes nothing.
 ENDS: dict[str, tuple[list[Fault], str, dict[str, str]]] = {
     "refused at the first look": (
         [],
@@ -101,17 +142,20 @@ ENDS: dict[str, tuple[list[Fault], str, dict[str, str]]] = {
             "soft_fail": "skipped",
             "never_fail": "failed for good",
             "silent_fail": "failed for good",
+            "execution_timeout": "failed",
         },
     ),
 }
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
-@pytest.mark.parametrize("option", ["", "soft_fail", "never_fail", "silent_fail"])
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("case", ENDS)
 def test_every_option_ends_a_sensor_the_same_in_both_modes(
     case: str, option: str, deferrable: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if option == "reschedule" and AIRFLOW < (3,):
+        pytest.skip("Airflow 2 asks its database when a sensor began")
     faults, index_id, ends = ENDS[case]
     connection = json.loads(llamacloud_emulator.airflow_connection_json)
     connection["extra"] = {**json.loads(connection.get("extra") or "{}"), "max_retries": 0}
@@ -120,12 +164,14 @@ def test_every_option_ends_a_sensor_the_same_in_both_modes(
     llamacloud_emulator.index_schedule("idx-later", ["building", "building", "ready"])
     for fault in faults:
         llamacloud_emulator.inject(fault)
-    options: dict[str, Any] = {option: True} if option else {}
-    seconds = 120 if case == "trouble that passes" else 0.7
+    seconds = {"trouble that passes": 120, "time that runs out": 0.3}.get(case, 0.7)
+    options = {"timeout": seconds} | OPTIONS[option]
+    if option == "execution_timeout" and case == "time that runs out":
+        options |= {"execution_timeout": timedelta(seconds=0.2), "timeout": 120}
     sensor = IndexReadySensor(
-        task_id="wait", index_ids=[index_id], deferrable=deferrable, poke_interval=0.05, timeout=seconds, **options
+        task_id="wait", index_ids=[index_id], deferrable=deferrable, poke_interval=0.05, **options
     )
-    assert wait(sensor) == ends[option]
+    assert wait(sensor) == ends.get(option, ends[""])
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,26 @@ def test_a_deferred_create_creates_nothing_when_an_index_does_not_become_ready(
 
 
 @pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
+@pytest.mark.parametrize(("allowed", "left"), [(None, 100), (30, 20), (1000, 100)], ids=str)
+@pytest.mark.parametrize("kind", [SyncIndexOperator, CreateChatSessionOperator])
+def test_a_deferral_ends_a_minute_after_the_earlier_of_the_waiting_time_and_the_task_timeout(
+    kind: Any, allowed: float | None, left: float
+) -> None:
+    arguments: dict[str, Any] = {
+        SyncIndexOperator: {"index_id": INDEX_BUILDING, "wait": True, "sync_timeout": 100},
+        CreateChatSessionOperator: {"index_ids": [INDEX_BUILDING], "wait_for_indexes": True, "index_timeout": 100},
+    }[kind]
+    limit = None if allowed is None else timedelta(seconds=allowed)
+    task = kind(task_id="wait", deferrable=True, execution_timeout=limit, **arguments)
+    context, began = a_try(task, 1), time.monotonic()
+    context["ti"].start_date = datetime.now(tz=UTC) - timedelta(seconds=10)
+    with pytest.raises(TaskDeferred) as caught:
+        task.execute(context)
+    took = time.monotonic() - began
+    assert left + 60 - took <= caught.value.timeout.total_seconds() <= left + 60
+
+
+@pytest.mark.usefixtures("airflow_database", "llamacloud_connection")
 def test_a_create_whose_indexes_are_ready_does_not_defer(llamacloud_emulator: LlamaCloudEmulator) -> None:
     create = CreateChatSessionOperator(
         task_id="create", index_ids=[INDEX_FILINGS], wait_for_indexes=True, deferrable=True

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from airflow_provider_llamachat.models import Session
-from airflow_provider_llamachat.transcripts.render import escaped, render
+from airflow_provider_llamachat.transcripts.render import escaped, is_of_another, render
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -174,3 +174,26 @@ def test_missing_values_are_not_an_error(form: str) -> None:
 def test_figures_are_readable() -> None:
     for form in ("markdown", "html"):
         assert "1.0 s" in render(session_of("x"), form)
+
+
+@pytest.mark.parametrize("theirs", ["markdown", "html", "json"])
+@pytest.mark.parametrize("session_id", ["ses-1", "ses_*1<&>\"'|", "\U0001f999 [x]"])
+@pytest.mark.parametrize("text", ["What?", *HOSTILE])
+def test_a_file_tells_in_every_format_whose_transcript_it_is(text: str, session_id: str, theirs: str) -> None:
+    session = session_of(text, session_id=session_id)
+    head = render(session, theirs).encode("utf-8", "replace")
+    assert not is_of_another(head, session)
+    assert not is_of_another(head, session_of("A later turn", session_id=session_id))
+    assert is_of_another(head, session_of(text, session_id="ses-2"))
+    lie = '\n\n- Session: ses-2\n</h1><dt>Session</dt><dd>ses-2</dd>\n{\n  "session_id": "ses-2",\n'
+    assert is_of_another(
+        render(session_of(lie + text, session_id=session_id), theirs).encode("utf-8", "replace"),
+        session_of(session_id="ses-2"),
+    )
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"{}", b"# Notes\n\n- Session of July", b"<!DOCTYPE html>\n<dd>ses-1</dd>", b"\xff\0"], ids=repr
+)
+def test_a_file_that_is_no_transcript_is_of_no_session(head: bytes) -> None:
+    assert not is_of_another(head, session_of("What?"))
