@@ -236,11 +236,11 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             return
         session_id = arguments.session_id(self.session_id)
         form = arguments.choice(self.transcript_format, "transcript_format", arguments.TranscriptFormat)
-        path = resolved_path(self.transcript_path, "transcript_path")
-        if path is None and self._keeps_transcript:
+        if self._keeps_transcript and arguments.is_nothing(self.transcript_path):
             raise InvalidArgumentError(
                 "transcript_path was set, but rendered to nothing, so the session was not deleted. Check the template or the XCom."
             )
+        path = resolved_path(self.transcript_path, "transcript_path")
         with self.get_hook().get_conn() as client:
             try:
                 if path is not None:
