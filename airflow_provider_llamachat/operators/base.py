@@ -31,7 +31,7 @@ class LlamaCloudOperator(BaseOperator):
     def __init__(
         self,
         *,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,

@@ -139,7 +139,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         delete_sessions: Templated[bool] = False,
         require_all_indexes: Templated[bool] = False,
         turn_timeout: Templated[float | timedelta] = 600,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,

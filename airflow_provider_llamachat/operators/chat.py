@@ -117,7 +117,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         max_total_tokens: Templated[int] | None = None,
         log_answer: bool = True,
         push_sources: bool = True,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,

@@ -123,7 +123,7 @@ class SyncIndexOperator(IndexWaitingOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         sync_timeout: Templated[float | timedelta] = 3600,
         poke_interval: Templated[float | timedelta] = 15,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,

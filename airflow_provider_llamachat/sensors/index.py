@@ -69,7 +69,7 @@ class IndexReadySensor(BaseSensorOperator):
         index_ids: Templated[list[str]],
         wait_for_sync: Templated[bool] = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
