@@ -37,7 +37,8 @@ def resolved_path(given: Any, name: str) -> Any:
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    if arguments.is_nothing(given):
+    given = arguments.given(given, name)
+    if given is None:
         return None
     text = str(given).strip()
     if "{{" in text or "{%" in text:

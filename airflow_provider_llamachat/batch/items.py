@@ -114,17 +114,15 @@ def _sequence(prompts: Any) -> Iterable[Any]:
     if isinstance(value, str):
         value = arguments.parsed_list(value, "prompts")
     if isinstance(value, Mapping | bytes | bytearray) or not isinstance(value, Iterable):
-        raise InvalidArgumentError(
-            f"prompts must be a list of prompts or of objects with a prompt, got {type(value).__name__} {_shown(value)}."
-        )
+        # An object comes from another task rather than from native rendering.
+        got = arguments.got_type(value) if isinstance(value, Mapping) else arguments.got_prompt(value)
+        raise InvalidArgumentError(f"prompts must be a list of prompts or of objects with a prompt, got {got}")
     return value
 
 
 def _item(position: int, value: Any) -> Item:
     if not isinstance(value, Mapping | str):
-        raise InvalidArgumentError(
-            f" must be a prompt or an object with one, got {type(value).__name__} {_shown(value)}."
-        )
+        raise InvalidArgumentError(f" must be a prompt or an object with one, got {arguments.got_prompt(value)}")
     fields: Mapping[str, Any] = value if isinstance(value, Mapping) else {"prompt": value}
     extra = {name: value for name, value in fields.items() if name not in FIELDS}
     for name in extra:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_llamachat.arguments import SharedAccess, id_list, optional_choice, seconds
+from airflow_provider_llamachat.arguments import SharedAccess, checked_uuid, id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
 from airflow_provider_llamachat.client import endpoints
-from airflow_provider_llamachat.client.config import ClientConfig, checked_uuid
+from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.endpoints import Call
 from airflow_provider_llamachat.client.retry import pause
 from airflow_provider_llamachat.exceptions import (

@@ -9,14 +9,13 @@ import os
 import re
 import ssl
 import threading
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from airflow_provider_llamachat.arguments import checked_uuid
 from airflow_provider_llamachat.exceptions import (
     InvalidApiKeyError,
-    InvalidArgumentError,
     LlamaCloudConfigError,
     LlamaCloudConnectionError,
 )
@@ -180,21 +179,6 @@ def base_url(host: str | None, *, port: int | None = None, scheme: str | None = 
         number = None
     hostname = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme.lower()}://{hostname}{f':{number}' if number else ''}{path}"
-
-
-def checked_uuid(name: str, value: Any) -> str | None:
-    """Return ``value`` as a canonical UUID string, or None if it is None or blank.
-
-    :raises InvalidArgumentError: it is anything else.
-    """
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value).strip()))
-    except ValueError:
-        raise InvalidArgumentError(
-            f"{name} must be a UUID (as shown in the URL of the LlamaCloud project), got {describe(value)}."
-        ) from None
 
 
 def _field(name: str) -> str:

@@ -73,7 +73,7 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         returned = self.python_callable(*self.op_args, **given)
         if inspect.isawaitable(returned):
             returned = own_loop.run(returned)
-        if not isinstance(returned, str) or arguments.is_nothing(returned):
+        if not isinstance(returned, str) or arguments.says_nothing(returned):
             raise InvalidArgumentError(
                 f"The function {self.python_callable.__name__} must return the prompt as text that is not blank. It returned "
                 f"{type(returned).__name__} {excerpt(repr(returned), limit=80)}."

@@ -31,7 +31,7 @@ class LlamaCloudOperator(BaseOperator):
     def __init__(
         self,
         *,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -47,7 +47,7 @@ class LlamaCloudOperator(BaseOperator):
         """Return a hook for the connection. Call this when the task runs, because templates are rendered by then."""
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
-        return LlamaCloudHook(self.llamacloud_conn_id)
+        return LlamaCloudHook(arguments.connection_id(self.llamacloud_conn_id))
 
     def scope(self) -> dict[str, Any]:
         """Return project and organization for a client call. None means that the connection decides."""

@@ -139,7 +139,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         delete_sessions: Templated[bool] = False,
         require_all_indexes: Templated[bool] = False,
         turn_timeout: Templated[float | timedelta] = 600,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -209,7 +209,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         from airflow_provider_llamachat.batch import items, prompt_files
 
         path = resolved_path(self.prompts_path, "prompts_path")
-        if arguments.is_nothing(self.prompts) is (path is None):
+        if (arguments.given(self.prompts, "prompts") is None) is (path is None):
             given = "neither is" if path is None else "both are"
             raise InvalidArgumentError(f"Set either prompts or prompts_path, but {given} set. Nothing was asked.")
         how: Any = {"index_ids": options.index_ids, "session_mode": options.session_mode}
@@ -332,11 +332,11 @@ class ChatBatchOperator(LlamaCloudOperator):
     def _options(self) -> Options:
         from airflow_provider_llamachat.batch.sessions import Options
 
-        rate = self.requests_per_minute
+        rate = arguments.given(self.requests_per_minute, "requests_per_minute")
         return Options(
             index_ids=arguments.id_list(self.index_ids),
             max_concurrency=int(arguments.number(self.max_concurrency, "max_concurrency", whole=True)),
-            requests_per_minute=None if arguments.is_nothing(rate) else arguments.number(rate, "requests_per_minute"),
+            requests_per_minute=None if rate is None else arguments.number(rate, "requests_per_minute"),
             session_mode=arguments.choice(self.session_mode, "session_mode", arguments.SessionMode),
             fail_fast=arguments.choice(self.on_item_error, "on_item_error", arguments.OnItemError) == "fail_fast",
             ask_again=arguments.choice(self.on_interrupted, "on_interrupted", arguments.OnInterrupted) == "ask_again",

@@ -111,7 +111,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         max_total_tokens: Templated[int] | None = None,
         log_answer: bool = True,
         push_sources: bool = True,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -192,7 +192,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             self._memory.keep(replace(trace, intended_at=deadline), is_intent=True)
         self.defer(
             trigger=ChatTurnTrigger(
-                llamacloud_conn_id=self.llamacloud_conn_id,
+                llamacloud_conn_id=arguments.connection_id(self.llamacloud_conn_id),
                 log_answer=self.log_answer,
                 deadline=deadline,
                 deferred_at=now,
@@ -232,7 +232,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         with self._usage_on_failure(context):
             # An event of 1.0.0 does not contain the whole question.
             told = event if isinstance(event, dict) else {}
-            outcome = TurnEvent.parse({"prompt": self.prompt, **self.scope(), **known, **told})
+            scope = {} if "project_id" in told else self.scope()
+            outcome = TurnEvent.parse({"prompt": self.prompt, **scope, **known, **told})
             question = outcome.question
             self._memory = memory = TurnMemory(context, self.log, question)
             memory.keep(outcome.trace)

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
-from airflow_provider_llamachat.exceptions import IndexNotReadyError, InvalidArgumentError, LlamaCloudError
+from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 from airflow_provider_llamachat.triggers.events import READY, IndexEvent
 
@@ -123,7 +123,7 @@ class SyncIndexOperator(IndexWaitingOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         sync_timeout: Templated[float | timedelta] = 3600,
         poke_interval: Templated[float | timedelta] = 15,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -143,10 +143,8 @@ class SyncIndexOperator(IndexWaitingOperator):
         """Start the sync, and wait for it if ``wait`` is set."""
         from airflow_provider_llamachat.client.readiness import SETTLED, SyncProgress, wait_until_ready
 
-        ids = arguments.id_list(self.index_id, "index_id")
-        if not ids or len(ids) != 1:
-            raise InvalidArgumentError("index_id must be the id of one index. To sync several indexes, map the task.")
-        index_id, wait = ids[0], arguments.flag(self.wait, "wait")
+        index_id = arguments.index_id(self.index_id, "To sync several indexes, map the task.")
+        wait = arguments.flag(self.wait, "wait")
         deadline = time.time() + arguments.seconds(self.sync_timeout, "sync_timeout")
         longest = arguments.seconds(self.poke_interval, "poke_interval")
         with self.get_hook().get_conn() as client:

@@ -73,7 +73,7 @@ class CreateChatSessionOperator(IndexWaitingOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         index_timeout: Templated[float | timedelta] = 3600,
         poke_interval: Templated[float | timedelta] = 15,
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -207,7 +207,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         ignore_missing: Templated[bool] = True,
         transcript_path: Any = None,
         transcript_format: Templated[arguments.TranscriptFormat] = "markdown",
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -238,11 +238,11 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             return
         session_id = arguments.session_id(self.session_id)
         form = arguments.choice(self.transcript_format, "transcript_format", arguments.TranscriptFormat)
-        path = resolved_path(self.transcript_path, "transcript_path")
-        if path is None and self._keeps_transcript:
+        if self._keeps_transcript and arguments.is_nothing(self.transcript_path):
             raise InvalidArgumentError(
                 "transcript_path was set, but rendered to nothing, so the session was not deleted. Check the template or the XCom."
             )
+        path = resolved_path(self.transcript_path, "transcript_path")
         with self.get_hook().get_conn() as client:
             try:
                 if path is not None:

@@ -54,7 +54,7 @@ class SaveTranscriptOperator(LlamaCloudOperator):
         session_id: Templated[dict[str, Any]],
         output_path: Any,
         format: Templated[arguments.TranscriptFormat] = "markdown",  # noqa: A002  # the name that users know
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,

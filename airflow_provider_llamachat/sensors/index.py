@@ -69,7 +69,7 @@ class IndexReadySensor(BaseSensorOperator):
         index_ids: Templated[list[str]],
         wait_for_sync: Templated[bool] = False,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        llamacloud_conn_id: str = "llamacloud_default",
+        llamacloud_conn_id: Templated[str] = "llamacloud_default",
         project_id: Templated[str] | None = None,
         organization_id: Templated[str] | None = None,
         **kwargs: Any,
@@ -105,7 +105,7 @@ class IndexReadySensor(BaseSensorOperator):
         deadline = began + self._limit()[0]
         self.defer(
             trigger=IndexReadyTrigger(
-                llamacloud_conn_id=self.llamacloud_conn_id,
+                llamacloud_conn_id=arguments.connection_id(self.llamacloud_conn_id),
                 index_ids=arguments.ids_to_wait_for(self.index_ids),
                 deadline=deadline,
                 poke_interval=float(self.poke_interval),
@@ -167,7 +167,7 @@ class IndexReadySensor(BaseSensorOperator):
         if self._readiness is None:
             self._readiness = Readiness(wait_for_sync=wait_for_sync)
         scope = arguments.scope(self.project_id, self.organization_id)
-        with LlamaCloudHook(self.llamacloud_conn_id).get_conn() as client:
+        with LlamaCloudHook(arguments.connection_id(self.llamacloud_conn_id)).get_conn() as client:
             indexes = (client.get_index(index_id, expand_sync=wait_for_sync, **scope) for index_id in ids)
             return not self._readiness.pending(indexes)
 

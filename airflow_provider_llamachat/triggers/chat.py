@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_llamachat import arguments
+from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.triggers.events import ANSWERED, TurnEvent
 from airflow_provider_llamachat.triggers.pacing import wait_for_start
 
@@ -42,6 +44,7 @@ class ChatTurnTrigger(BaseTrigger):
     :param ask_again: the prompt may be posted once more if the earlier turn stopped partway. Set for a retry with
         ``on_interrupted="ask_again"``, and for a task that was cleared.
     :param known: other fields of :class:`~..conversation.question.Trace`.
+    :raises InvalidArgumentError: an argument is invalid.
     :ivar question: the question.
     :ivar trace: what was known about the turn when the task deferred.
     """
@@ -67,14 +70,23 @@ class ChatTurnTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
         from airflow_provider_llamachat.conversation.question import Question, Trace
 
-        self.llamacloud_conn_id = llamacloud_conn_id
-        self.question = Question(session_id, prompt, index_ids, require_all_indexes, project_id, organization_id)
-        self.trace = Trace.read({**known, "baseline": baseline, "accepted": accepted}) or Trace(0, intended_at=0.0)
+        if known.get("intended_at") is not None:
+            known["intended_at"] = arguments.moment(known["intended_at"], "intended_at")
+        known |= {"baseline": _count(baseline), "accepted": arguments.flag(accepted, "accepted")}
+        self.llamacloud_conn_id = arguments.connection_id(llamacloud_conn_id)
+        self.question = Question(
+            arguments.session_id(session_id),
+            _prompt(prompt),
+            _ids(index_ids),
+            arguments.flag(require_all_indexes, "require_all_indexes"),
+            **arguments.scope(project_id, organization_id),
+        )
+        self.trace = Trace.read(known) or Trace(0, intended_at=0.0)
         self._trace = self.trace
-        self.deadline = deadline
-        self.deferred_at = deferred_at
-        self.ask_again = ask_again
-        self.log_answer = log_answer
+        self.deadline = arguments.moment(deadline, "deadline")
+        self.deferred_at = None if deferred_at is None else arguments.moment(deferred_at, "deferred_at")
+        self.ask_again = arguments.flag(ask_again, "ask_again")
+        self.log_answer = arguments.flag(log_answer, "log_answer")
         self._has_posted = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -137,3 +149,23 @@ class ChatTurnTrigger(BaseTrigger):
                 "The task was stopped and no longer waits for the turn. LlamaCloud may finish, and bill, the turn. Session: %s.",
                 self.question.session_id,
             )
+
+
+def _prompt(value: Any) -> str:
+    # Less than operators demand, because 1.0.0 asked prompts that this release refuses.
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidArgumentError(f"prompt must be text that is not blank, got {arguments.got_prompt(value)}")
+    return value
+
+
+def _ids(value: Any) -> list[str]:
+    # Of any form, because they may be those that the server bound the session to.
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise InvalidArgumentError(f"index_ids must be a list of index ids, got {arguments.got_type(value)}")
+    return list(value)
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidArgumentError(f"baseline must be a whole number of at least 0, got {arguments.got(value)}")
+    return value

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -24,8 +24,6 @@ except ImportError:  # Airflow 2 has no asset watchers; the class then serves as
     BaseEventTrigger = BaseTrigger  # type: ignore[assignment,misc]  # stands in where the name does not exist
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from airflow_provider_llamachat.client.readiness import Readiness
     from airflow_provider_llamachat.models import Index
     from airflow_provider_llamachat.triggers.looks import Watch
@@ -76,9 +74,9 @@ class IndexReadyTrigger(_Serialized, BaseTrigger):
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
+        self.llamacloud_conn_id = arguments.connection_id(llamacloud_conn_id)
         self.index_ids = arguments.ids_to_wait_for(index_ids)
-        self.deadline = arguments.seconds(deadline, "deadline")
+        self.deadline = arguments.moment(deadline, "deadline")
         # A sensor may have an interval of 0.
         self.poke_interval = (
             0.0 if poke_interval in (0, timedelta()) else arguments.seconds(poke_interval, "poke_interval")
@@ -87,8 +85,9 @@ class IndexReadyTrigger(_Serialized, BaseTrigger):
         self.max_wait = None if max_wait is None else arguments.seconds(max_wait, "max_wait")
         self.wait_for_sync = arguments.flag(wait_for_sync, "wait_for_sync")
         self.silent_fail = arguments.flag(silent_fail, "silent_fail")
-        self.project_id = _optional_name(project_id, "project_id")
-        self.organization_id = _optional_name(organization_id, "organization_id")
+        scope = arguments.scope(project_id, organization_id)
+        self.project_id: str | None = scope["project_id"]
+        self.organization_id: str | None = scope["organization_id"]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check all indexes repeatedly, together with the other triggers of the triggerer, and fire once."""
@@ -151,9 +150,12 @@ class IndexSyncedTrigger(IndexReadyTrigger):
         self, *, before: str | None = None, settled_at: float = 0.0, started: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**{**kwargs, "wait_for_sync": True})
+        self.index_ids = [arguments.index_id(self.index_ids, "Make a trigger for each index.", "index_ids")]
+        if before is not None and not isinstance(before, str):  # any text, because it is the server's
+            raise InvalidArgumentError(f"before must be the index's last_synced_at, got {arguments.got(before)}")
         self.before = before
-        self.settled_at = settled_at
-        self.started = started
+        self.settled_at = arguments.moment(settled_at, "settled_at")
+        self.started = arguments.flag(started, "started")
 
     def _judge(self) -> Readiness:
         from airflow_provider_llamachat.client.readiness import SyncProgress
@@ -208,12 +210,13 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
         **_from_other_releases: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not type it
-        (self.index_id,) = arguments.ids_to_wait_for([index_id], "index_id")
-        self.llamacloud_conn_id = _name(llamacloud_conn_id, "llamacloud_conn_id")
+        self.index_id = arguments.index_id(index_id, "To watch several indexes, add a watcher for each.")
+        self.llamacloud_conn_id = arguments.connection_id(llamacloud_conn_id)
         self.poke_interval = arguments.seconds(poke_interval, "poke_interval")
-        self.since = _moment(since)
-        self.project_id = _optional_name(project_id, "project_id")
-        self.organization_id = _optional_name(organization_id, "organization_id")
+        self.since = _time(since)
+        scope = arguments.scope(project_id, organization_id)
+        self.project_id: str | None = scope["project_id"]
+        self.organization_id: str | None = scope["organization_id"]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
@@ -262,19 +265,15 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
             return None
 
 
-def _name(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InvalidArgumentError(f"{name} must be text that is not blank, got {type(value).__name__}.")
-    return value
-
-
-def _optional_name(value: Any, name: str) -> str | None:
-    return None if arguments.is_nothing(value) else _name(value, name)
-
-
-def _moment(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if hasattr(value, "isoformat"):
-        return str(value.isoformat())
-    raise InvalidArgumentError(f"since must be a time (ISO text or a datetime), got {type(value).__name__}.")
+def _time(value: Any) -> str | None:
+    """Return ``value`` as ISO text. Empty text is earlier than any time."""
+    text: str | None = value.isoformat() if hasattr(value, "isoformat") else value
+    if text is None or text == "":
+        return text
+    try:
+        datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(
+            f"since must be a time (ISO text or a datetime), got {arguments.got(value)}"
+        ) from None
+    return text

@@ -57,6 +57,27 @@ def test_a_prompt_that_cannot_be_asked_is_refused_with_its_position(prompts: Any
         parse(prompts, index_ids=IDS)
 
 
+@pytest.mark.parametrize(
+    "prompts", [2024, [2024], ["Why?", 1.5], [[1, 2]], [{"prompt": 2024}], '["Why?", 2024]', [...]]
+)
+def test_the_error_explains_prompts_that_native_rendering_changed(prompts: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^prompts.*render_template_as_native_obj=True.*Add some words"):
+        parse(prompts, index_ids=IDS)
+
+
+@pytest.mark.parametrize("prompts", [{"index_id": "idx-1", "started": True}, [{"prompt": "x", "session_id": ["s"]}]])
+def test_outputs_of_other_tasks_are_not_explained_by_native_rendering(prompts: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse(prompts, index_ids=IDS)
+    assert "native" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompts", [[None], "[None]", ["Why?", "None"], ["[None]"], '[{"prompt": "[None, None]"}]'])
+def test_a_prompt_that_renders_to_nothing_is_refused(prompts: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"^prompts\[[01]\].* Check the template"):
+        parse(prompts, index_ids=IDS)
+
+
 def test_every_item_needs_indexes() -> None:
     with pytest.raises(InvalidArgumentError, match=r"prompts\[1\] has no indexes"):
         parse([{"prompt": "x", "index_ids": "a"}, "y"])

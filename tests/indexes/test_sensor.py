@@ -279,18 +279,26 @@ def test_a_watcher_accepts_the_same_durations_as_sensors() -> None:
         {"poke_interval": "often"},
         {"poke_interval": timedelta(0)},
         {"poke_interval": None},
+        {"index_id": "idx-a, idx-b"},
         {"since": 7},
+        {"since": "yesterday"},
+        {"since": "2026-13-45"},
+        {"since": "None"},
         {"llamacloud_conn_id": None},
         {"llamacloud_conn_id": " "},
+        {"llamacloud_conn_id": "None"},
         {"project_id": 7},
+        {"project_id": "not a uuid"},
+        {"project_id": "None"},
         {"organization_id": ["o"]},
     ],
     ids=str,
 )
 def test_a_watcher_refuses_invalid_arguments_in_its_constructor(wrong: dict[str, Any]) -> None:
     (name,) = wrong
-    with pytest.raises(InvalidArgumentError, match=name):
+    with pytest.raises(InvalidArgumentError, match=name) as caught:
         IndexUpdatedTrigger(**{"index_id": "idx", **wrong})
+    assert "Pass a list" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -304,8 +312,11 @@ def test_a_watcher_refuses_invalid_arguments_in_its_constructor(wrong: dict[str,
         {"exponential_backoff": "perhaps"},
         {"wait_for_sync": "perhaps"},
         {"silent_fail": "perhaps"},
+        {"deadline": -1},
+        {"deadline": timedelta(hours=1)},
         {"llamacloud_conn_id": ""},
         {"project_id": 7},
+        {"organization_id": "not a uuid"},
     ],
     ids=str,
 )

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from airflow.triggers.base import TriggerEvent
@@ -33,11 +34,11 @@ def ready_trigger(**values: Any) -> IndexReadyTrigger:
 
 
 def test_triggers_can_be_deserialized_by_other_releases() -> None:
-    made = ready_trigger(wait_for_sync=True, project_id="p", organization_id="o")
+    made = ready_trigger(wait_for_sync=True, project_id=str(UUID(int=1)), organization_id=str(UUID(int=2)))
     path, arguments = made.serialize()
     assert path == "airflow_provider_llamachat.triggers.index.IndexReadyTrigger"
     assert IndexReadyTrigger(**arguments, of_a_later_release=1).serialize() == (path, arguments)
-    watch = IndexUpdatedTrigger(index_id="idx", since="2026-01-01", project_id="p")
+    watch = IndexUpdatedTrigger(index_id="idx", since="2026-01-01", project_id=str(UUID(int=1)))
     path, arguments = watch.serialize()
     assert path == "airflow_provider_llamachat.triggers.index.IndexUpdatedTrigger"
     assert IndexUpdatedTrigger(**arguments, of_a_later_release=1).serialize() == (path, arguments)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_llamachat.arguments import checked_uuid
 from airflow_provider_llamachat.client import config as config_module
-from airflow_provider_llamachat.client.config import ClientConfig, base_url, checked_api_key, checked_uuid, ssl_context
+from airflow_provider_llamachat.client.config import ClientConfig, base_url, checked_api_key, ssl_context
 from airflow_provider_llamachat.exceptions import (
     InvalidApiKeyError,
     InvalidArgumentError,

@@ -37,6 +37,13 @@ with DAG(dag_id="given"):
     create = CreateChatSessionOperator(
         task_id="create", index_ids=out, shared_access=out, wait_for_indexes=out, index_timeout=out
     )
+    ChatBatchOperator(task_id="from_another", prompts=out, llamacloud_conn_id=out)
+    IndexReadySensor(task_id="sensor", index_ids=["idx"], llamacloud_conn_id=out)
+    SendChatMessageOperator(task_id="send", session_id=out, prompt="Why?", llamacloud_conn_id=out)
+    SaveTranscriptOperator(task_id="copy", session_id=out, output_path="/data/copy.md", llamacloud_conn_id=out)
+    DeleteChatSessionOperator(task_id="remove", session_id=out, llamacloud_conn_id=out)
+    SyncIndexOperator(task_id="once_more", index_id="idx", llamacloud_conn_id=out)
+    CreateChatSessionOperator(task_id="elsewhere", llamacloud_conn_id=out)
     CreateChatSessionOperator(task_id="plain", index_ids=["idx"], index_timeout=timedelta(minutes=5))
     SendChatMessageOperator(
         task_id="ask", session_id=create.output, prompt=out, index_ids=out, turn_timeout=out, on_interrupted=out

@@ -43,7 +43,7 @@ with DAG(dag_id="text", **COMMON) as text:
         prompts="{{ dag_run.conf['prompts'] | tojson }}",
         index_ids="{{ dag_run.conf['index_ids'] | tojson }}",
         output_path="{{ dag_run.conf['output_path'] }}",
-        requests_per_minute="{{ none }}",
+        requests_per_minute="{{ '' }}",
         max_concurrency="{{ 2 }}",
     )
 
