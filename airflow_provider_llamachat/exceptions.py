@@ -86,7 +86,8 @@ class InvalidApiKeyError(LlamaCloudConfigError):
     """The connection's password cannot be an API key. The message never contains its value."""
 
 
-class InvalidArgumentError(LlamaCloudConfigError, ValueError):
+# A triggerer goes on without a trigger that cannot be made from its row only if the reason is a TypeError. It ends with any other.
+class InvalidArgumentError(LlamaCloudConfigError, ValueError, TypeError):
     """An argument is invalid; the message names the argument and what it must be. No request was sent."""
 
 

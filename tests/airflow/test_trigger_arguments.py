@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.models.trigger import Trigger
 
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 from airflow_provider_llamachat.triggers.index import IndexSyncedTrigger
+from tests.airflow.runner import AIRFLOW
 
 SYNCED = {"llamacloud_conn_id": "c", "index_ids": ["idx"], "deadline": 1.0, "before": "any text", "settled_at": 0.0}
 TURN = {
@@ -68,3 +72,24 @@ def test_the_other_triggers_refuse_invalid_arguments_too(kind: type[Any], name: 
     assert valid.items() <= values.items()
     with pytest.raises(InvalidArgumentError, match=f"^{name}"):
         kind(**valid | {name: value})
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="an older Airflow's triggerer makes its triggers in another way")
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_stored_trigger_that_cannot_be_made_does_not_end_the_triggerer(kind: type[Any]) -> None:
+    from airflow.jobs.triggerer_job_runner import TriggerRunner
+
+    stored = {**(TURN if kind is ChatTurnTrigger else SYNCED), "deadline": "soon"}
+    row = {
+        "id": 1,
+        "classpath": f"{kind.__module__}.{kind.__name__}",
+        "encrypted_kwargs": Trigger.encrypt_kwargs(stored),
+        "ti": None,
+        "timeout_after": None,
+        "watched_assets": None,
+        "dag_data": None,
+    }
+    runner: Any = TriggerRunner()  # type: ignore[no-untyped-call]  # Airflow does not type it
+    runner.to_create.append(SimpleNamespace(**row))
+    asyncio.run(runner.create_triggers())
+    assert [number for number, _ in runner.failed_triggers] == [1]
