@@ -17,7 +17,7 @@ MAX_MESSAGE = 2400
 # Patterns are text, which re compiles when it is first used, and keeps: most processes that parse a Dag redact nothing.
 # Anything that looks like a credential, wherever it came from (a proxy's error page may echo our own request headers). A bearer
 # token is told from a word by its length, and by a digit in it: "bearer responsibilities" is no secret. Nor is "llx-files".
-_CREDENTIALS = r"(?ia)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-[A-Za-z0-9_\-]{16,}"
+_CREDENTIALS = r"(?ia)\bbearer\s++(?:(?=[\w\-.~+/]*\d)[\w\-.~+/]{16,}|[\w\-.~+/]{32,})=*|\bllx-(?:(?=[\w\-]*\d)[\w\-]{6,}|[\w\-]{16,})"
 # What signs a URL of a storage service (Amazon, Google, Azure) gives access to a file. By itself, because it begins with a character
 # that is quickly found. JSON and HTML may write the & before it in their own way.
 _SIGNATURES = (

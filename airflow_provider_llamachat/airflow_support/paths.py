@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow_provider_llamachat import arguments
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
+from airflow_provider_llamachat.redaction import excerpt
 
 FILE_SYSTEMS = {
     "s3": "apache-airflow-providers-amazon[s3fs]",
@@ -44,7 +45,7 @@ def resolved_path(given: Any, name: str) -> Any:
     if "{{" in text or "{%" in text:
         raise InvalidArgumentError(
             f"{name} contains a template that was not rendered. Pass it as text or as Airflow's ObjectStoragePath. "
-            f"Got: {text[:200]!r}."
+            f"Got: {excerpt(text, limit=200)!r}."
         )
     if "://" not in text and not isinstance(given, ObjectStoragePath):
         text = _local(text, name)
@@ -53,7 +54,9 @@ def resolved_path(given: Any, name: str) -> Any:
         path.fs  # noqa: B018  # raises if the file system is missing
     except (ImportError, ValueError) as problem:
         if not isinstance(problem, ImportError) and not re.search("registered|not known|nsupported", str(problem)):
-            raise InvalidArgumentError(f"{name} cannot be used, got {text[:200]!r}: {problem}") from problem
+            raise InvalidArgumentError(
+                f"{name} cannot be used, got {excerpt(text, limit=200)!r}: {problem}"
+            ) from problem
         scheme = text.partition("://")[0]
         package = FILE_SYSTEMS.get(scheme.lower())
         remedy = f"Install {package}" if package else "Install an Airflow provider for it"
@@ -62,7 +65,7 @@ def resolved_path(given: Any, name: str) -> Any:
             f"Cause: {str(problem)[:300]}"
         ) from problem
     if not path.name or text.endswith("/"):
-        raise InvalidArgumentError(f"{name} must be the path of a file, got {text[:200]!r}.")
+        raise InvalidArgumentError(f"{name} must be the path of a file, got {excerpt(text, limit=200)!r}.")
     return path
 
 
@@ -80,9 +83,9 @@ def _local(text: str, name: str) -> str:
     try:
         local = Path(text).expanduser()
     except RuntimeError as problem:
-        raise InvalidArgumentError(f"{name} cannot be used, got {text[:200]!r}: {problem}") from None
+        raise InvalidArgumentError(f"{name} cannot be used, got {excerpt(text, limit=200)!r}: {problem}") from None
     if not local.is_absolute():
         raise InvalidArgumentError(
-            f"{name} must be an absolute path or a URL, because a relative path depends on the worker. Got: {text[:200]!r}."
+            f"{name} must be an absolute path or a URL, because a relative path depends on the worker. Got: {excerpt(text, limit=200)!r}."
         )
     return str(local) + text[len(text.rstrip("/")) :]

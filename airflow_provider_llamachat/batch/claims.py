@@ -33,7 +33,7 @@ PAUSE = 0.5
 REMEDY = "Use {{ run_id }} and {{ ti.map_index }} in output_path, so that each run and mapped task has its own path. Nothing was asked."
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Claim:
     """The claim of a batch to its output path.
 

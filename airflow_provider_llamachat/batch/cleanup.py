@@ -26,7 +26,7 @@ ENDED = {kind.__name__ for kind in (ChatTurnFailedError, NotFoundError, Unproces
 """Errors that are certain to end a turn. Others may mean that a turn of an earlier attempt could not be read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tidier:
     """Finds in the journal which sessions the batch opened, in earlier attempts too, and which of them are still needed."""
 

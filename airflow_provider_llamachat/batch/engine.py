@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Ready = asyncio.Queue["tuple[Prepared, Lane] | None"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Batch:
     """One attempt of a batch. Make one per event loop, and :meth:`run` it once.
 

@@ -72,7 +72,8 @@ class AsyncLlamaCloudClient(AsyncSender):
     async def delete_session(self, session_id: str, **scope: Unpack[Scope]) -> None:
         """Delete a session (DELETE /api/v1/chat/{session_id}).
 
-        :raises NotFoundError: the session does not exist. Not raised if an earlier attempt of the same call deleted it.
+        :raises NotFoundError: the session does not exist. Not raised if an earlier attempt of the same call deleted it and the
+            response names the session.
         """
         await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 

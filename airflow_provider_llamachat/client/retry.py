@@ -89,7 +89,8 @@ class Retries:
 
     def show_success(self, problem: LlamaCloudError) -> bool:
         """Whether this error shows that an earlier attempt succeeded and its response was lost."""
-        is_done = isinstance(problem, NotFoundError) and self._call.endpoint is endpoints.DELETE_SESSION
+        is_gone = isinstance(problem, NotFoundError) and not problem.is_vague
+        is_done = is_gone and self._call.endpoint is endpoints.DELETE_SESSION
         is_begun = isinstance(problem, ConflictError) and self._call.endpoint in {
             endpoints.SYNC_INDEX,
             endpoints.CANCEL_SYNC,

@@ -250,10 +250,10 @@ class EmulatorControl(Control):
         return [_RECORDS[name](**item) for item in found] if name in _RECORDS else found
 
 
-def checked_port(port: int) -> int:
+def checked_port(port: object) -> int:
     """Return ``port``, or raise ValueError if nothing can listen there."""
     # To Python, True is 1.
-    if type(port) is not int or not 0 <= port <= 65535:
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError(f"port must be a number from 0 to 65535, not {port!r}")
     return port
 

@@ -48,6 +48,16 @@ def test_a_request_whose_response_was_lost_is_repeated(
     assert len(llamacloud_emulator.requests) == 2
 
 
+def test_a_404_that_may_come_from_a_wrong_base_url_does_not_show_that_a_session_was_deleted(
+    send: Sender, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session = send("create_session")
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=503))
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=404, detail="Not Found", times=None))
+    with pytest.raises(errors.NotFoundError, match="Check the connection's Base URL"):
+        send("delete_session", session.session_id)
+
+
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_busy_statuses_are_replayed(status: int, send: Sender, llamacloud_emulator: LlamaCloudEmulator) -> None:
     llamacloud_emulator.inject(Fault("status", status=status, times=2))

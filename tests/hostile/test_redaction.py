@@ -133,7 +133,7 @@ def test_what_has_the_form_of_a_token_is_not_shown(token: str) -> None:
     assert scrub(f'{{"authorization": "Bearer {token}"}}', ()) == '{"authorization": "***"}'
 
 
-@pytest.mark.parametrize("key", ["llx-" + "aB3_" * 4, "llx-" + "x-" * 24, "LLX-0123456789ABCDEF"])
+@pytest.mark.parametrize("key", ["llx-" + "aB3_" * 4, "llx-" + "x-" * 24, "LLX-0123456789ABCDEF", "llx-AbC123dEf456"])
 def test_what_has_the_form_of_a_key_is_not_shown(key: str) -> None:
     assert scrub(f"key={key}.", ()) == "key=***."
 
