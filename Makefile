@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
-JOBS ?= 6
+JOBS ?= 5
 BENCH_ARGS ?=
 
 VENV := .venv

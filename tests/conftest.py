@@ -62,7 +62,7 @@ def pytest_collection_finish() -> None:
 # The same examples in each run: what is new to a run is for a search, not for a build. How long an example takes says more about
 # what else the machine does than about the code.
 settings.register_profile(
-    "tests", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "tests", max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("soak", settings.get_profile("tests"), derandomize=False, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or "tests")

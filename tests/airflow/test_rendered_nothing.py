@@ -62,7 +62,7 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("text", ["None", " null\n"])
+@pytest.mark.parametrize("text", ["None", pytest.param(" null\n", marks=pytest.mark.long)])
 @pytest.mark.parametrize("deferrable", [False, True])
 @pytest.mark.parametrize(("kind", "field"), FIELDS)
 def test_a_field_that_rendered_to_nothing_is_refused(

@@ -74,6 +74,7 @@ def test_a_run_returns_states_xcoms_logs_and_what_was_asked(
         run.xcom("ask", "no such key")
 
 
+@pytest.mark.airflow
 def test_a_failure_is_a_result_and_its_retries_do_not_wait(
     file: Path, llamacloud_run_dag: DagRunner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -144,7 +144,7 @@ def test_a_failed_item_is_recorded_with_its_reason_and_the_others_continue(
         ("stall", False),
         ("stream_reset", True),
         ("cut", False),
-        ("hang_after", True),
+        pytest.param("hang_after", True, marks=pytest.mark.long),
         ("reset_after", False),
         pytest.param("stall", True, marks=pytest.mark.long),
         pytest.param("stream_reset", False, marks=pytest.mark.long),

@@ -149,7 +149,9 @@ ENDS: dict[str, tuple[list[Fault], str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("deferrable", [False, True], ids=["poke", "deferred"])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", [pytest.param(name, marks=() if "_fail" in name or not name else pytest.mark.long) for name in OPTIONS]
+)
 @pytest.mark.parametrize("case", ENDS)
 def test_every_option_ends_a_sensor_the_same_in_both_modes(
     case: str, option: str, deferrable: bool, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
