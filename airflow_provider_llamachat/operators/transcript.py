@@ -128,8 +128,9 @@ def _check_place(folder: Folder, path: Any, session: Session) -> None:
 
     if is_of_another(folder.head(path.name) or b"", session):
         raise InvalidArgumentError(
-            "The session was not deleted, because the transcript of another session is at this transcript_path. Put {{ run_id }} and "
-            "{{ ti.map_index }} into transcript_path, so that each run and mapped task has its own path. "
+            "The session was not deleted, because the transcript of another session is at this transcript_path. Put the "
+            "session's id into transcript_path, for example {{ ti.xcom_pull(task_ids='create', key='session_id') }}, so that each "
+            "session has its own path, or move the file away. "
             f"Session: {session.session_id}. File: {path}",
             session_id=session.session_id,
         )

@@ -266,7 +266,9 @@ def test_a_session_is_not_deleted_if_its_transcript_would_replace_another_sessio
     other = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
     with pytest.raises(InvalidArgumentError) as caught:
         delete(other, path, transcript_format=later)
-    assert "{{ run_id }} and {{ ti.map_index }} into transcript_path" in str(caught.value)
+    # not the run's id, which a cleared run keeps although its session is another
+    assert "{{ ti.xcom_pull(task_ids='create', key='session_id') }}" in str(caught.value)
+    assert "or move the file away" in str(caught.value)
     assert caught.value.session_id == other
     assert path.read_bytes() == kept
     assert llamacloud_emulator.deleted == [session_id]
