@@ -184,7 +184,7 @@ class PartsJournal(Journal):
         try:
             first_line = (self._beside.head(self._name, LONGEST) or b"null").partition(b"\n")[0]
             origin = json.loads(first_line)["batch"]
-        except (ValueError, KeyError, TypeError, ChatBatchError):
+        except (ValueError, KeyError, TypeError):
             return  # no results, or their origin is unknown
         if isinstance(origin, dict) and claims.is_same_run(origin, self._scope) and origin != asdict(self._scope):
             raise InvalidArgumentError(

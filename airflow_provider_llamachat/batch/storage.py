@@ -203,8 +203,11 @@ class Folder:
             try:
                 with self._fs.open(self._at(name), "rb", block_size=CHUNK) as file:
                     return bytes(file.read(most))
-            except (FileNotFoundError, PermissionError):
-                return None
+            except OSError as problem:
+                # gcsfs has no class of its own for a refusal.
+                if isinstance(problem, (FileNotFoundError, PermissionError)) or str(problem).startswith("Forbidden"):
+                    return None
+                raise
 
         return self._trying("read", content)
 

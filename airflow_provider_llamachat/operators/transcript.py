@@ -103,15 +103,17 @@ def save(
     ti: Any = context["ti"]
     task = "/".join(map(str, (ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))))
     folder = Folder.around(path)
+    failed = "The transcript was not saved."
     try:
         with folder.replacing(path.name, hashlib.sha256(task.encode()).hexdigest()[:24]) as file:
             file.write(content)
             if deletes:
                 _check_place(folder, path, session)
         if deletes:  # another task may have written between the check and the end of the upload
+            failed = "The session was not deleted, because its saved transcript could not be read."
             _check_place(folder, path, session)
     except ChatBatchError as problem:
-        raise TranscriptError(f"The transcript was not saved. {problem}", session_id=session_id) from problem
+        raise TranscriptError(f"{failed} {problem}", session_id=session_id) from problem
     operator.log.info("Saved the transcript of session %s to %s (%d bytes).", session_id, path, len(content))
     record(operator.get_hook(), session.index_ids or [], client.config.base_url, str(path))
     if deletes and (lost := sum(event.type == MALFORMED for event in session.events)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -211,7 +212,12 @@ def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) 
     assert len(runner.lines) == 6
 
 
-def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reason", "is_refusal"), [("Forbidden: answers/results.jsonl\nno access", True), ("reset", False)]
+)
+def test_results_that_may_not_be_read_are_of_unknown_origin(
+    reason: str, is_refusal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Buckets("answers")
     path = store.at("answers/results.jsonl")
     path.write_bytes(b"{}")
@@ -219,12 +225,13 @@ def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.M
 
     def forbidden(at: str, mode: str = "rb", **options: Any) -> Any:
         if at.endswith("results.jsonl") and mode == "rb":
-            raise OSError("Forbidden")  # as gcsfs says it
+            raise OSError(reason)  # gcsfs has no class of its own for it
         return opened(at, mode, **options)
 
     monkeypatch.setattr(store, "open", forbidden)
     monkeypatch.setattr(storage, "PAUSE", 0.0)
-    with PartsJournal(path, ONE).claimed():
+    told = contextlib.nullcontext() if is_refusal else pytest.raises(ChatBatchError, match=r"Could not read .*reset")
+    with told, PartsJournal(path, ONE).claimed():
         pass
 
 
@@ -236,3 +243,4 @@ def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * 2**20
+    assert not store.find("answers/results.jsonl.parts")  # the claim is released
