@@ -70,8 +70,10 @@ class Folder:
         return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
 
     def target(self, name: str) -> tuple[Folder, str]:
-        """Return the folder and the name of a file, or those of the file that a local link leads to."""
+        """Return the folder and the name of a file, or those of the file that a local link leads to, if its folder takes new files."""
         if not self._is_local or (real := os.path.realpath(self._at(name))) == self._at(name):
+            return self, name
+        if not os.access(Path(real).parent, os.W_OK | os.X_OK):
             return self, name
         return Folder.around(real), Path(real).name
 

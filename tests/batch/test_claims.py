@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 import tracemalloc
@@ -87,6 +88,24 @@ def test_a_link_to_a_path_is_the_same_path(tmp_path: Path) -> None:
     with PartsJournal(real, ONE).claimed(), pytest.raises(InvalidArgumentError), PartsJournal(link, TWO).claimed():
         pass
     assert sorted(left(tmp_path)) == ["far", "link.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "read-only"])
+def test_a_link_into_a_folder_that_takes_no_files_is_a_path_of_its_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, far = tmp_path / "link.jsonl", tmp_path / "far"
+    link.symlink_to(far / "results.jsonl")
+    if kind == "read-only":
+        far.mkdir()
+        allowed = os.access  # root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, *mode: Path(path) != far and allowed(path, *mode))
+    with PartsJournal(link, ONE).claimed():
+        assert (tmp_path / "link.jsonl.parts" / ONE.digest / ".writer").exists()
+        assert not far.exists() or list(far.iterdir()) == []
+        with pytest.raises(InvalidArgumentError, match="Another batch is writing"), PartsJournal(link, TWO).claimed():
+            pass
+    assert far.exists() is (kind == "read-only")
 
 
 def test_two_batches_that_begin_together_do_not_both_continue(above: Folder, tmp_path: Path) -> None:
