@@ -171,7 +171,8 @@ class PartsJournal(Journal):
         """See :meth:`Journal.claimed`. This also checks, before anything is asked, that the results can be written."""
         if self._beside.is_folder(self._name):
             raise InvalidArgumentError(
-                f"output_path must be the path of a file, but it is a folder. Nothing was asked. Path: {self._beside.url}/{self._name}"
+                f"output_path must be the path of a file, but it is a folder. Nothing was asked in this attempt. "
+                f"Path: {self._beside.url}/{self._name}"
             )
         self._claim.take()
         try:

@@ -299,8 +299,9 @@ def on_local_disk(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
+        folder = f"the temporary folder {tempfile.tempdir or ''}".rstrip()  # unknown if no folder can be written
         raise ChatBatchError(
-            f"Could not {what} the temporary folder {tempfile.tempdir or ''}: {_reason(problem)}. Free space on this disk of the "
+            f"Could not {what} {folder}: {_reason(problem)}. Free space on this disk of the "
             "worker, or set TMPDIR on the workers to a folder that has more."
         ) from problem
 

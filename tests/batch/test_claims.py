@@ -252,6 +252,7 @@ def test_results_that_may_not_be_read_are_of_unknown_origin(
     told = contextlib.nullcontext() if is_refusal else pytest.raises(ChatBatchError, match=r"Could not read .*reset")
     with told, PartsJournal(path, ONE).claimed():
         pass
+    assert not store.find("answers/results.jsonl.parts")  # the claim is released
 
 
 def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
@@ -262,4 +263,3 @@ def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * 2**20
-    assert not store.find("answers/results.jsonl.parts")  # the claim is released
