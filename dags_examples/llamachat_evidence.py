@@ -70,7 +70,7 @@ with DAG(
     delete = DeleteChatSessionOperator(
         task_id="delete_session",
         session_id=session_id,
-        transcript_path=f"{FOLDER}/transcript.html",
+        transcript_path=FOLDER + "/{{ ti.xcom_pull(task_ids='create_session', key='session_id') }}.html",
         transcript_format="html",
     )
 

@@ -30,7 +30,10 @@ STALE = 90.0
 PAUSE = 0.5
 """Seconds between two reads of a claim that is about to be confirmed or released."""
 
-REMEDY = "Use {{ run_id }} and {{ ti.map_index }} in output_path, so that each run and mapped task has its own path. Nothing was asked."
+REMEDY = (
+    "Use {{ run_id }} and {{ ti.map_index }} in output_path, so that each run and mapped task has its own path. "
+    "Nothing was asked in this attempt."
+)
 
 
 @dataclass(eq=False, repr=False)

@@ -171,7 +171,8 @@ class PartsJournal(Journal):
         """See :meth:`Journal.claimed`. This also checks, before anything is asked, that the results can be written."""
         if self._beside.is_folder(self._name):
             raise InvalidArgumentError(
-                f"output_path must be the path of a file, but it is a folder. Nothing was asked. Path: {self._beside.url}/{self._name}"
+                f"output_path must be the path of a file, but it is a folder. Nothing was asked in this attempt. "
+                f"Path: {self._beside.url}/{self._name}"
             )
         self._claim.take()
         try:
@@ -184,7 +185,7 @@ class PartsJournal(Journal):
         try:
             first_line = (self._beside.head(self._name, LONGEST) or b"null").partition(b"\n")[0]
             origin = json.loads(first_line)["batch"]
-        except (ValueError, KeyError, TypeError, ChatBatchError):
+        except (ValueError, KeyError, TypeError):
             return  # no results, or their origin is unknown
         if isinstance(origin, dict) and claims.is_same_run(origin, self._scope) and origin != asdict(self._scope):
             raise InvalidArgumentError(

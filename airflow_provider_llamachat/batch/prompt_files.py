@@ -66,7 +66,9 @@ def read(path: Any, *, index_ids: list[str] | None = None, session_mode: str = "
         with on_local_disk("copy the prompts to"):
             return StoredItems(_items(path, index_ids, session_mode))
     except (InvalidArgumentError, ChatBatchError) as problem:
-        raise type(problem)(f"{problem} Nothing was asked. File: {path}") from problem.__cause__
+        raise type(problem)(
+            f"{str(problem).removesuffix('.')}. Nothing was asked in this attempt. File: {path}"
+        ) from problem.__cause__
 
 
 def _items(path: Any, index_ids: list[str] | None, session_mode: str) -> Iterator[Item]:

@@ -70,8 +70,10 @@ class Folder:
         return Folder(self._fs, "/".join((self._root, *names)), "/".join((self.url, *names)))
 
     def target(self, name: str) -> tuple[Folder, str]:
-        """Return the folder and the name of a file, or those of the file that a local link leads to."""
+        """Return the folder and the name of a file, or those of the file that a local link leads to, if its folder takes new files."""
         if not self._is_local or (real := os.path.realpath(self._at(name))) == self._at(name):
+            return self, name
+        if not os.access(Path(real).parent, os.W_OK | os.X_OK):
             return self, name
         return Folder.around(real), Path(real).name
 
@@ -203,8 +205,11 @@ class Folder:
             try:
                 with self._fs.open(self._at(name), "rb", block_size=CHUNK) as file:
                     return bytes(file.read(most))
-            except (FileNotFoundError, PermissionError):
-                return None
+            except OSError as problem:
+                # gcsfs has no class of its own for a refusal.
+                if isinstance(problem, (FileNotFoundError, PermissionError)) or str(problem).startswith("Forbidden"):
+                    return None
+                raise
 
         return self._trying("read", content)
 
@@ -294,8 +299,9 @@ def on_local_disk(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
+        folder = f"the temporary folder {tempfile.tempdir or ''}".rstrip()  # unknown if no folder can be written
         raise ChatBatchError(
-            f"Could not {what} the temporary folder {tempfile.tempdir or ''}: {_reason(problem)}. Free space on this disk of the "
+            f"Could not {what} {folder}: {_reason(problem)}. Free space on this disk of the "
             "worker, or set TMPDIR on the workers to a folder that has more."
         ) from problem
 

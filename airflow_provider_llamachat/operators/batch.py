@@ -176,7 +176,8 @@ class ChatBatchOperator(LlamaCloudOperator):
                 raise AirflowSkipException(text) if on_empty == "skip" else InvalidArgumentError(text)
             if items and isinstance(options.min_answered, int) and options.min_answered > len(items):
                 raise InvalidArgumentError(
-                    f"min_answered is {options.min_answered}, but the batch has only {len(items)} prompts. Nothing was asked."
+                    f"min_answered is {options.min_answered}, but the batch has only {len(items)} prompts. "
+                    "Nothing was asked in this attempt."
                 )
             report, base_url = self._ask_all(context, items, options, path)
         return self._finish(context, report, base_url, path)
@@ -211,7 +212,9 @@ class ChatBatchOperator(LlamaCloudOperator):
         path = resolved_path(self.prompts_path, "prompts_path")
         if (arguments.given(self.prompts, "prompts") is None) is (path is None):
             given = "neither is" if path is None else "both are"
-            raise InvalidArgumentError(f"Set either prompts or prompts_path, but {given} set. Nothing was asked.")
+            raise InvalidArgumentError(
+                f"Set either prompts or prompts_path, but {given} set. Nothing was asked in this attempt."
+            )
         how: Any = {"index_ids": options.index_ids, "session_mode": options.session_mode}
         if path is None:
             yield items.parse(self.prompts, **how)
@@ -219,7 +222,7 @@ class ChatBatchOperator(LlamaCloudOperator):
         if output is not None and is_same_file(path, output):
             raise InvalidArgumentError(
                 f"prompts_path and output_path are the same file, so the results would replace the prompts. Set another output_path. "
-                f"Nothing was asked. File: {path}"
+                f"Nothing was asked in this attempt. File: {path}"
             )
         with contextlib.closing(prompt_files.read(path, **how)) as stored:
             self.log.info("Read %d prompts from %s.", len(stored), path)
@@ -353,9 +356,10 @@ class ChatBatchOperator(LlamaCloudOperator):
         if count > MAX_XCOM_ITEMS:
             raise InvalidArgumentError(
                 f"The batch has {count} prompts, but XCom can hold the results of at most {MAX_XCOM_ITEMS}. Set output_path. "
-                "Nothing was asked."
+                "Nothing was asked in this attempt."
             )
         if not self.do_xcom_push:
             raise InvalidArgumentError(
-                "The answers would be lost, because do_xcom_push is False and output_path is not set. Set output_path. Nothing was asked."
+                "The answers would be lost, because do_xcom_push is False and output_path is not set. Set output_path. "
+                "Nothing was asked in this attempt."
             )

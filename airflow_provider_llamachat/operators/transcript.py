@@ -103,15 +103,17 @@ def save(
     ti: Any = context["ti"]
     task = "/".join(map(str, (ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))))
     folder = Folder.around(path)
+    failed = "The transcript was not saved."
     try:
         with folder.replacing(path.name, hashlib.sha256(task.encode()).hexdigest()[:24]) as file:
             file.write(content)
             if deletes:
                 _check_place(folder, path, session)
         if deletes:  # another task may have written between the check and the end of the upload
+            failed = "The session was not deleted, because its saved transcript could not be read."
             _check_place(folder, path, session)
     except ChatBatchError as problem:
-        raise TranscriptError(f"The transcript was not saved. {problem}", session_id=session_id) from problem
+        raise TranscriptError(f"{failed} {problem}", session_id=session_id) from problem
     operator.log.info("Saved the transcript of session %s to %s (%d bytes).", session_id, path, len(content))
     record(operator.get_hook(), session.index_ids or [], client.config.base_url, str(path))
     if deletes and (lost := sum(event.type == MALFORMED for event in session.events)):
@@ -128,8 +130,9 @@ def _check_place(folder: Folder, path: Any, session: Session) -> None:
 
     if is_of_another(folder.head(path.name) or b"", session):
         raise InvalidArgumentError(
-            "The session was not deleted, because the transcript of another session is at this transcript_path. Put {{ run_id }} and "
-            "{{ ti.map_index }} into transcript_path, so that each run and mapped task has its own path. "
+            "The session was not deleted, because the transcript of another session is at this transcript_path. Put the "
+            "session's id into transcript_path, for example {{ ti.xcom_pull(task_ids='create', key='session_id') }}, so that each "
+            "session has its own path, or move the file away. "
             f"Session: {session.session_id}. File: {path}",
             session_id=session.session_id,
         )

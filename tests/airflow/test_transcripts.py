@@ -266,7 +266,9 @@ def test_a_session_is_not_deleted_if_its_transcript_would_replace_another_sessio
     other = LlamaCloudHook().create_session([INDEX_FILINGS]).session_id
     with pytest.raises(InvalidArgumentError) as caught:
         delete(other, path, transcript_format=later)
-    assert "{{ run_id }} and {{ ti.map_index }} into transcript_path" in str(caught.value)
+    # not the run's id, which a cleared run keeps although its session is another
+    assert "{{ ti.xcom_pull(task_ids='create', key='session_id') }}" in str(caught.value)
+    assert "or move the file away" in str(caught.value)
     assert caught.value.session_id == other
     assert path.read_bytes() == kept
     assert llamacloud_emulator.deleted == [session_id]
@@ -311,4 +313,40 @@ def test_a_session_is_not_deleted_if_its_transcript_was_replaced_meanwhile(
     with pytest.raises(InvalidArgumentError, match="the transcript of another session"):
         delete(session_id, path)
     assert len(looks) == 2
+    assert llamacloud_emulator.deleted == []
+
+
+def failing_reads(monkeypatch: pytest.MonkeyPatch, problem: OSError, *, only_after_the_upload: bool = False) -> Any:
+    store = Buckets("reports")
+    opened = store.open
+
+    def failing(at: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "rb" and (not only_after_the_upload or store.exists(at)):
+            raise problem
+        return opened(at, mode, **options)
+
+    monkeypatch.setattr(store, "open", failing)
+    return store.at("reports/transcript.md")
+
+
+def test_a_role_that_may_not_read_saves_and_deletes(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_gcsfs_says_it = OSError(
+        "Forbidden: reports/transcript.md\nThe account does not have storage.objects.get access."
+    )
+    delete(session_id, failing_reads(monkeypatch, as_gcsfs_says_it))
+    assert llamacloud_emulator.deleted == [session_id]
+
+
+def test_a_transcript_that_was_saved_but_cannot_be_read_again_is_not_called_unsaved(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = failing_reads(monkeypatch, OSError("connection reset"), only_after_the_upload=True)
+    with pytest.raises(
+        TranscriptError,
+        match=r"^The session was not deleted, because its saved transcript could not be read\. Could not read .*connection reset",
+    ):
+        delete(session_id, path)
+    assert path.exists()
     assert llamacloud_emulator.deleted == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import threading
 import time
 import tracemalloc
@@ -86,6 +88,24 @@ def test_a_link_to_a_path_is_the_same_path(tmp_path: Path) -> None:
     with PartsJournal(real, ONE).claimed(), pytest.raises(InvalidArgumentError), PartsJournal(link, TWO).claimed():
         pass
     assert sorted(left(tmp_path)) == ["far", "link.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "read-only"])
+def test_a_link_into_a_folder_that_takes_no_files_is_a_path_of_its_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, far = tmp_path / "link.jsonl", tmp_path / "far"
+    link.symlink_to(far / "results.jsonl")
+    if kind == "read-only":
+        far.mkdir()
+        allowed = os.access  # root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, *mode: Path(path) != far and allowed(path, *mode))
+    with PartsJournal(link, ONE).claimed():
+        assert (tmp_path / "link.jsonl.parts" / ONE.digest / ".writer").exists()
+        assert not far.exists() or list(far.iterdir()) == []
+        with pytest.raises(InvalidArgumentError, match="Another batch is writing"), PartsJournal(link, TWO).claimed():
+            pass
+    assert far.exists() is (kind == "read-only")
 
 
 def test_two_batches_that_begin_together_do_not_both_continue(above: Folder, tmp_path: Path) -> None:
@@ -211,7 +231,12 @@ def test_results_of_unknown_origin_are_replaced(content: bytes, runner: Runner) 
     assert len(runner.lines) == 6
 
 
-def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reason", "is_refusal"), [("Forbidden: answers/results.jsonl\nno access", True), ("reset", False)]
+)
+def test_results_that_may_not_be_read_are_of_unknown_origin(
+    reason: str, is_refusal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Buckets("answers")
     path = store.at("answers/results.jsonl")
     path.write_bytes(b"{}")
@@ -219,13 +244,15 @@ def test_results_that_cannot_be_read_are_of_unknown_origin(monkeypatch: pytest.M
 
     def forbidden(at: str, mode: str = "rb", **options: Any) -> Any:
         if at.endswith("results.jsonl") and mode == "rb":
-            raise OSError("Forbidden")  # as gcsfs says it
+            raise OSError(reason)  # gcsfs has no class of its own for it
         return opened(at, mode, **options)
 
     monkeypatch.setattr(store, "open", forbidden)
     monkeypatch.setattr(storage, "PAUSE", 0.0)
-    with PartsJournal(path, ONE).claimed():
+    told = contextlib.nullcontext() if is_refusal else pytest.raises(ChatBatchError, match=r"Could not read .*reset")
+    with told, PartsJournal(path, ONE).claimed():
         pass
+    assert not store.find("answers/results.jsonl.parts")  # the claim is released
 
 
 def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from airflow_provider_llamachat.batch import prompt_files
+from airflow_provider_llamachat.batch import prompt_files, storage
 from airflow_provider_llamachat.batch.items import Item
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 from airflow_provider_llamachat.operators.batch import ChatBatchOperator
@@ -135,7 +135,7 @@ def test_a_bad_file_is_refused_with_its_line_and_the_way_out(kind: str, tmp_path
     name, content, says = BAD[kind]
     with pytest.raises(InvalidArgumentError, match=says) as caught:
         read(tmp_path / name, content, index_ids=None if kind == "no indexes" else IDS)
-    assert str(caught.value).endswith(f"Nothing was asked. File: {tmp_path / name}")
+    assert str(caught.value).endswith(f"Nothing was asked in this attempt. File: {tmp_path / name}")
 
 
 def batch(**arguments: Any) -> ChatBatchOperator:
@@ -151,7 +151,10 @@ def batch(**arguments: Any) -> ChatBatchOperator:
         ({"prompts_path": "q.csv"}, "prompts_path must be an absolute path or a URL"),
         ({"prompts_path": "{folder}"}, r"prompts_path must end in .csv"),
         ({"prompts_path": "{folder}/folder.csv"}, "prompts_path must be the path of a file, but it is a folder"),
-        ({"prompts_path": "{folder}/missing.csv"}, r"prompts_path does not exist\. Nothing was asked\. File: "),
+        (
+            {"prompts_path": "{folder}/missing.csv"},
+            r"prompts_path does not exist\. Nothing was asked in this attempt\. File: ",
+        ),
         ({"prompts_path": "{folder}/bad.csv"}, "line 2: prompt must be text"),
         ({"prompts": "questions.csv"}, "prompts must be a JSON or Python list"),
     ],
@@ -304,15 +307,37 @@ def test_the_memory_for_a_prompt_does_not_depend_on_its_length(tmp_path: Path) -
     assert held(1000) < held(10) + 100_000 < 200_000
 
 
+def broken(*_: Any, **__: Any) -> Any:
+    raise OSError(5, "Input/output error")
+
+
 def test_a_full_disk_while_prompts_are_copied_is_a_batchs_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     path = tmp_path / "q.csv"
     path.write_text("prompt\n" + "Why?\n" * 10_000)
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Path("/dev/full").open("wb"))  # noqa: SIM115  # the reader closes it
-    with pytest.raises(ChatBatchError, match=r"temporary folder .*No space left.*Nothing was asked\. File: .*q\.csv"):
+    with pytest.raises(
+        ChatBatchError,
+        match=r"temporary folder .*No space left.*more\. Nothing was asked in this attempt\. File: .*q\.csv",
+    ):
         prompt_files.read(path, index_ids=IDS)
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(ChatBatchError, match=r"temporary folder .*missing.*No such file"):
+        prompt_files.read(path, index_ids=IDS)
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.gettempdir", broken)
+    with pytest.raises(ChatBatchError, match=r"the temporary folder: OSError: .*Input/output error"):
+        prompt_files.read(path, index_ids=IDS)
+
+
+def test_prompts_that_cannot_be_read_are_told_in_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("prompt\nWhy?\n")
+    monkeypatch.setattr(storage, "PAUSE", 0.0)
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.open", broken)
+    with pytest.raises(
+        ChatBatchError, match=r"Input/output error\. Nothing was asked in this attempt\. File: .*q\.csv"
+    ):
         prompt_files.read(path, index_ids=IDS)
