@@ -87,16 +87,20 @@ class Tidier:
         doomed = sorted(opened - wanted)
         pending, left = iter(doomed), list(opened & wanted)
         deleted, told = 0, False
+        proof: asyncio.Future[None] | None = None
 
         async def delete_some() -> None:
-            nonlocal deleted, told
+            nonlocal deleted, told, proof
             for session_id in pending:
                 try:
                     try:
                         await self.client.delete_session(session_id, **self.options.scope)
                     except NotFoundError as problem:
-                        if problem.is_vague:  # a list fails in the same way if the Base URL is wrong
-                            await anext(self.client.list_sessions(page_size=1, **self.options.scope), None)
+                        if problem.is_vague and not deleted:  # a deletion shows that the Base URL is right
+                            proof = proof or asyncio.ensure_future(
+                                self.client.confirm_missing(problem, **self.options.scope)
+                            )
+                            await proof
                         continue  # an earlier attempt, or somebody else, deleted it
                 except LlamaCloudError as problem:
                     left.append(session_id)
@@ -117,6 +121,10 @@ class Tidier:
             ticker = group.create_task(tick())
             await asyncio.gather(*(delete_some() for _ in range(min(self.options.max_concurrency, len(doomed)))))
             ticker.cancel()
+        self._name(left)
+        return deleted
+
+    def _name(self, left: list[str]) -> None:
         if left:
             more = " … The field session_id of the results names all of them." if len(left) > NAMED else ""
             self.logger.warning(
@@ -125,4 +133,3 @@ class Tidier:
                 ", ".join(sorted(left)[:NAMED]),
                 more,
             )
-        return deleted

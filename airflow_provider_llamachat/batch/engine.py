@@ -234,8 +234,9 @@ class Batch:
             except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
-                self._turns.record(item, None, problem)
-                if isinstance(problem, PASSING) and self._preparer.is_in_doubt(position):
+                may_answer = problem.retryable and self._preparer.is_in_doubt(position)
+                self._turns.record(item, None, problem, outcome=records.INTERRUPTED if may_answer else None)
+                if may_answer and isinstance(problem, PASSING):
                     # Another prompt could take its place in the session.
                     self._let_wait(lane, item)
             else:

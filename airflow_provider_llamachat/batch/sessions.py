@@ -13,7 +13,12 @@ from airflow_provider_llamachat.batch.outcomes import PASSING
 from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
-from airflow_provider_llamachat.exceptions import LlamaCloudError, NotFoundError, RequestRefusedError
+from airflow_provider_llamachat.exceptions import (
+    LlamaCloudConnectionError,
+    LlamaCloudError,
+    NotFoundError,
+    RequestRefusedError,
+)
 from airflow_provider_llamachat.models import Session
 
 if TYPE_CHECKING:
@@ -103,6 +108,11 @@ class Preparer:
         """Whether an earlier attempt was about to ask the item."""
         return position in self._intents
 
+    def session_of(self, position: int) -> str | None:
+        """The session in which an earlier attempt was about to ask the item."""
+        intent = self._intents.get(position)
+        return intent.session_id if intent else None
+
     def is_in_doubt(self, position: int) -> bool:
         """Whether a post of the item by an earlier attempt may have become a turn whose end was not seen."""
         intent = self._intents.get(position)
@@ -179,11 +189,24 @@ class Preparer:
         config = self._client.config
         end = time.time() + config.history_lag
         while True:
-            session = await self._client.get_session(session_id, **self._options.scope)
+            session = await self._get(session_id)
             # A late history would move the prompt to the position of a turn that has ended.
             if count_turns(session.events) >= known or time.time() >= end:
                 return session
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
+
+    async def _get(self, session_id: str) -> Session:
+        try:
+            return await self._client.get_session(session_id, **self._options.scope)
+        except NotFoundError as problem:
+            if not problem.is_vague:
+                raise
+            try:
+                await self._client.confirm_missing(problem, **self._options.scope)
+            except NotFoundError:
+                # The API was not reached. A refusal would end the item, and its session would be deleted with its answer.
+                raise LlamaCloudConnectionError(str(problem), session_id=session_id) from problem
+        return await self._client.get_session(session_id, **self._options.scope)
 
     async def _existing(self, item: Item, session_id: str, intent: Intent | None = None) -> Prepared:
         session = await self._read(session_id)

@@ -142,6 +142,8 @@ class Turns:
     ) -> None:
         """Note the result of an item. ``outcome`` overrides the outcome of the result."""
         entry = records.line(item, prepared, result, outcome=outcome)
+        # Without it, the end of the batch would delete the session that may have the answer.
+        entry["session_id"] = entry["session_id"] or self.preparer.session_of(item.position)
         if prepared is not None and not isinstance(result, LlamaCloudError) and result.position is not None:
             # A prompt that was asked again has another place.
             prepared = replace(prepared, trace=replace(prepared.trace, baseline=result.position))

@@ -76,6 +76,18 @@ class LlamaCloudClient(Sender):
         """
         self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
+    def confirm_missing(self, problem: exceptions.NotFoundError, **scope: Unpack[Scope]) -> None:
+        """Return if a 404 can be believed. A vague one may come from a wrong Base URL or a gateway, so the sessions are listed first.
+
+        :raises NotFoundError: ``problem``, because the list was refused as well.
+        :raises LlamaCloudError: the list failed in a way that a retry may solve.
+        """
+        if problem.is_vague:
+            try:
+                next(self.list_sessions(page_size=1, **scope), None)
+            except exceptions.RequestRefusedError as refusal:
+                raise problem from refusal
+
     def list_projects(
         self, *, project_name: str | None = None, organization_id: str | None = None
     ) -> list[models.Project]:

@@ -251,9 +251,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             except NotFoundError as problem:
                 if not ignore_missing:
                     raise
-                if problem.is_vague:
-                    # The same answer to a list would show that the Base URL is wrong; its error fails the task.
-                    next(client.list_sessions(page_size=1, **self.scope()), None)
+                client.confirm_missing(problem, **self.scope())
                 self.log.info("Nothing to delete, because the chat session does not exist. Session: %s.", session_id)
             else:
                 self.log.info("Deleted chat session %s.", session_id)

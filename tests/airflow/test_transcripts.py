@@ -146,6 +146,25 @@ def test_only_a_404_that_may_be_of_an_unknown_path_takes_another_request(
     assert [request.endpoint for request in llamacloud_emulator.requests[before:]] == requests
 
 
+@pytest.mark.parametrize(
+    ("status", "error", "named"),
+    [
+        (403, NotFoundError, "delete chat session"),
+        (404, NotFoundError, "delete chat session"),
+        (503, ServerError, "list"),
+    ],
+)
+def test_a_refused_list_does_not_hide_which_session_was_not_found(
+    status: int, error: type[Exception], named: str, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(
+        Fault("status", endpoint="delete", status=404, detail="Not Found"),
+        Fault("status", endpoint="list", status=status, detail="Not Found", times=None),
+    )
+    with no_backoff(), pytest.raises(error, match=f"Could not {named}"):
+        delete(session_id, None, project_id=DEFAULT_PROJECT_ID)
+
+
 def test_an_existing_file_is_kept_when_saving_fails(
     session_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

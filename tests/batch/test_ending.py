@@ -65,8 +65,17 @@ def test_a_404_that_an_unknown_path_gets_too_shows_no_deletion_unless_the_base_u
     for endpoint in ("delete",) if is_right else ("delete", "list"):
         llamacloud_emulator.inject(Fault("status", endpoint=endpoint, status=404, detail="Not Found", times=None))
     assert runner.run(delete_sessions=True).deleted == 0
+    assert sum(request.endpoint == "list" for request in llamacloud_emulator.requests) == 1
     assert ("Check the connection's Base URL" in caplog.text) is not is_right
     assert ("Sessions that were not deleted (6)" in caplog.text) is not is_right
+
+
+def test_a_session_that_was_deleted_shows_that_the_base_url_is_right(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("status", endpoint="delete", status=404, detail="Not Found", skip=1, times=None))
+    assert runner.run(delete_sessions=True, max_concurrency=1).deleted == 1
+    assert all(request.endpoint != "list" for request in llamacloud_emulator.requests)
 
 
 def test_stopped_while_it_writes_its_results_it_deletes_nothing(

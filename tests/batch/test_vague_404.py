@@ -1,0 +1,106 @@
+"""A "Not Found" of a gateway is no proof that a session, and the answer in it, are gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
+from tests.batch.conftest import Runner, kill_when, outcomes, prompts, running
+from tests.emulator.conftest import eventually
+
+
+def interrupted(runner: Runner, emulator: LlamaCloudEmulator) -> str:
+    """Stop a batch during its first turn, let the turn end, and return the session that has its answer."""
+    emulator.settings.turn_latency = 0.5
+    with pytest.raises(errors.ChatBatchError, match="The task was stopped"):
+        runner.run(lambda batch: kill_when(batch, lambda: running(emulator)), max_concurrency=1)
+    eventually(lambda: emulator.completed() == 1)
+    emulator.settings.turn_latency = 0.0
+    return emulator.turns[0].session_id
+
+
+def vague(endpoint: str, *, status: int = 404, **more: Any) -> Fault:
+    return Fault("status", endpoint=endpoint, status=status, detail="Not Found", **more)
+
+
+def test_one_vague_404_is_no_proof_that_a_session_is_gone_with_its_answer(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session_id = interrupted(runner, llamacloud_emulator)
+    before = len(llamacloud_emulator.requests)
+    llamacloud_emulator.inject(vague("get", session_id=session_id))
+    assert runner.run(max_concurrency=1).settled == 1
+    assert outcomes(runner) == ["answered"] * 6
+    assert llamacloud_emulator.posts() == 6
+    assert [request.endpoint for request in llamacloud_emulator.requests[before:]][:3] == ["get", "list", "get"]
+
+
+@pytest.mark.parametrize(("detail", "lists"), [("Not Found", 1), ("There is no such session.", 0)])
+def test_a_session_that_is_still_missing_while_the_api_answers_is_gone(
+    detail: str, lists: int, runner: Runner, llamacloud_emulator: LlamaCloudEmulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    session_id = interrupted(runner, llamacloud_emulator)
+    fault = Fault("status", endpoint="get", session_id=session_id, status=404, detail=detail, times=None)
+    llamacloud_emulator.inject(fault)
+    runner.run()
+    assert outcomes(runner) == ["answered"] * 6
+    assert f"so its answer is lost. Asking again. Session: {session_id}" in caplog.text
+    assert sum(request.endpoint == "list" for request in llamacloud_emulator.requests) == lists
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_prompt_waits_for_a_retry_while_nothing_shows_that_its_session_is_gone(
+    status: int, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(1)
+    interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(vague("get", times=None), vague("list", status=status, times=None))
+    with pytest.raises(errors.ChatBatchError) as caught:
+        runner.run(delete_sessions=True)
+    assert caught.value.retryable
+    assert (llamacloud_emulator.posts(), llamacloud_emulator.deleted) == (1, [])
+    llamacloud_emulator.clear_faults()
+    assert runner.run(delete_sessions=True).settled == 1
+    assert llamacloud_emulator.posts() == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        vague("list", times=None),
+        vague("list", status=503, times=None),
+        Fault("html", endpoint="list", status=200, times=None),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.status}",
+)
+def test_a_batch_with_enough_answers_keeps_a_session_that_could_not_be_read(
+    fault: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session_id = interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(vague("get", session_id=session_id, times=None), fault)
+    assert runner.run(delete_sessions=True).deleted == 5
+    assert sorted(outcomes(runner)) == ["answered"] * 5 + ["interrupted"]
+    assert list(llamacloud_emulator.sessions) == [session_id]
+    assert llamacloud_emulator.posts() == 6
+    assert session_id in {line["session_id"] for line in runner.lines if line["outcome"] == "interrupted"}
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_one_vague_404_does_not_replace_the_shared_session(
+    is_right: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First", "Second", "Third"]
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(session_mode="shared", max_turns=1, min_answered=3)
+    llamacloud_emulator.inject(vague("get"), *([] if is_right else [vague("list")]))
+    if not is_right:
+        with pytest.raises(errors.LlamaCloudError) as caught:
+            runner.run(session_mode="shared", delete_sessions=True)
+        assert caught.value.retryable
+        assert llamacloud_emulator.deleted == []
+    runner.run(session_mode="shared")
+    assert outcomes(runner) == ["answered"] * 3
+    assert len(llamacloud_emulator.sessions) == 1
