@@ -1,7 +1,7 @@
 # Commands of this repository. A machine with Python 3.11 or newer (with venv), make, git and a package index is enough.
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Processes that `make test` and `make coverage` spread their tests over; most of these tests wait more than they work.
+# Processes that `make test` and `make coverage` spread their tests over. Each takes five seconds of work to start; most tests wait.
 JOBS ?= 5
 BENCH_ARGS ?=
 
@@ -11,7 +11,7 @@ RUN := $(BIN)/python
 CODE := airflow_provider_llamachat dags_examples docs tests .ci
 LONG := system or browser or matrix or chaos or celery or long or airflow or bench
 
-PARALLEL := $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
+PARALLEL = $(if $(filter-out 1,$(JOBS)),-n $(JOBS))
 
 export PYTHON
 # Without byte code on disk, each of these processes would compile all tests again.
@@ -70,6 +70,8 @@ sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous o
 
 .PHONY: long
 long: export DAG_PROCESSES ?= 4
+# Most of these wait more than the quick ones do.
+long: JOBS = 8
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
 	$(BIN)/python -m pytest -m "long or airflow" $(PARALLEL) $(PYTEST_ARGS)
 
