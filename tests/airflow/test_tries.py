@@ -179,9 +179,9 @@ def test_a_kill_says_that_a_turn_may_be_billed_only_while_there_is_one(
         llamacloud_emulator.settings.turn_latency = 600.0
         with pytest.raises(ChatTurnInterruptedError):
             task.execute(a_try(task, 1))
-    said()
+    before = said()
     task.on_kill()
-    words = said()
+    words = said().removeprefix(before)  # Airflow 2's log is not emptied by reading it
     assert ("may finish, and bill, the turn" in words) is not answer_first
     assert (whole["session_id"] in words) is not answer_first
     assert "last_updated_at" not in words
