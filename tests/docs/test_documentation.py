@@ -163,7 +163,6 @@ def test_links_and_images_have_existing_targets() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.airflow
 def test_airflow_discovers_the_provider(airflow_database: Path) -> None:
     listed = json.loads(airflow("providers", "list", "-o", "json"))
     (ours,) = [provider for provider in listed if provider["package_name"] == "airflow-provider-llamachat"]
