@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # Processes that `make test` and `make coverage` spread their tests over. Each takes five seconds of work to start; most tests wait.
-JOBS ?= 5
+JOBS ?= 8
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -70,8 +70,6 @@ sync: $(VENV)/.installed ## the synchronous client, made from the asynchronous o
 
 .PHONY: long
 long: export DAG_PROCESSES ?= 4
-# Most of these wait more than the quick ones do.
-long: JOBS = 8
 long: $(VENV)/.installed ## tests of the same kind as `make test` that take longer than it may
 	$(BIN)/python -m pytest -m "long or airflow" $(PARALLEL) $(PYTEST_ARGS)
 

@@ -21,6 +21,8 @@ from airflow_provider_llamachat.testing import (
 )
 from tests.emulator.conftest import Api, python
 
+pytestmark = pytest.mark.long
+
 
 def test_a_remote_control_sees_and_does_the_same(api: Api, emulator: LlamaCloudEmulator) -> None:
     control = EmulatorControl(emulator.url + "/")

@@ -13,6 +13,8 @@ from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudE
 from tests.emulator.conftest import Api, events, eventually
 from tests.emulator.wire import ask, exchange
 
+pytestmark = pytest.mark.long
+
 CREATE = ("POST", "/api/v1/chat", {"index_ids": [INDEX_FILINGS]})
 
 

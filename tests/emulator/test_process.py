@@ -21,6 +21,8 @@ from airflow_provider_llamachat.testing import (
 from airflow_provider_llamachat.testing.__main__ import main
 from tests.emulator.conftest import eventually
 
+pytestmark = pytest.mark.long
+
 
 def _exited(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     said, complained = process.communicate(timeout=60)

@@ -23,6 +23,8 @@ from airflow_provider_llamachat.testing import (
 )
 from tests.emulator.conftest import WHOLE, events, eventually
 
+pytestmark = pytest.mark.long
+
 if TYPE_CHECKING:
     from llama_cloud import LlamaCloud
 

@@ -28,6 +28,8 @@ from airflow_provider_llamachat.testing.records import ENDPOINTS
 from tests.emulator.conftest import Api
 from tests.emulator.wire import exchange
 
+pytestmark = pytest.mark.long
+
 
 def test_a_session_from_creation_to_deletion(api: Api, emulator: LlamaCloudEmulator) -> None:
     created = api.http.post(

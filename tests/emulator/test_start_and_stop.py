@@ -23,6 +23,8 @@ from airflow_provider_llamachat.testing import (
 from airflow_provider_llamachat.testing.__main__ import main
 from tests.emulator.conftest import Api, eventually, python
 
+pytestmark = pytest.mark.long
+
 
 def test_start_stop_and_start_again() -> None:
     emulator = LlamaCloudEmulator()

@@ -16,6 +16,8 @@ from airflow_provider_llamachat.testing.records import STREAM_KINDS
 from tests.emulator.conftest import WHOLE, Api, Clock, events, eventually
 from tests.emulator.wire import ask
 
+pytestmark = pytest.mark.long
+
 
 def _body(received: bytes) -> str:
     """The text in the chunks of a body, whole or not."""

@@ -108,6 +108,7 @@ def test_a_gzip_bomb_is_not_unpacked(
     assert peak() < 30
 
 
+@pytest.mark.long
 def test_nested_compression_is_refused_without_decompressing(caller: Caller, peak: Callable[[], float]) -> None:
     answer = http(gzip.compress(packed(100)), "200 OK", "Content-Encoding: gzip, gzip")
     problem = caller.meets("get", lambda _r: [answer], max_retries=0)

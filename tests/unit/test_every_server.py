@@ -66,13 +66,13 @@ def check(life: Life) -> None:
         assert not isinstance(step, Post) or (isinstance(before, Remember) and before.is_intent)
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 100)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 50)
 @given(service=st.builds(Service, **UNSETTLED), attempts=ATTEMPTS)
 def test_a_prompt_is_paid_for_once_and_its_answer_is_ours(service: Service, attempts: list[Attempt]) -> None:
     check(Life(service).run(attempts))
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 75)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 37)
 @given(
     service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 4.5), "takes": st.floats(0.1, 5.0)}), attempts=ATTEMPTS
 )
@@ -83,7 +83,7 @@ def test_a_history_that_is_written_when_a_turn_ends_is_no_more_than_late(
     check(Life(service).run(attempts))
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 100)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 50)
 @given(service=st.builds(Service, **WITHIN), attempts=ATTEMPTS, is_at_end=st.booleans())
 def test_an_answer_that_the_server_shows_is_returned(
     service: Service, attempts: list[Attempt], is_at_end: bool
@@ -99,7 +99,7 @@ def test_an_answer_that_the_server_shows_is_returned(
     assert life.answers, life.problems
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 75)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 37)
 @given(
     service=st.builds(Service, **WITHIN | {"record": st.sampled_from(sorted(SURE))}),
     attempts=ATTEMPTS,
@@ -108,7 +108,7 @@ def test_without_a_store_a_retry_knows_its_turn_by_the_last_prompt(service: Serv
     check(Life(service, has_store=False).run(attempts))
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 50)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 25)
 @given(
     service=st.builds(Service, **WITHIN | {"lag": st.floats(0, 20), "faults": st.lists(st.just(("cut", True)))}),
     attempts=st.lists(st.builds(Attempt, gap=st.floats(0, 30), is_deferred=st.booleans()), min_size=1, max_size=4),
@@ -119,7 +119,7 @@ def test_an_accepted_prompt_is_never_posted_again_however_late_the_history_is(
     check(Life(service).run(attempts))
 
 
-@settings(deadline=None, max_examples=SOAK_EXAMPLES or 50)
+@settings(deadline=None, max_examples=SOAK_EXAMPLES or 25)
 @given(
     foreign=st.lists(st.floats(-12, 60), max_size=8),
     lag=st.sampled_from([0.0, 3.0, 9.0]),

@@ -108,6 +108,7 @@ def test_a_duration_beyond_the_calendar_is_not_an_error(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["streamed", "adopted"])
+@pytest.mark.long
 def test_endless_tool_calls_do_not_fill_the_log(live: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     items: list[dict[str, Any]] = []
