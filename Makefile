@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # Processes that `make test` and `make coverage` spread their tests over. Each takes five seconds of work to start; most tests wait.
-JOBS ?= 8
+JOBS ?= 6
 BENCH_ARGS ?=
 
 VENV := .venv

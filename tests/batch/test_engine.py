@@ -141,9 +141,9 @@ def test_a_failed_item_is_recorded_with_its_reason_and_the_others_continue(
 @pytest.mark.parametrize(
     ("kind", "survives"),
     [
-        ("stall", False),
         ("stream_reset", True),
-        ("cut", False),
+        pytest.param("stall", False, marks=pytest.mark.long),
+        pytest.param("cut", False, marks=pytest.mark.long),
         pytest.param("hang_after", True, marks=pytest.mark.long),
         ("reset_after", False),
         pytest.param("stall", True, marks=pytest.mark.long),
@@ -346,6 +346,7 @@ def test_a_batch_that_is_refused_for_good_leaves_no_session(
     assert outcomes(runner) == ["answered"] * 6
 
 
+@pytest.mark.long
 def test_a_refusal_keeps_sessions_in_which_an_answer_may_still_arrive(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -258,6 +258,7 @@ def test_a_batch_completes_where_files_cannot_be_removed(
     assert len(read(output)) == llamacloud_emulator.posts() == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "requests"),
     [

@@ -13,6 +13,7 @@ from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, once_each, outcomes, prompts
 
 
+@pytest.mark.long
 def test_many_429s_slow_the_whole_batch_and_lose_no_answer(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -82,6 +82,7 @@ def test_no_prompt_takes_the_place_of_one_whose_session_cannot_be_read(
     assert asked(emulator) == COMPANIES
 
 
+@pytest.mark.long
 def test_an_answer_is_found_although_its_session_could_not_be_read_at_first(
     runner: Runner, emulator: LlamaCloudEmulator, attempt: Callable[..., bool]
 ) -> None:

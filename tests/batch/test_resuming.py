@@ -43,6 +43,7 @@ def test_prompts_that_failed_in_an_outage_are_retried_at_the_end(
     assert report.settled == 0
 
 
+@pytest.mark.long
 def test_a_turn_that_finished_late_is_found_at_the_end(runner: Runner, llamacloud_emulator: LlamaCloudEmulator) -> None:
     emulator = llamacloud_emulator
     emulator.settings.turn_latency = 2.0
@@ -53,6 +54,7 @@ def test_a_turn_that_finished_late_is_found_at_the_end(runner: Runner, llamaclou
     assert report.results.counts["interrupted"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_resumed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_prompt_stands_after_those_that_were_answered_although_a_late_history_does_not_show_them(
     is_resumed: bool, runner: Runner, llamacloud_emulator: LlamaCloudEmulator

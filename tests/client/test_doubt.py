@@ -66,6 +66,7 @@ def posts(server: RawServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "history",
     [

@@ -36,7 +36,13 @@ def send(request: pytest.FixtureRequest, config: Callable[..., ClientConfig]) ->
     return sync if request.param == "sync" else asynchronous
 
 
-REPLAYED = ["reset_before", "reset_after", "truncated_body", "hang", "hang_after"]
+REPLAYED = [
+    "reset_before",
+    "reset_after",
+    "truncated_body",
+    pytest.param("hang", marks=pytest.mark.long),
+    pytest.param("hang_after", marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize("kind", REPLAYED)

@@ -152,6 +152,7 @@ def test_every_stream_fault_costs_one_turn_or_a_clear_error(
         assert len(running) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("survives", [True, False], ids=["survives", "dies"])
 def test_a_server_that_records_only_at_the_end_is_never_asked_twice(
     survives: bool, asker: Asker, llamacloud_emulator: LlamaCloudEmulator
@@ -182,6 +183,7 @@ def test_ask_again_gets_an_answer_after_a_turn_that_stopped_partway(
     assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (2, 1)
 
 
+@pytest.mark.long
 def test_the_deadline_ends_a_turn_that_only_sends_keep_alives(
     asker: Asker, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -196,6 +198,7 @@ def test_the_deadline_ends_a_turn_that_only_sends_keep_alives(
     assert llamacloud_emulator.posts() == 1
 
 
+@pytest.mark.long
 def test_keep_alives_let_a_slow_turn_exceed_the_read_timeout(
     asker: Asker, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -98,7 +98,7 @@ def test_a_prompt_that_never_arrived_is_sent_again_after_the_history_lag(
     assert (one.paid, one.tries) == (1, 1)
 
 
-@pytest.mark.parametrize("has_store", [True, False], ids=["3.3", "2.11"])
+@pytest.mark.parametrize("has_store", [True, pytest.param(False, marks=pytest.mark.long)], ids=["3.3", "2.11"])
 def test_a_process_lost_before_the_first_byte_costs_no_second_turn_although_the_history_lags(
     has_store: bool, mode: Mode, life: Begin, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
@@ -314,6 +314,7 @@ def test_the_prompt_of_these_tests_is_changed_by_every_form() -> None:
     assert PROMPT.strip() == PROMPT  # "trimmed" changes nothing here; the emulator's own tests show that it trims
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("window", [pytest.param(6, marks=pytest.mark.long), 9])
 def test_a_prompt_that_follows_another_in_a_batch_is_paid_once_although_the_history_loses_its_beginning(
     window: int, llamacloud_emulator: LlamaCloudEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -60,6 +60,7 @@ def test_a_response_that_arrives_byte_by_byte_ends_at_the_deadline(
             assert isinstance(problem, errors.LlamaCloudTimeoutError | errors.ChatTurnInterruptedError), (name, problem)
 
 
+@pytest.mark.long
 def test_a_stream_without_the_safety_net_ends_at_its_deadline(caller: Caller) -> None:
     for drip in ("100 Continue", "the size of a chunk", "keep-alives", "deltas"):
         assert isinstance(caller.meets(IN_SHORT["stream"], DRIPS[drip]), errors.LlamaCloudTimeoutError)
@@ -71,6 +72,7 @@ def test_all_attempts_of_a_call_share_its_time(caller: Caller) -> None:
     assert isinstance(problem, errors.LlamaCloudTimeoutError)
 
 
+@pytest.mark.long
 def test_reading_the_history_does_not_outlast_the_turn_by_much(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "LAST_LOOK", 0.5)
 

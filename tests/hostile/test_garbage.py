@@ -138,6 +138,7 @@ def test_duplicate_keys_are_read_as_every_json_reader_reads_them(caller: Caller)
     assert session.session_id == SESSION
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["get", "summary", "send"])
 def test_the_answer_of_another_session_is_refused(kind: str, caller: Caller) -> None:
     turn = [{"type": "user_input", "content": PROMPT}, {"type": "text", "content": "not yours"}, {"type": "stop"}]

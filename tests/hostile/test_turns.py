@@ -57,6 +57,7 @@ def test_an_invalid_figure_does_not_lose_the_answer(stop: dict[str, Any], caller
     assert all(value is None or abs(value) < 2**63 for value in usage.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "content",
     [
@@ -97,6 +98,7 @@ def test_a_server_may_add_to_a_prompt_or_cut_it_in_its_stream(recorded: str, cal
     assert caller.meets("send", lambda _r: [answer]).answer == "4.2 million"
 
 
+@pytest.mark.long
 def test_garbage_in_the_stream_does_not_repeat_the_prompt(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_llamachat.client.sse.MAX_EVENT", 100_000)
     posts = 0

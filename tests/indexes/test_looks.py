@@ -72,6 +72,7 @@ def test_twenty_watches_take_one_request(llamacloud_emulator: LlamaCloudEmulator
     assert endpoints(llamacloud_emulator) == ["indexes"] * 3
 
 
+@pytest.mark.long
 def test_twenty_watchers_and_sensors_stay_within_a_small_plan(llamacloud_emulator: LlamaCloudEmulator) -> None:
     add(llamacloud_emulator, 20)
     for number in range(10, 20):
