@@ -30,7 +30,7 @@ OnEmpty = Literal["skip", "succeed", "fail"]
 """What a batch does if it has no prompts."""
 
 _NONE = {"None", "null"}
-_NO_PROMPT = re.compile(r"[][(){},\s]*((None|null)[][(){},\s]*)*")
+_NO_PROMPT = r"[][(){},\s]*((None|null)[][(){},\s]*)*"
 """A prompt that holds nothing. ``[None, None]`` is what ``xcom_pull`` with a list of task ids renders to."""
 
 
@@ -41,7 +41,7 @@ def is_nothing(value: Any) -> bool:
 
 def says_nothing(text: str) -> bool:
     """Whether a prompt is blank, or what None, or a list without values, renders to in a template."""
-    return _NO_PROMPT.fullmatch(text) is not None
+    return re.fullmatch(_NO_PROMPT, text) is not None
 
 
 def given(value: Any, name: str) -> Any:

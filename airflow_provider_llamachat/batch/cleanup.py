@@ -121,10 +121,10 @@ class Tidier:
             ticker = group.create_task(tick())
             await asyncio.gather(*(delete_some() for _ in range(min(self.options.max_concurrency, len(doomed)))))
             ticker.cancel()
-        self._name(left)
+        self._name_left(left)
         return deleted
 
-    def _name(self, left: list[str]) -> None:
+    def _name_left(self, left: list[str]) -> None:
         if left:
             more = " … The field session_id of the results names all of them." if len(left) > NAMED else ""
             self.logger.warning(

@@ -141,8 +141,8 @@ class PartsJournal(Journal):
 
     :param output_path: a path object (``ObjectStoragePath``, ``pathlib.Path``) of the results.
     :param scope: the task instance. Another run with the same ``output_path`` has its own parts.
-    :param memory: a :class:`~..airflow_support.task_state.TaskMemory`, or None. It tells a
-        retry that the batch is complete when the parts are already removed.
+    :param memory: a :class:`~..airflow_support.task_state.TaskMemory`, or None. It tells a retry that the batch is complete when the
+        parts are already removed.
     """
 
     def __init__(self, output_path: Any, scope: Scope, memory: Any = None) -> None:

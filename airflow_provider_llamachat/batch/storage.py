@@ -199,12 +199,18 @@ class Folder:
         return self._trying("read", content)
 
     def head(self, name: str, most: int = CHUNK) -> bytes | None:
-        """Return the beginning of a file, or None if it does not exist or may not be read. Stores do not always tell the difference."""
+        """Return the beginning of a file, or None if it does not exist or may not be read. Stores do not always tell the difference.
+
+        :param most: read on, up to this number of bytes, until there is a line break.
+        """
 
         def content() -> bytes | None:
             try:
                 with self._fs.open(self._at(name), "rb", block_size=CHUNK) as file:
-                    return bytes(file.read(most))
+                    found = bytes(file.read(CHUNK))
+                    while b"\n" not in found and len(found) < most and (more := file.read(CHUNK)):
+                        found += more
+                    return found
             except OSError as problem:
                 # gcsfs has no class of its own for a refusal.
                 if isinstance(problem, (FileNotFoundError, PermissionError)) or str(problem).startswith("Forbidden"):

@@ -130,9 +130,8 @@ def _check_place(folder: Folder, path: Any, session: Session) -> None:
 
     if is_of_another(folder.head(path.name) or b"", session):
         raise InvalidArgumentError(
-            "The session was not deleted, because the transcript of another session is at this transcript_path. Put the "
-            "session's id into transcript_path, for example {{ ti.xcom_pull(task_ids='create', key='session_id') }}, so that each "
-            "session has its own path, or move the file away. "
+            "transcript_path already holds the transcript of another session, so this session was not deleted. Put the session's id "
+            "into transcript_path, for example {{ ti.xcom_pull(task_ids='create', key='session_id') }}, or move the file away. "
             f"Session: {session.session_id}. File: {path}",
             session_id=session.session_id,
         )

@@ -329,7 +329,7 @@ def test_a_session_is_not_deleted_if_its_transcript_was_replaced_meanwhile(
         return really(folder, name, *most)
 
     monkeypatch.setattr(Folder, "head", head)
-    with pytest.raises(InvalidArgumentError, match="the transcript of another session"):
+    with pytest.raises(InvalidArgumentError, match="already holds the transcript of another session"):
         delete(session_id, path)
     assert len(looks) == 2
     assert llamacloud_emulator.deleted == []

@@ -263,3 +263,20 @@ def test_little_is_read_of_a_file_without_line_breaks(runner: Runner) -> None:
         _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("content", "most", "length"),
+    [
+        (b"short", 3 * storage.CHUNK, 5),
+        (b"a line\n" + b"x" * 2 * storage.CHUNK, 3 * storage.CHUNK, storage.CHUNK),
+        (b"x" * storage.CHUNK + b"\n" + b"y" * 2 * storage.CHUNK, 4 * storage.CHUNK, 2 * storage.CHUNK),
+        (b"x" * 3 * storage.CHUNK, 2 * storage.CHUNK, 2 * storage.CHUNK),
+    ],
+    ids=["a short file", "a short line", "a long line", "no line break"],
+)
+def test_of_earlier_results_no_more_is_read_than_the_first_line_needs(
+    content: bytes, most: int, length: int, tmp_path: Path
+) -> None:
+    (tmp_path / "results.jsonl").write_bytes(content)
+    assert Folder.around(tmp_path / "results.jsonl").head("results.jsonl", most) == content[:length]
