@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import Any
 
-from airflow_provider_llamachat.batch.items import Scope
+from airflow_provider_llamachat.batch.items import BatchScope
 from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
 
@@ -45,7 +45,7 @@ class Claim:
     """
 
     above: Folder
-    scope: Scope
+    scope: BatchScope
     _: KW_ONLY
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
@@ -133,6 +133,6 @@ def written_by(origin: dict[str, Any]) -> str:
     return f"Dag {origin.get('dag_id')}, task {origin.get('task_id')}{mapped}, run {origin.get('run_id')}"
 
 
-def is_same_run(origin: dict[str, Any], scope: Scope) -> bool:
+def is_same_run(origin: dict[str, Any], scope: BatchScope) -> bool:
     """Whether a claim or a line of results comes from the run that ``scope`` belongs to."""
     return (origin.get("dag_id"), origin.get("run_id")) == (scope.dag_id, scope.run_id)

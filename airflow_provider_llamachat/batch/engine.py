@@ -21,7 +21,7 @@ from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterruptedError, LlamaCloudError
 
 if TYPE_CHECKING:
-    from airflow_provider_llamachat.batch.items import Item, Scope
+    from airflow_provider_llamachat.batch.items import BatchScope, Item
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
 
@@ -42,7 +42,7 @@ class Batch:
 
     client: AsyncLlamaCloudClient
     items: Sequence[Item]
-    scope: Scope
+    scope: BatchScope
     options: Options
     journal: Journal
     logger: Any

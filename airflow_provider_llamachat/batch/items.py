@@ -20,7 +20,7 @@ FIELDS = ("id", "prompt", "index_ids", "session_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class BatchScope:
     """The task instance that a batch belongs to. The same prompt in another run is another item."""
 
     dag_id: str
@@ -54,7 +54,7 @@ class Item:
     asked_of: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def key(self, scope: Scope) -> str:
+    def key(self, scope: BatchScope) -> str:
         """Identify the item across attempts: by batch, id (or position), prompt, session and indexes."""
         name = f"position {self.position}" if self.id is None else f"id {self.id}"
         return _digest(scope.digest, name, fingerprint(self.prompt), self.session_id or "", *self.asked_of)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_provider_llamachat.batch import claims, records
-from airflow_provider_llamachat.batch.items import Scope
+from airflow_provider_llamachat.batch.items import BatchScope
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.batch.storage import Folder, on_local_disk, spool
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
@@ -145,7 +145,7 @@ class PartsJournal(Journal):
         parts are already removed.
     """
 
-    def __init__(self, output_path: Any, scope: Scope, memory: Any = None) -> None:
+    def __init__(self, output_path: Any, scope: BatchScope, memory: Any = None) -> None:
         self._memory = memory
         self.output = str(output_path)
         self._name = output_path.name

@@ -6,7 +6,7 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
-from airflow_provider_llamachat.batch.items import Item, Scope
+from airflow_provider_llamachat.batch.items import BatchScope, Item
 
 Lane = deque[int]
 """Positions of items that are asked one after another, because a session answers one turn at a time. Those in doubt come first."""
@@ -20,7 +20,7 @@ class Lanes(Iterator[Lane]):
     :ivar parked: lanes that were put aside, because nothing may be asked now.
     """
 
-    def __init__(self, items: Iterable[Item], scope: Scope, *, shared: bool) -> None:
+    def __init__(self, items: Iterable[Item], scope: BatchScope, *, shared: bool) -> None:
         self.positions: dict[str, int] = {}
         self._session_of: dict[int, str | None] = {}
         for item in items:

@@ -19,7 +19,7 @@ from airflow_provider_llamachat.exceptions import (
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.budget import Budget
     from airflow_provider_llamachat.batch.committer import Committer
-    from airflow_provider_llamachat.batch.items import Item, Scope
+    from airflow_provider_llamachat.batch.items import BatchScope, Item
     from airflow_provider_llamachat.batch.outcomes import Outcomes
     from airflow_provider_llamachat.batch.sessions import Options, Prepared, Preparer
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
@@ -45,7 +45,7 @@ class Turns:
     """
 
     client: AsyncLlamaCloudClient
-    scope: Scope
+    scope: BatchScope
     options: Options
     preparer: Preparer
     budget: Budget

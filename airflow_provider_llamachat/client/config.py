@@ -10,6 +10,7 @@ import re
 import ssl
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -235,6 +236,8 @@ def ssl_context() -> ssl.SSLContext:
     with _contexts_lock:
         if key not in _contexts:
             try:
+                if key[0]:
+                    Path(key[0]).stat()  # httpx before 0.28 ignores a file that does not exist
                 _contexts[key] = httpx.create_ssl_context()
             except OSError as problem:  # the file is missing, or (SSLError) contains no certificates
                 if is_out_of_files(problem):

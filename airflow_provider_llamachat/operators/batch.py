@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
-    from airflow_provider_llamachat.batch.items import Item, Scope
+    from airflow_provider_llamachat.batch.items import BatchScope, Item
     from airflow_provider_llamachat.batch.journal import Journal
     from airflow_provider_llamachat.batch.report import Report
     from airflow_provider_llamachat.batch.sessions import Options
@@ -183,11 +183,11 @@ class ChatBatchOperator(LlamaCloudOperator):
         return self._finish(context, report, base_url, path)
 
     def _ask_all(self, context: Context, items: Sequence[Item], options: Options, path: Any) -> tuple[Report, str]:
-        from airflow_provider_llamachat.batch.items import Scope
+        from airflow_provider_llamachat.batch.items import BatchScope
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 
         ti: Any = context["ti"]
-        scope = Scope(ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))
+        scope = BatchScope(ti.dag_id, ti.task_id, ti.run_id, getattr(ti, "map_index", -1))
         journal: Journal
         if path is not None:
             journal = PartsJournal(path, scope, TaskMemory(context, self.log))
@@ -295,7 +295,9 @@ class ChatBatchOperator(LlamaCloudOperator):
             output or "XCom",
         )
 
-    async def _run(self, items: Sequence[Item], scope: Scope, options: Options, journal: Journal) -> tuple[Report, str]:
+    async def _run(
+        self, items: Sequence[Item], scope: BatchScope, options: Options, journal: Journal
+    ) -> tuple[Report, str]:
         from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.batch.engine import Batch
         from airflow_provider_llamachat.client import AsyncLlamaCloudClient

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.testing.control import EmulatorControl, EmulatorProcess
-    from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
+    from airflow_provider_llamachat.testing.faults import Fault, RequestRecord, TurnRecord
     from airflow_provider_llamachat.testing.server import LlamaCloudEmulator
     from airflow_provider_llamachat.testing.settings import Settings
 

@@ -6,7 +6,6 @@ It prints one line as soon as it listens, ``LlamaCloud emulator: url=... key=...
 import argparse
 import contextlib
 import functools
-import importlib
 import json
 import os
 import resource
@@ -85,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"LlamaCloud emulator: url={emulator.url} key={emulator.api_key}", flush=True)
             if given.until_stdin_closes:
                 threading.Thread(target=_end_with_input, daemon=True).start()
-            # Imported before the first request needs it, it delays nobody.
-            importlib.import_module("airflow_provider_llamachat.testing.endpoints")
+            import airflow_provider_llamachat.testing.answers  # noqa: F401 - before the first request waits for it
+
             signal.sigwait(endings)
     except (ImportError, OSError, ValueError) as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

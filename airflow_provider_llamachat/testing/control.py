@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from airflow_provider_llamachat.testing import DEFAULT_PROJECT_ID
 from airflow_provider_llamachat.testing.corpus import found_in
-from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord, to_json
+from airflow_provider_llamachat.testing.faults import Fault, RequestRecord, TurnRecord, to_json
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import ServiceState
 
@@ -76,7 +76,7 @@ class Control:
         self._state.settings.update(**values)
 
     def inject(self, *faults: Fault | Mapping[str, Any]) -> None:
-        """Arm faults, or objects with their fields; see :class:`~.records.Fault`."""
+        """Arm faults, or objects with their fields; see :class:`~.faults.Fault`."""
         self._state.armed += [(one if isinstance(one, Fault) else Fault(**one), itertools.count()) for one in faults]
 
     @property
@@ -252,8 +252,7 @@ class EmulatorControl(Control):
 
 def checked_port(port: object) -> int:
     """Return ``port``, or raise ValueError if nothing can listen there."""
-    # To Python, True is 1.
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+    if type(port) is not int or not 0 <= port <= 65535:
         raise ValueError(f"port must be a number from 0 to 65535, not {port!r}")
     return port
 
@@ -272,13 +271,9 @@ class EmulatorProcess(EmulatorControl):
     ) -> None:
         super().__init__("")
         # Its input is a pipe of this process: it closes, and the emulator ends, even when this process is killed.
+        behaviour = json.dumps((settings or Settings()).to_json())
         self._command = [sys.executable, "-m", "airflow_provider_llamachat.testing", "--until-stdin-closes"]
-        self._command += [
-            "--port",
-            str(checked_port(port)),
-            "--settings",
-            json.dumps((settings or Settings()).to_json()),
-        ]
+        self._command += ["--port", str(checked_port(port)), "--settings", behaviour]
         self._command += [word for key in api_keys or () for word in ("--api-key", key)]
         self._process: subprocess.Popen[str] | None = None
 

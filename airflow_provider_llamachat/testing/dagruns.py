@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.testing.control import Control
-from airflow_provider_llamachat.testing.records import TurnRecord
+from airflow_provider_llamachat.testing.faults import TurnRecord
 
 _NOT_OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__LOGGING__", "AIRFLOW__CORE__XCOM_BACKEND", "AIRFLOW_CONFIG")
 _XCOMS = ("airflow.sdk.execution_time.xcom", "airflow.models.xcom")

@@ -16,7 +16,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.control import COMMANDS, PREFIX, Control, checked_port
-from airflow_provider_llamachat.testing.records import ENDPOINTS, REQUEST_KINDS, Fault, Headers, RequestRecord
+from airflow_provider_llamachat.testing.faults import ENDPOINTS, REQUEST_KINDS, Fault, Headers, RequestRecord
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import Exchange, ServiceState
 from airflow_provider_llamachat.testing.wire import ApiError, Handler, answer_with, as_json
@@ -174,7 +174,7 @@ class LlamaCloudEmulator(Control):
 
     async def _endpoint(self, request: web.Request) -> web.StreamResponse:
         """Let in requests that have a key and are within its rate limit."""
-        from airflow_provider_llamachat.testing.endpoints import Call
+        from airflow_provider_llamachat.testing.answers import Operation
 
         exchange = self._state.busy[asyncio.current_task()]
         if exchange.record.endpoint is None:
@@ -182,7 +182,7 @@ class LlamaCloudEmulator(Control):
         if exchange.key is None:
             raise ApiError(401, "Invalid or missing API key.", {"WWW-Authenticate": "Bearer"})
         if (wait := self._state.admit(exchange.key, exchange.record.endpoint)) is None:
-            return await Call(self._state, exchange).answer()
+            return await Operation(self._state, exchange).answer()
         # Whole seconds, rounded up, so that a client that waits as long as told is let in.
         seconds, date = str(max(1, math.ceil(wait))), formatdate(math.ceil(time.time() + wait), usegmt=True)
         told = {"seconds": seconds, "date": date}.get(self._state.settings.retry_after_style)

@@ -6,20 +6,20 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_llamachat.testing.corpus import Scripted, Snippet, snippets_from
-from airflow_provider_llamachat.testing.records import Fault, RequestRecord, TurnRecord
+from airflow_provider_llamachat.testing.faults import Fault, RequestRecord, TurnRecord
 from airflow_provider_llamachat.testing.settings import Settings
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from airflow_provider_llamachat.testing.turns import TurnRun
+    from airflow_provider_llamachat.testing.turn_run import TurnRun
 
 
 def utc(epoch: float) -> str:
@@ -195,7 +195,7 @@ class ServiceState:
                 exchange.request.transport.abort()
             task.cancel()
 
-    def take_fault(self, kinds: frozenset[str], exchange: Exchange) -> Fault | None:
+    def take_fault(self, kinds: Collection[str], exchange: Exchange) -> Fault | None:
         """The first fault of these kinds that is due for the request. It counts as used once more, and the record names it."""
         for armed in self.armed:
             fault, counter = armed

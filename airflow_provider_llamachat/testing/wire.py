@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from airflow_provider_llamachat.testing.records import PROCESSED_KINDS, Fault, encode
+from airflow_provider_llamachat.testing.faults import PROCESSED_KINDS, Fault, encode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat.batch.engine import Batch
-from airflow_provider_llamachat.batch.items import Scope, parse
+from airflow_provider_llamachat.batch.items import BatchScope, parse
 from airflow_provider_llamachat.batch.journal import Journal, PartsJournal
 from airflow_provider_llamachat.batch.report import Report
 from airflow_provider_llamachat.batch.sessions import Options
@@ -23,7 +23,7 @@ from airflow_provider_llamachat.client.throttle import Throttle
 from airflow_provider_llamachat.testing import INDEX_FILINGS, LlamaCloudEmulator
 
 PROMPT = "What was the revenue in Q3?"
-SCOPE = Scope("dag", "task", "run")
+SCOPE = BatchScope("dag", "task", "run")
 
 
 def prompts(count: int) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ class Runner:
     output: Path
     prompts: Any
     options: Options = field(default_factory=lambda: Options(index_ids=[INDEX_FILINGS], turn_timeout=60))
-    scope: Scope = SCOPE
+    scope: BatchScope = SCOPE
     throttle: Callable[[], Throttle] = Throttle
     journal: Callable[[], Journal] | None = None
     told: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import ObjectStoragePath
 
 from airflow_provider_llamachat.batch import storage
 from airflow_provider_llamachat.batch.claims import NAME, STALE, Claim
-from airflow_provider_llamachat.batch.items import Scope
+from airflow_provider_llamachat.batch.items import BatchScope
 from airflow_provider_llamachat.batch.journal import PartsJournal
 from airflow_provider_llamachat.batch.storage import Folder
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError
@@ -26,8 +26,10 @@ from tests.batch.conftest import Runner
 from tests.batch.stores import Buckets
 from tests.batch.test_operator import go, read
 
-ONE, TWO = sorted((Scope("dag", "task", "run", 0), Scope("dag", "task", "run", 1)), key=lambda scope: scope.digest)
-ANOTHER_RUN = Scope("dag", "task", "another run", 0)
+ONE, TWO = sorted(
+    (BatchScope("dag", "task", "run", 0), BatchScope("dag", "task", "run", 1)), key=lambda scope: scope.digest
+)
+ANOTHER_RUN = BatchScope("dag", "task", "another run", 0)
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_a_batch_waits_until_a_competing_claim_has_decided(above: Folder) -> Non
         Claim(above, ONE, sleep=lambda _: steps.pop(0)()).take()
 
 
-def vars_of(scope: Scope) -> dict[str, Any]:
+def vars_of(scope: BatchScope) -> dict[str, Any]:
     return {name: getattr(scope, name) for name in ("dag_id", "task_id", "run_id", "map_index")}
 
 

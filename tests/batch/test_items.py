@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.batch.items import Item, Scope, parse
+from airflow_provider_llamachat.batch.items import BatchScope, Item, parse
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 
 IDS = ["idx-1"]
@@ -92,15 +92,15 @@ def test_a_shared_session_has_the_batchs_indexes() -> None:
 
 
 def test_identity_is_task_instance_id_or_position_and_prompt() -> None:
-    scope = Scope("dag", "task", "run", 3)
+    scope = BatchScope("dag", "task", "run", 3)
     key = Item(0, "Why?").key(scope)
     others = [
         Item(1, "Why?").key(scope),
         Item(0, "How?").key(scope),
         Item(0, "Why?", id="0").key(scope),
-        Item(0, "Why?").key(Scope("dag", "task", "run", 4)),
-        Item(0, "Why?").key(Scope("dag", "task", "other", 3)),
-        Item(0, "Why?").key(Scope("dagtask", "", "run", 3)),
+        Item(0, "Why?").key(BatchScope("dag", "task", "run", 4)),
+        Item(0, "Why?").key(BatchScope("dag", "task", "other", 3)),
+        Item(0, "Why?").key(BatchScope("dagtask", "", "run", 3)),
         Item(0, "Why?", session_id="ses-1").key(scope),
         Item(0, "Why?", asked_of=("idx-1",)).key(scope),
         Item(0, "Why?", asked_of=("idx-1", "idx-2")).key(scope),

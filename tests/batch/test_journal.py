@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.batch import journal as journals
 from airflow_provider_llamachat.batch import records, storage
-from airflow_provider_llamachat.batch.items import Item, Scope
+from airflow_provider_llamachat.batch.items import BatchScope, Item
 from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 from airflow_provider_llamachat.batch.records import Past
 from airflow_provider_llamachat.conversation.question import Trace
@@ -341,6 +341,6 @@ def test_an_answer_is_final_whatever_record_follows(steps: list[tuple[int, str]]
 
 
 def test_scopes_do_not_share_parts(tmp_path: Path) -> None:
-    other = Scope("dag", "task", "run", 1)
+    other = BatchScope("dag", "task", "run", 1)
     PartsJournal(tmp_path / "o.jsonl", other).write([records.result(KEYS[0], line(0), trace=Trace(0))])
     assert PartsJournal(tmp_path / "o.jsonl", SCOPE).load(POSITIONS) == Past()

@@ -20,7 +20,7 @@ CODE = """
 import asyncio, json, logging, os, re, tempfile, time
 from pathlib import Path
 from airflow_provider_llamachat.batch.engine import Batch
-from airflow_provider_llamachat.batch.items import Scope, parse
+from airflow_provider_llamachat.batch.items import BatchScope, parse
 from airflow_provider_llamachat.batch.journal import PartsJournal
 from airflow_provider_llamachat.batch.sessions import Options
 from airflow_provider_llamachat.client import AsyncLlamaCloudClient, ClientConfig
@@ -28,7 +28,7 @@ from airflow_provider_llamachat.client.throttle import Throttle
 from airflow.providers.common.compat.sdk import BaseOperator, ObjectStoragePath
 COUNT = {count}
 logging.disable(logging.CRITICAL)
-scope, options = Scope("dag", "task", "run"), Options(index_ids=["idx-filings"], max_concurrency={concurrency})
+scope, options = BatchScope("dag", "task", "run"), Options(index_ids=["idx-filings"], max_concurrency={concurrency})
 config = ClientConfig(api_key=os.environ["BENCH_KEY"], base_url=os.environ["BENCH_URL"])
 
 def peak():  # in MiB; getrusage also has that of the process that started this one

@@ -24,7 +24,7 @@ from airflow_provider_llamachat.testing import (
     Fault,
     LlamaCloudEmulator,
 )
-from airflow_provider_llamachat.testing.records import ENDPOINTS
+from airflow_provider_llamachat.testing.faults import ENDPOINTS
 from tests.emulator.conftest import Api
 from tests.emulator.wire import exchange
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
-from airflow_provider_llamachat.testing.records import STREAM_KINDS
+from airflow_provider_llamachat.testing.faults import STREAM_KINDS
 from tests.emulator.conftest import WHOLE, Api, Clock, events, eventually
 from tests.emulator.wire import ask
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.batch.engine import Batch
-from airflow_provider_llamachat.batch.items import Scope, parse
+from airflow_provider_llamachat.batch.items import BatchScope, parse
 from airflow_provider_llamachat.batch.journal import MemoryJournal
 from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.batch.report import Report
@@ -23,7 +23,7 @@ from tests.batch.simulation.client import Faults, SimulatedClient
 from tests.batch.simulation.plans import EXISTING, Attempt, Plan, plan
 from tests.batch.simulation.server import Server
 
-SCOPE = Scope("dag", "task", "run")
+SCOPE = BatchScope("dag", "task", "run")
 LOG = logging.getLogger("tests.simulation")
 
 

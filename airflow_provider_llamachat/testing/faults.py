@@ -34,9 +34,7 @@ PROCESSED_KINDS = frozenset({"status_after", "hang_after", "reset_after", "trunc
 REQUEST_KINDS = PROCESSED_KINDS | {"status", "delay", "hang", "reset_before", "redirect", "html", "huge"}
 """Kinds that affect a request, to any endpoint."""
 
-STREAM_KINDS = frozenset(
-    {"stall", "stream_reset", "cut", "error_stop", "garbage", "unknown_event", "slow", "invalid_utf8"}
-)
+STREAM_KINDS = {"stall", "stream_reset", "cut", "error_stop", "garbage", "unknown_event", "slow", "invalid_utf8"}
 """Kinds that affect the stream of a turn, once it was accepted."""
 
 

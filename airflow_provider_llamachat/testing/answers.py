@@ -17,9 +17,9 @@ from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
 
 from airflow_provider_llamachat.testing.corpus import attachment
-from airflow_provider_llamachat.testing.records import STREAM_KINDS
+from airflow_provider_llamachat.testing.faults import STREAM_KINDS
 from airflow_provider_llamachat.testing.state import Exchange, ServiceState, StoredIndex, StoredSession, utc
-from airflow_provider_llamachat.testing.turns import TurnRun, stream
+from airflow_provider_llamachat.testing.turn_run import TurnRun, stream
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, ApiError, as_json
 
 M = TypeVar("M", bound=BaseModel)
@@ -57,7 +57,7 @@ def _bodies(max_indexes: int, max_prompt: int) -> tuple[type[Any], type[Any]]:
     return SessionBody, PromptBody
 
 
-class Call:
+class Operation:
     """One request to an endpoint."""
 
     def __init__(self, state: ServiceState, exchange: Exchange) -> None:
@@ -244,8 +244,7 @@ class Call:
         return as_json({"message": "Sync cancelled."})
 
     async def _do_attachment(self) -> web.Response:
-        query = self._query(_AttachmentQuery)
-        name = self._request.match_info["id"]
+        query, name = self._query(_AttachmentQuery), self._request.match_info["id"]
         wanted = {"attachment_name": name, "source_id": query.source_id, "type": "screenshot"}
         mine = [index for index in self._state.indexes.values() if index.project_id == self._project_id]
         if wanted not in [attachment(snippet) for index in mine for snippet in index.snippets]:

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from airflow_provider_llamachat.testing.corpus import Answer, answer
-from airflow_provider_llamachat.testing.records import Fault, TurnRecord, TurnState, encode
+from airflow_provider_llamachat.testing.faults import Fault, TurnRecord, TurnState, encode
 from airflow_provider_llamachat.testing.settings import Settings
 from airflow_provider_llamachat.testing.state import ServiceState, StoredIndex, StoredSession
 from airflow_provider_llamachat.testing.wire import STREAM_HEADERS, park, reset
@@ -214,16 +214,12 @@ async def stream(turn: TurnRun, request: web.Request, settings: Settings, fault:
                 await put(b"".join(ready))
                 sent += len(ready)
             elif fault is not None and sent == place:
-                if fault.kind == "slow":
-                    drip = fault.delay
-                else:
-                    await asyncio.sleep(fault.delay)
+                drip, pause = (fault.delay, 0.0) if fault.kind == "slow" else (None, fault.delay)
+                await asyncio.sleep(pause)
                 if fault.kind == "cut":
                     break
-                if fault.kind == "stall":
-                    await park()
-                if fault.kind == "stream_reset":
-                    await reset(request)
+                if fault.kind in ("stall", "stream_reset"):
+                    await (park() if fault.kind == "stall" else reset(request))
                 await put(_ODD_EVENTS.get(fault.kind, b""))
                 fault = place = None
             else:
