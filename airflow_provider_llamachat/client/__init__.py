@@ -7,9 +7,23 @@ Layers, top first: :mod:`.sync` and :mod:`.aio` (the clients), :mod:`.sender` (h
 
 from __future__ import annotations
 
-from airflow_provider_llamachat.client.aio import AsyncLlamaCloudClient
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.retry import no_backoff
-from airflow_provider_llamachat.client.sync import LlamaCloudClient
+
+if TYPE_CHECKING:
+    from airflow_provider_llamachat.client.aio import AsyncLlamaCloudClient
+    from airflow_provider_llamachat.client.sync import LlamaCloudClient
 
 __all__ = ["AsyncLlamaCloudClient", "ClientConfig", "LlamaCloudClient", "no_backoff"]
+
+_HOMES = {"AsyncLlamaCloudClient": "aio", "LlamaCloudClient": "sync"}
+"""Loaded on first use: a process needs one of them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name))

@@ -7,32 +7,22 @@ API reference: https://developers.llamaindex.ai/reference/ (chat, projects, inde
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from airflow_provider_llamachat.arguments import MAX_ID
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.models import (
-    AttachmentUrl,
-    Index,
-    IndexPage,
-    Project,
-    Session,
-    SessionPage,
-    SessionSummary,
-)
 
 MAX_SESSION_INDEXES = 10
 """Maximum number of indexes that a session can be bound to (API reference, create session)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One operation of the API.
 
     :param purpose: completes "Could not …" in error messages.
-    :param answer: model of the response, or of each item if ``many`` is set; None if the response has no body or is a stream.
+    :param answer: name of the model of the response (see :mod:`~airflow_provider_llamachat.models`), or of each item if ``many`` is
+        set; None if the response has no body or is a stream.
     :param replay: whether a request may be sent again after it may have been processed. This is safe for creating a session (at worst
         an empty session is left over) and for syncing an index (a running sync is not started twice). It is not safe for a turn,
         which would be paid for twice.
@@ -42,7 +32,7 @@ class Endpoint:
     method: str
     path: str
     purpose: str
-    answer: type[Any] | None = None
+    answer: str | None = None
     many: bool = False
     replay: bool = True
     is_secret: bool = False
@@ -65,8 +55,7 @@ class Endpoint:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """An endpoint with its arguments: everything that a request needs except the host and the key.
 
     :param ids: what the path names.
@@ -108,26 +97,26 @@ def path_segment(name: str, value: Any) -> str:
 
 _CHAT = "/api/v1/chat"
 
-CREATE_SESSION = Endpoint("POST", _CHAT, "create a chat session", SessionSummary)
-LIST_SESSIONS = Endpoint("GET", _CHAT, "list chat sessions", SessionPage)
-GET_SESSION = Endpoint("GET", _CHAT + "/{session_id}", "read chat session {session_id}", Session)
+CREATE_SESSION = Endpoint("POST", _CHAT, "create a chat session", "SessionSummary")
+LIST_SESSIONS = Endpoint("GET", _CHAT, "list chat sessions", "SessionPage")
+GET_SESSION = Endpoint("GET", _CHAT + "/{session_id}", "read chat session {session_id}", "Session")
 GET_SESSION_SUMMARY = Endpoint(
-    "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", SessionSummary
+    "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", "SessionSummary"
 )
 DELETE_SESSION = Endpoint("DELETE", _CHAT + "/{session_id}", "delete chat session {session_id}")
 STREAM_MESSAGE = Endpoint(
     "POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}", replay=False
 )
-LIST_PROJECTS = Endpoint("GET", "/api/v1/projects", "list projects", Project, many=True)
-GET_PROJECT = Endpoint("GET", "/api/v1/projects/{project_id}", "read project {project_id}", Project)
-LIST_INDEXES = Endpoint("GET", "/api/v1/indexes", "list indexes", IndexPage)
-GET_INDEX = Endpoint("GET", "/api/v1/indexes/{index_id}", "read index {index_id}", Index)
+LIST_PROJECTS = Endpoint("GET", "/api/v1/projects", "list projects", "Project", many=True)
+GET_PROJECT = Endpoint("GET", "/api/v1/projects/{project_id}", "read project {project_id}", "Project")
+LIST_INDEXES = Endpoint("GET", "/api/v1/indexes", "list indexes", "IndexPage")
+GET_INDEX = Endpoint("GET", "/api/v1/indexes/{index_id}", "read index {index_id}", "Index")
 SYNC_INDEX = Endpoint("POST", "/api/v1/indexes/{index_id}/sync", "sync index {index_id}")
 CANCEL_SYNC = Endpoint("POST", "/api/v1/indexes/{index_id}/sync/cancel", "cancel the sync of index {index_id}")
 GET_ATTACHMENT = Endpoint(
     "GET",
     "/api/v1/beta/attachments/{attachment_name}",
     "get the URL of an attachment",
-    AttachmentUrl,
+    "AttachmentUrl",
     is_secret=True,
 )

@@ -10,14 +10,14 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from pydantic import ValidationError
 
 from airflow_provider_llamachat import exceptions as errors
+from airflow_provider_llamachat import models
 from airflow_provider_llamachat.client import unreachable
 from airflow_provider_llamachat.client.config import OUT_OF_FILES, REGIONS, ClientConfig, is_out_of_files
 from airflow_provider_llamachat.client.deadlines import NotSentError, StoppedError
@@ -25,7 +25,6 @@ from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.client.endpoints import LIST_PROJECTS, STREAM_MESSAGE, Call
 from airflow_provider_llamachat.client.http import LOCATION
 from airflow_provider_llamachat.client.proxies import proxy_for
-from airflow_provider_llamachat.models import SessionSummary
 from airflow_provider_llamachat.redaction import MAX_EXCERPT, excerpt, scrub
 
 MAX_BODY = 64 * 1024 * 1024
@@ -77,8 +76,7 @@ NOT_THE_API = "the response does not come from LlamaCloud's API"
 _CHECK_BASE_URL = "Check the connection's Base URL, and that no proxy responds instead of LlamaCloud."
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A complete response, independent of its connection."""
 
     status: int
@@ -107,9 +105,10 @@ def decode(call: Call, reply: Reply, config: ClientConfig) -> Any:
         form, wanted = (list, "a list") if endpoint.many else (dict, "an object")
         if not isinstance(data, form):
             raise _not_the_apis(call, reply, config, f"it is JSON, but {_kind(data)} instead of {wanted}")
+        model: type[models.ApiModel] = getattr(models, endpoint.answer)
         if endpoint.many:
-            return [endpoint.answer.model_validate(item) for item in data]
-        answer = endpoint.answer.model_validate(data)
+            return [model.model_validate(item) for item in data]
+        answer = model.model_validate(data)
     except ValidationError as problem:
         wrong = problem.errors(include_url=False, include_context=False, include_input=False)[:3]
         what = "; ".join(f"{'.'.join(map(str, item['loc'])) or 'answer'}: {item['msg']}" for item in wrong)
@@ -145,7 +144,7 @@ def _begin(call: Call, reply: Reply, config: ClientConfig) -> str:
 
 def _is_of_another_session(answer: Any, call: Call) -> bool:
     # A proxy may mix up responses. The history of another session could contain a turn with the same prompt.
-    if call.session_id is None or not isinstance(answer, SessionSummary):
+    if call.session_id is None or not isinstance(answer, models.SessionSummary):
         return False
     return answer.session_id.strip().casefold() != call.session_id.strip().casefold()
 

@@ -95,7 +95,7 @@ def save(
     :raises InvalidArgumentError: the transcript of another session is there.
     """
     from airflow_provider_llamachat.batch.storage import Folder
-    from airflow_provider_llamachat.models import MALFORMED
+    from airflow_provider_llamachat.models.turn import MALFORMED
     from airflow_provider_llamachat.transcripts.render import render
 
     session = _settled(operator, client, session_id)
