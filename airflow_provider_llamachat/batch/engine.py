@@ -18,7 +18,12 @@ from airflow_provider_llamachat.batch.report import Report, shortfall
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.batch.turns import FATAL, EarlyError, Turns
 from airflow_provider_llamachat.conversation.question import Trace
-from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterruptedError, LlamaCloudError
+from airflow_provider_llamachat.exceptions import (
+    ChatBatchError,
+    ChatTurnInterruptedError,
+    LlamaCloudError,
+    NotFoundError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import BatchScope, Item
@@ -234,7 +239,7 @@ class Batch:
             except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
-                may_answer = problem.retryable and self._preparer.is_in_doubt(position)
+                may_answer = self._preparer.is_in_doubt(position) and not isinstance(problem, NotFoundError)
                 self._turns.record(item, None, problem, outcome=records.INTERRUPTED if may_answer else None)
                 if may_answer and isinstance(problem, PASSING):
                     # Another prompt could take its place in the session.

@@ -12,7 +12,9 @@ from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     BudgetReachedError,
     ChatBatchError,
+    ChatTurnFailedError,
     LlamaCloudError,
+    NotFoundError,
     PaymentRequiredError,
 )
 
@@ -124,7 +126,9 @@ class Turns:
             elif isinstance(problem, BudgetReachedError | EarlyError):
                 self._withdraw(prepared)
             else:
-                self.record(item, known, problem)
+                # The history was refused, so it is not known whether the prompt has an answer.
+                may_answer = trace.is_open and not isinstance(problem, ChatTurnFailedError | NotFoundError)
+                self.record(item, known, problem, outcome=records.INTERRUPTED if may_answer else None)
             return problem
         self.settled += prepared.trace.is_open and prepared.earlier and not has_streamed
         self.record(item, replace(prepared, trace=trace), turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,34 @@ def test_a_batch_with_enough_answers_keeps_a_session_that_could_not_be_read(
     assert list(llamacloud_emulator.sessions) == [session_id]
     assert llamacloud_emulator.posts() == 6
     assert session_id in {line["session_id"] for line in runner.lines if line["outcome"] == "interrupted"}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [Fault("html", status=404), Fault("html", status=403), Fault("status", status=403), Fault("status", status=400)],
+    ids=lambda fault: f"{fault.kind} {fault.status}",
+)
+def test_a_refusal_to_read_a_session_is_no_proof_that_it_has_no_answer(
+    refusal: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session_id = interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(replace(refusal, endpoint="get", session_id=session_id, times=None))
+    assert runner.run(delete_sessions=True).deleted == 5
+    assert sorted(outcomes(runner)) == ["answered"] * 5 + ["interrupted"]
+    assert list(llamacloud_emulator.sessions) == [session_id]
+    assert llamacloud_emulator.posts() == 6
+
+
+def test_a_session_whose_history_is_refused_after_a_lost_post_is_kept(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(
+        Fault("reset_after", endpoint="stream"), Fault("html", endpoint="get", status=404, times=None)
+    )
+    assert runner.run(delete_sessions=True, max_concurrency=1).deleted == 5
+    assert outcomes(runner) == ["interrupted"] + ["answered"] * 5
+    assert list(llamacloud_emulator.sessions) == [llamacloud_emulator.turns[0].session_id]
+    assert (llamacloud_emulator.posts(), llamacloud_emulator.completed()) == (6, 6)
 
 
 @pytest.mark.parametrize("is_right", [True, False])
