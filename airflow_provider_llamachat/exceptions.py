@@ -143,8 +143,13 @@ class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):
     """The request was refused, and would be refused again.
 
     This class is raised for a 4xx status without a class of its own, and for any 4xx status that does not come from LlamaCloud's
-    API (an HTML page, for example). Such a 404 does not prove that a session does not exist.
+    API (an HTML page, for example).
+
+    :ivar is_vague: the response proves nothing, because it may come from a proxy: it is not from LlamaCloud's API, or it says no more
+        than "Not Found".
     """
+
+    is_vague: bool = False
 
 
 class AuthenticationError(RequestRefusedError):
@@ -160,12 +165,7 @@ class PermissionDeniedError(RequestRefusedError):
 
 
 class NotFoundError(RequestRefusedError):
-    """404: no such session, index or project in this project.
-
-    :ivar is_vague: the response says no more than "Not Found". Servers also say this of an unknown path, so the Base URL may be wrong.
-    """
-
-    is_vague: bool = False
+    """404: no such session, index or project in this project."""
 
 
 class ConflictError(LlamaCloudStatusError):

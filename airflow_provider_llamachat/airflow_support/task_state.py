@@ -181,6 +181,10 @@ class TurnMemory:
             self._recalled = value, is_in_round
         return self._recalled
 
+    def may_have_asked(self) -> bool:
+        """Whether an earlier attempt may have asked."""
+        return self.recall()[0] is not None or is_retry(self._context)
+
     def begin(self, session: Session) -> Trace:
         """Return what is known about the turn at the start of this attempt."""
         from airflow_provider_llamachat.conversation.history import begin

@@ -97,9 +97,7 @@ class Tidier:
                         await self.client.delete_session(session_id, **self.options.scope)
                     except NotFoundError as problem:
                         if problem.is_vague and not deleted:  # a deletion shows that the Base URL is right
-                            proof = proof or asyncio.ensure_future(
-                                self.client.confirm_missing(problem, **self.options.scope)
-                            )
+                            proof = proof or asyncio.ensure_future(self.client.confirm(problem, **self.options.scope))
                             await proof
                         continue  # an earlier attempt, or somebody else, deleted it
                 except LlamaCloudError as problem:

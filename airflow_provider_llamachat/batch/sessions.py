@@ -14,7 +14,6 @@ from airflow_provider_llamachat.batch.records import Intent
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 from airflow_provider_llamachat.exceptions import (
-    LlamaCloudConnectionError,
     LlamaCloudError,
     NotFoundError,
     RequestRefusedError,
@@ -189,24 +188,11 @@ class Preparer:
         config = self._client.config
         end = time.time() + config.history_lag
         while True:
-            session = await self._get(session_id)
+            session = await self._client.get_known_session(session_id, **self._options.scope)
             # A late history would move the prompt to the position of a turn that has ended.
             if count_turns(session.events) >= known or time.time() >= end:
                 return session
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
-
-    async def _get(self, session_id: str) -> Session:
-        try:
-            return await self._client.get_session(session_id, **self._options.scope)
-        except NotFoundError as problem:
-            if not problem.is_vague:
-                raise
-            try:
-                await self._client.confirm_missing(problem, **self._options.scope)
-            except NotFoundError:
-                # The API was not reached. A refusal would end the item, and its session would be deleted with its answer.
-                raise LlamaCloudConnectionError(str(problem), session_id=session_id) from problem
-        return await self._client.get_session(session_id, **self._options.scope)
 
     async def _existing(self, item: Item, session_id: str, intent: Intent | None = None) -> Prepared:
         session = await self._read(session_id)

@@ -76,10 +76,10 @@ class AsyncLlamaCloudClient(AsyncSender):
         """
         await self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
-    async def confirm_missing(self, problem: exceptions.NotFoundError, **scope: Unpack[Scope]) -> None:
-        """Return if a 404 can be believed. A vague one may come from a wrong Base URL or a gateway, so the sessions are listed first.
+    async def confirm(self, problem: exceptions.RequestRefusedError, **scope: Unpack[Scope]) -> None:
+        """Return if a refusal can be believed. A vague one may come from a wrong Base URL or a proxy, so the sessions are listed first.
 
-        :raises NotFoundError: ``problem``, because the list was refused as well.
+        :raises RequestRefusedError: ``problem``, because the list was refused as well.
         :raises LlamaCloudError: the list failed in a way that a retry may solve.
         """
         if problem.is_vague:
@@ -87,6 +87,27 @@ class AsyncLlamaCloudClient(AsyncSender):
                 await anext(self.list_sessions(page_size=1, **scope), None)
             except exceptions.RequestRefusedError as refusal:
                 raise problem from refusal
+
+    async def get_known_session(
+        self, session_id: str, *, patience: float | None = None, **scope: Unpack[Scope]
+    ) -> models.Session:
+        """Read a session that may have an answer that was paid for. A vague refusal counts only if it is repeated while the API responds.
+
+        :param patience: maximum duration in seconds; None means the one of any call.
+        :raises NotFoundError: the session does not exist.
+        :raises LlamaCloudConnectionError: the refusal was vague, and the sessions cannot be listed either.
+        """
+        call = self._calls.session(endpoints.GET_SESSION, session_id, scope)
+        try:
+            return cast("models.Session", await self._send(call, patience))
+        except exceptions.RequestRefusedError as problem:
+            if not problem.is_vague:
+                raise
+            try:
+                await self.confirm(problem, **scope)
+            except exceptions.RequestRefusedError:
+                raise exceptions.LlamaCloudConnectionError(str(problem), session_id=session_id) from problem
+        return cast("models.Session", await self._send(call, patience))
 
     async def list_projects(
         self, *, project_name: str | None = None, organization_id: str | None = None
@@ -311,8 +332,8 @@ class AsyncLlamaCloudClient(AsyncSender):
 
     async def read_history(self, question: Question, deadline: float) -> models.Session:
         """Read the session of a question whose turn ends at ``deadline``."""
-        call = self._calls.history(question)
-        return cast("models.Session", await self._send(call, calls.history_patience(deadline)))
+        patience = calls.history_patience(deadline)
+        return await self.get_known_session(question.session_id, patience=patience, **question.scope)
 
     async def stream(
         self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None

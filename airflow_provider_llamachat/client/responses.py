@@ -162,8 +162,8 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     ticket = f" [request {known['request_id']}]" if known["request_id"] else ""
     end = f"{where(call, config)} answered {reply.status}{details}.{ticket}"
     problem = kind(f"Could not {purpose(call)}: {cause} {end}", **known)
-    if isinstance(problem, errors.NotFoundError):
-        problem.is_vague = _is_vague(detail)
+    if isinstance(problem, errors.RequestRefusedError):
+        problem.is_vague = cause.startswith(NOT_THE_API) or (kind is errors.NotFoundError and _is_vague(detail))
     raise problem
 
 

@@ -148,8 +148,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         with hook.get_conn() as client, self._usage_on_failure(context):
             self.watch(client)
             self._memory = memory = TurnMemory(context, self.log, question)
-            memory.recall()
-            session = client.get_session(question.session_id, **question.scope)
+            read = client.get_known_session if memory.may_have_asked() else client.get_session
+            session = read(question.session_id, **question.scope)
             question = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
             log.asks(question)
             trace = memory.begin(session)

@@ -251,7 +251,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
             except NotFoundError as problem:
                 if not ignore_missing:
                     raise
-                client.confirm_missing(problem, **self.scope())
+                client.confirm(problem, **self.scope())
                 self.log.info("Nothing to delete, because the chat session does not exist. Session: %s.", session_id)
             else:
                 self.log.info("Deleted chat session %s.", session_id)

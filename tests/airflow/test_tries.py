@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,12 +16,14 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     ChatTurnInterruptedError,
     InvalidArgumentError,
+    NotFoundError,
     RateLimitError,
 )
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, SendChatMessageOperator
 from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.airflow.tries import Store, a_try
+from tests.emulator.conftest import eventually
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 PROMPT = "What was the revenue in Q3?"
@@ -71,6 +74,26 @@ def test_clearing_a_failed_task_adopts_the_answer_that_arrived_meanwhile(
     # It has its answer now: clearing it again asks again, in every try of that round.
     task.execute(a_try(task, 3, 2, store))
     assert llamacloud_emulator.completed() == 2
+
+
+@pytest.mark.parametrize("refusal", [Fault("status", status=404, detail="Not Found"), Fault("html", status=403)])
+@pytest.mark.parametrize("has_store", [False, True])
+def test_one_refusal_of_a_gateway_does_not_end_a_retry_whose_answer_is_there(
+    has_store: bool, refusal: Fault, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store() if has_store else None
+    interrupt(session_id, llamacloud_emulator, store)
+    eventually(lambda: llamacloud_emulator.completed() == 1)
+    llamacloud_emulator.inject(replace(refusal, endpoint="get"))
+    assert "47.5 million" in ask(session_id).execute(a_try(ask(session_id), 2, store=store))
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_a_vague_404_ends_a_first_attempt_at_once(session_id: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
+    llamacloud_emulator.inject(Fault("status", status=404, detail="Not Found", times=None))
+    with pytest.raises(NotFoundError):
+        ask(session_id).execute(a_try(ask(session_id), 1))
+    assert [request.endpoint for request in llamacloud_emulator.requests] == ["create", "get"]
 
 
 def test_clearing_a_task_whose_turn_stopped_partway_asks_again(

@@ -105,6 +105,18 @@ def test_a_refusal_to_read_a_session_is_no_proof_that_it_has_no_answer(
     assert llamacloud_emulator.posts() == 6
 
 
+@pytest.mark.parametrize(
+    "refusal", [vague("get"), Fault("html", endpoint="get", status=403)], ids=lambda fault: fault.kind
+)
+def test_one_refusal_of_a_gateway_after_a_lost_post_costs_no_answer(
+    refusal: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"), refusal)
+    assert runner.run(delete_sessions=True, max_concurrency=1).deleted == 6
+    assert outcomes(runner) == ["answered"] * 6
+    assert llamacloud_emulator.posts() == 6
+
+
 def test_a_session_whose_history_is_refused_after_a_lost_post_is_kept(
     runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:

@@ -139,7 +139,7 @@ def test_the_command_explains_invalid_options(emulator: LlamaCloudEmulator, caps
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--survives-disconnect" in shown
-    assert "a turn runs on to its end when its client is gone" in shown
+    assert "a turn outlives its client" in shown
 
 
 def test_an_emulator_in_a_process_of_its_own() -> None:
