@@ -1,4 +1,4 @@
-"""A "Not Found" of a gateway is no proof that a session, and the answer in it, are gone."""
+"""A refusal that a proxy may have sent is no proof that a session, and the answer in it, are gone."""
 
 from __future__ import annotations
 
