@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     AsyncKeep = Callable[[Trace, bool], Awaitable[None]]
     """Stores a trace for later attempts. The flag says that a post follows, which must not leave if this raises an error."""
-    Observer = Callable[[models.Event], None]
-    """Called with each event of a turn as it arrives."""
+
+Observer = Callable[["models.Event"], None]
+"""Called with each event of a turn as it arrives."""
 
 
 class AsyncLlamaCloudClient(AsyncSender):

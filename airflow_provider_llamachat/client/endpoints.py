@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from airflow_provider_llamachat import models
 from airflow_provider_llamachat.arguments import MAX_ID
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 
@@ -45,6 +46,8 @@ class Endpoint(NamedTuple):
         body: Mapping[str, Any] | None = None,
     ) -> Call:
         """Fill in the path (percent-encoded, so that an id cannot change the path) and drop values that are None."""
+        if self.answer is not None:
+            getattr(models, self.answer)  # loaded now: a module that cannot be read loses no response
         ids = dict(path or {})
         return Call(
             endpoint=self,

@@ -17,9 +17,9 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.exceptions import LlamaCloudProtocolError
-from airflow_provider_llamachat.models.chat_session import MAX_EVENTS
 from airflow_provider_llamachat.models.turn import (
     EVENT_TYPES,
+    MAX_EVENTS,
     Event,
     TextDeltaEvent,
     TextEvent,

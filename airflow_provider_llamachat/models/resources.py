@@ -1,11 +1,11 @@
-"""What a question needs: projects, indexes, and the files of a source."""
+"""Projects, indexes, and the URL of an attachment."""
 
 # Without "from __future__ import annotations": pydantic would evaluate the text of each annotation when this is imported.
 from typing import Annotated, ClassVar
 
 from pydantic import FailFast, Field
 
-from airflow_provider_llamachat.models.base import (
+from airflow_provider_llamachat.models.api_model import (
     ApiModel,
     Fields,
     Object,

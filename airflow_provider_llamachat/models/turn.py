@@ -1,13 +1,19 @@
-"""Events of a turn, and the turn that they make. Not imported for calls that concern no turn."""
+"""The history of a session: events, and the turns that they make. Not imported for calls that read none."""
 
 # Without "from __future__ import annotations": pydantic would evaluate the text of each annotation when this is imported.
+import logging
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from airflow_provider_llamachat import evidence
-from airflow_provider_llamachat.models.base import ApiModel, Fields, Object, Reason, Texts, Verdict
-from airflow_provider_llamachat.models.chat_session import Usage
+from airflow_provider_llamachat.models.api_model import ApiModel, Fields, Object, Reason, Texts, Verdict
+from airflow_provider_llamachat.models.chat_session import SessionSummary, Usage
+
+log = logging.getLogger(__name__)
+
+MAX_EVENTS = 250_000
+"""Maximum number of events of a history, and of complete events of a turn."""
 
 
 class Event(ApiModel):
@@ -99,6 +105,32 @@ def parse_event(data: Any) -> Event | None:
         return EVENT_TYPES.get(data["type"], Event).model_validate(data)
     except (ValidationError, RecursionError):
         return UserInputEvent(type="user_input", content="") if data["type"] == "user_input" else None
+
+
+def _tolerant_events(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if len(value) > MAX_EVENTS:
+        raise ValueError(f"{len(value)} events exceed the maximum of {MAX_EVENTS}")
+    parsed = (item if isinstance(item, Event) else parse_event(item) for item in value)
+    events = [event or Event(type=MALFORMED) for event in parsed]
+    if lost := sum(event.type == MALFORMED for event in events):
+        log.warning("Skipped %d of %d events of the session's history, because they are malformed.", lost, len(events))
+    return events
+
+
+class Session(SessionSummary):
+    """A chat session with its complete, ordered history."""
+
+    # parse_event selects the class of each event. Otherwise model_validate would only use the fields of the base class.
+    # No default: a response without a history must not be read as an unused session.
+    events: Annotated[list[Any], BeforeValidator(_tolerant_events)]
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output tokens of the turns in the history, as far as it shows their usage."""
+        usages = [event.usage for event in self.events if isinstance(event, StopEvent)]
+        return sum((usage.total_input_tokens or 0) + (usage.total_output_tokens or 0) for usage in usages)
 
 
 class ToolUse(ApiModel):

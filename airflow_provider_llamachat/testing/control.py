@@ -252,7 +252,7 @@ class EmulatorControl(Control):
 
 def checked_port(port: object) -> int:
     """Return ``port``, or raise ValueError if nothing can listen there."""
-    if type(port) is not int or not 0 <= port <= 65535:
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:  # True is 1
         raise ValueError(f"port must be a number from 0 to 65535, not {port!r}")
     return port
 

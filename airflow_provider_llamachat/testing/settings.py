@@ -28,7 +28,7 @@ class Settings:
     """
 
     # A turn and its client
-    survives_disconnect: bool = _setting(True, "a turn outlives its client; off: it stops there, without a stop event")
+    survives_disconnect: bool = _setting(True, "a turn outlives its client; off: it ends with it, without a stop event")
     records: Literal["start", "end"] = _setting("start", "the history gets events one by one, or all when a turn ends")
     history_lag: float = _setting(0.0, "seconds until GET shows events; with the first come job_metadata and the title")
     history_window: int | None = _setting(None, "GET full session shows only this many last events; not given: all")

@@ -245,6 +245,7 @@ def test_a_project_of_another_organization_is_reported(connect: Any) -> None:
     ("variable", "value", "words"),
     [
         ("SSL_CERT_FILE", "/nonexistent/ca.pem", "SSL_CERT_FILE=/nonexistent/ca.pem"),
+        ("SSL_CERT_FILE", "/", "SSL_CERT_FILE=/"),
         ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE="),
         ("HTTPS_PROXY", "proxy:bad:port", "the proxy in HTTPS_PROXY is invalid"),
         ("HTTPS_PROXY", "ftp://user:hidden@proxy.example:1", "the proxy in HTTPS_PROXY is invalid"),

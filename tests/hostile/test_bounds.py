@@ -189,7 +189,7 @@ def test_brackets_in_strings_are_not_counted_as_values() -> None:
 
 
 def test_the_number_of_events_in_a_history_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_llamachat.models.chat_session.MAX_EVENTS", 5)
+    monkeypatch.setattr("airflow_provider_llamachat.models.turn.MAX_EVENTS", 5)
     assert len(Session.model_validate({"session_id": "s", "events": [{"type": "x"}] * 5}).events) == 5
     with pytest.raises(ValueError, match="6 events"):
         Session.model_validate({"session_id": "s", "events": [{"type": "x"}] * 6})

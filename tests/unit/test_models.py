@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from airflow_provider_llamachat import models
+from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.models import Index, Project, Session, SessionPage, SessionSummary, ToolUse
 
 STRANGE: list[Any] = [0, -1, 1.5, 10**30, True, "text", "", [], ["a"], [[]], {}, {"a": [1]}, None]
@@ -73,3 +77,39 @@ def test_one_thread_at_a_time_builds_a_model(monkeypatch: pytest.MonkeyPatch) ->
         built = [threads.submit(model.model_rebuild, raise_errors=False) for model in (Session, Session, ToolUse)]
     assert [one.result() for one in built] == [True] * 3
     assert most == [1, 1, 1]
+
+
+def test_each_public_name_is_found_by_itself_and_listed() -> None:
+    code = (
+        "import sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    for known in [each for each in sys.modules if each.startswith('airflow_provider_llamachat.models')]:\n"
+        "        del sys.modules[known]\n"
+        "    import airflow_provider_llamachat.models as models\n"
+        "    assert name in dir(models)\n"
+        "    found = getattr(models, name)\n"
+        "    assert not isinstance(found, type) or found.__module__ == models.__name__, found.__module__\n"
+    )
+    subprocess.run([sys.executable, "-c", code, *models.__all__], check=True)
+
+
+def test_a_model_is_loaded_before_its_request_is_sent() -> None:
+    code = (
+        "import sys\n"
+        "from airflow_provider_llamachat.client import endpoints\n"
+        "call = getattr(endpoints, sys.argv[1]).call({'session_id': 'a', 'project_id': 'a', 'index_id': 'a', 'attachment_name': 'a'})\n"
+        "assert vars(sys.modules['airflow_provider_llamachat.models']).get(call.endpoint.answer) is not None\n"
+    )
+    answering = [
+        name for name, found in vars(endpoints).items() if isinstance(found, endpoints.Endpoint) and found.answer
+    ]
+    assert len(answering) > 5
+    for name in answering[:3]:
+        subprocess.run([sys.executable, "-c", code, name], check=True)
+
+
+def test_a_model_that_a_user_derives_keeps_its_own_module() -> None:
+    class Own(SessionSummary):
+        pass
+
+    assert Own.__module__ == __name__

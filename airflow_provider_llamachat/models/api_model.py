@@ -15,8 +15,16 @@ _building = threading.RLock()
 class ApiModel(BaseModel):
     """Base of all models: immutable, keeps unknown fields."""
 
+    __module__ = __package__
+
     # A task uses few of the models, and building all of them takes longer than its first call.
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), defer_build=True)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Airflow stores this name with an XCom, and compares it with allowed_deserialization_classes.
+        if cls.__module__.startswith(f"{__package__}."):
+            cls.__module__ = __package__
 
     @classmethod
     def model_rebuild(cls, **options: Any) -> bool | None:
