@@ -183,7 +183,9 @@ class TurnMemory:
 
     def may_have_asked(self) -> bool:
         """Whether an earlier attempt may have asked."""
-        return self.recall()[0] is not None or is_retry(self._context)
+        # With a store, an attempt that left nothing did not ask.
+        is_unknown = not self._store.exists or self._store.has_failed
+        return self.recall()[0] is not None or (is_unknown and is_retry(self._context))
 
     def begin(self, session: Session) -> Trace:
         """Return what is known about the turn at the start of this attempt."""

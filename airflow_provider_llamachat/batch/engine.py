@@ -18,12 +18,7 @@ from airflow_provider_llamachat.batch.report import Report, shortfall
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
 from airflow_provider_llamachat.batch.turns import FATAL, EarlyError, Turns
 from airflow_provider_llamachat.conversation.question import Trace
-from airflow_provider_llamachat.exceptions import (
-    ChatBatchError,
-    ChatTurnInterruptedError,
-    LlamaCloudError,
-    NotFoundError,
-)
+from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterruptedError, LlamaCloudError
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.batch.items import BatchScope, Item
@@ -239,7 +234,7 @@ class Batch:
             except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
-                may_answer = self._preparer.is_in_doubt(position) and not isinstance(problem, NotFoundError)
+                may_answer = problem.retryable and self._preparer.is_in_doubt(position)
                 self._turns.record(item, None, problem, outcome=records.INTERRUPTED if may_answer else None)
                 if may_answer and isinstance(problem, PASSING):
                     # Another prompt could take its place in the session.

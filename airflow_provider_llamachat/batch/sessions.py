@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from airflow_provider_llamachat.batch.outcomes import PASSING
 from airflow_provider_llamachat.batch.records import Intent
+from airflow_provider_llamachat.batch.turns import FATAL
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
+from airflow_provider_llamachat.conversation.interruption import unread
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
 from airflow_provider_llamachat.exceptions import (
     LlamaCloudError,
@@ -182,20 +184,25 @@ class Preparer:
                 intent.session_id,
             )
             return None
+        except LlamaCloudError as problem:
+            if isinstance(problem, (*PASSING, *FATAL)) or not self.is_in_doubt(item.position):
+                raise
+            raise unread(self.question(item, intent.session_id, []), intent.trace, problem) from problem
 
-    async def _read(self, session_id: str) -> Session:
+    async def _read(self, session_id: str, *, is_known: bool) -> Session:
         known = self._turns.get(session_id, 0)
         config = self._client.config
         end = time.time() + config.history_lag
         while True:
-            session = await self._client.get_known_session(session_id, **self._options.scope)
+            read = self._client.get_known_session if is_known else self._client.get_session
+            session = await read(session_id, **self._options.scope)
             # A late history would move the prompt to the position of a turn that has ended.
             if count_turns(session.events) >= known or time.time() >= end:
                 return session
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
 
     async def _existing(self, item: Item, session_id: str, intent: Intent | None = None) -> Prepared:
-        session = await self._read(session_id)
+        session = await self._read(session_id, is_known=intent is not None or session_id == self.shared_session)
         index_ids = item.index_ids or (None if session.index_ids else self._options.index_ids)
         question = self.question(item, session_id, indexes_to_ask(session, index_ids))
         memory = intent.trace if intent else None

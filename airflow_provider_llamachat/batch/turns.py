@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.conversation.interruption import unread
 from airflow_provider_llamachat.exceptions import (
     AuthenticationError,
     BudgetReachedError,
     ChatBatchError,
-    ChatTurnFailedError,
     LlamaCloudError,
-    NotFoundError,
+    LlamaCloudProtocolError,
     PaymentRequiredError,
+    RequestRefusedError,
 )
 
 if TYPE_CHECKING:
@@ -126,9 +127,9 @@ class Turns:
             elif isinstance(problem, BudgetReachedError | EarlyError):
                 self._withdraw(prepared)
             else:
-                # The history was refused, so it is not known whether the prompt has an answer.
-                may_answer = trace.is_open and not isinstance(problem, ChatTurnFailedError | NotFoundError)
-                self.record(item, known, problem, outcome=records.INTERRUPTED if may_answer else None)
+                if trace.is_open and isinstance(problem, RequestRefusedError | LlamaCloudProtocolError):
+                    problem = unread(prepared.question, trace, problem)
+                self.record(item, known, problem)
             return problem
         self.settled += prepared.trace.is_open and prepared.earlier and not has_streamed
         self.record(item, replace(prepared, trace=trace), turn)

@@ -163,7 +163,8 @@ def raise_for_status(call: Call, reply: Reply, config: ClientConfig) -> None:
     end = f"{where(call, config)} answered {reply.status}{details}.{ticket}"
     problem = kind(f"Could not {purpose(call)}: {cause} {end}", **known)
     if isinstance(problem, errors.RequestRefusedError):
-        problem.is_vague = cause.startswith(NOT_THE_API) or (kind is errors.NotFoundError and _is_vague(detail))
+        is_bare = kind is errors.NotFoundError and _is_vague(detail)
+        problem.is_vague = is_bare or cause.startswith(NOT_THE_API) or not _has_detail(reply)
     raise problem
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
-from airflow_provider_llamachat.client import calls, endpoints, http, responses
+from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.sender_sync import Sender
 from airflow_provider_llamachat.client.throttle import passing
 
@@ -76,38 +76,54 @@ class LlamaCloudClient(Sender):
         """
         self._send(self._calls.session(endpoints.DELETE_SESSION, session_id, scope))
 
-    def confirm(self, problem: exceptions.RequestRefusedError, **scope: Unpack[Scope]) -> None:
+    def confirm(
+        self, problem: exceptions.RequestRefusedError, *, patience: float | None = None, **scope: Unpack[Scope]
+    ) -> None:
         """Return if a refusal can be believed. A vague one may come from a wrong Base URL or a proxy, so the sessions are listed first.
 
-        :raises RequestRefusedError: ``problem``, because the list was refused as well.
+        :param patience: maximum duration in seconds; None means the one of any call.
+        :raises RequestRefusedError: ``problem``, because the list was refused as well; or the refusal of the list, if it is not vague.
         :raises LlamaCloudError: the list failed in a way that a retry may solve.
         """
         if problem.is_vague:
             try:
-                next(self.list_sessions(page_size=1, **scope), None)
+                self._send(self._calls.page(endpoints.LIST_SESSIONS, 1, None, scope), patience)
             except exceptions.RequestRefusedError as refusal:
+                # A key that may read a session need not be allowed to list them.
+                if not (refusal.is_vague or isinstance(refusal, exceptions.PermissionDeniedError)):
+                    raise
                 raise problem from refusal
 
     def get_known_session(
         self, session_id: str, *, patience: float | None = None, **scope: Unpack[Scope]
     ) -> models.Session:
-        """Read a session that may have an answer that was paid for. A vague refusal counts only if it is repeated while the API responds.
+        """Read a session that may have an answer that was paid for.
+
+        A refusal that is not LlamaCloud's proves nothing. A bare "Not Found" counts only if it is repeated while the API responds.
 
         :param patience: maximum duration in seconds; None means the one of any call.
-        :raises NotFoundError: the session does not exist.
-        :raises LlamaCloudConnectionError: the refusal was vague, and the sessions cannot be listed either.
+        :raises RequestRefusedError: LlamaCloud refused.
+        :raises LlamaCloudConnectionError: a proxy may have refused.
         """
         call = self._calls.session(endpoints.GET_SESSION, session_id, scope)
+        end = time.time() + min(self.config.total_timeout, patience or self.config.total_timeout)
+        was_missing = False
         try:
-            return cast("models.Session", self._send(call, patience))
-        except exceptions.RequestRefusedError as problem:
-            if not problem.is_vague:
-                raise
             try:
-                self.confirm(problem, **scope)
-            except exceptions.RequestRefusedError:
-                raise exceptions.LlamaCloudConnectionError(str(problem), session_id=session_id) from problem
-        return cast("models.Session", self._send(call, patience))
+                return cast("models.Session", self._send(call, patience))
+            except exceptions.RequestRefusedError as problem:
+                if not problem.is_vague:
+                    raise
+                self.confirm(problem, patience=max(1.0, end - time.time()), **scope)
+                was_missing = isinstance(problem, exceptions.NotFoundError)
+            self.pause(retry.pause(1))
+            return cast("models.Session", self._send(call, max(1.0, end - time.time())))
+        except exceptions.RequestRefusedError as problem:
+            if not problem.is_vague or (was_missing and isinstance(problem, exceptions.NotFoundError)):
+                raise
+            raise exceptions.LlamaCloudConnectionError(
+                str(problem), status=problem.status, request_id=problem.request_id, session_id=session_id
+            ) from problem
 
     def list_projects(
         self, *, project_name: str | None = None, organization_id: str | None = None
@@ -232,7 +248,8 @@ class LlamaCloudClient(Sender):
         end = calls.end_of(turn_timeout, deadline)
         trace = None if baseline is None else Trace(baseline)
         if trace is None or not question.index_ids:
-            session = cast("models.Session", self._send(self._calls.history(question)))
+            read = self.get_known_session if resume else self.get_session
+            session = read(session_id, **scope)
             with responses.redacting(self.config):
                 question, trace = calls.completed(question, trace, session)
         if resume:
@@ -291,7 +308,7 @@ class LlamaCloudClient(Sender):
                             keep(trace, step.is_intent)
                     case ReadHistory():
                         try:
-                            result = self.read_history(question, deadline)
+                            result = self.read_history(question, deadline, is_in_doubt=trace.is_open)
                         except exceptions.LlamaCloudError as problem:
                             result = problem
                     case Post():
@@ -328,9 +345,11 @@ class LlamaCloudClient(Sender):
         turn = folder.turn()
         return Outcome(trace, turn, None if turn.finished else problem, is_damaged=folder.is_damaged)
 
-    def read_history(self, question: Question, deadline: float) -> models.Session:
+    def read_history(self, question: Question, deadline: float, *, is_in_doubt: bool) -> models.Session:
         """Read the session of a question whose turn ends at ``deadline``."""
         patience = calls.history_patience(deadline)
+        if not is_in_doubt:
+            return cast("models.Session", self._send(self._calls.history(question), patience))
         return self.get_known_session(question.session_id, patience=patience, **question.scope)
 
     def stream(

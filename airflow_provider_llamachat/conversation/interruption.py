@@ -10,6 +10,7 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     ConflictError,
     LlamaCloudError,
+    NotFoundError,
     RequestRefusedError,
     SessionBusyError,
 )
@@ -69,6 +70,11 @@ def interrupted(
         session_id=question.session_id,
         usage=usage,
     )
+
+
+def unread(question: Question, trace: Trace, problem: LlamaCloudError) -> LlamaCloudError:
+    """Return the error for a turn in doubt whose history was refused. Only a missing session shows that it has no answer."""
+    return problem if isinstance(problem, NotFoundError) else interrupted(question, "unreadable", problem, trace)
 
 
 def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:

@@ -13,11 +13,15 @@ from airflow.providers.common.compat.sdk import AirflowException, TaskDeferred
 
 from airflow_provider_llamachat.client import LlamaCloudClient, no_backoff
 from airflow_provider_llamachat.exceptions import (
+    AuthenticationError,
     ChatTurnFailedError,
     ChatTurnInterruptedError,
     InvalidArgumentError,
+    LlamaCloudTimeoutError,
     NotFoundError,
     RateLimitError,
+    RequestRefusedError,
+    ServerError,
 )
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator, SendChatMessageOperator
@@ -27,6 +31,8 @@ from tests.emulator.conftest import eventually
 
 pytestmark = pytest.mark.usefixtures("llamacloud_connection")
 PROMPT = "What was the revenue in Q3?"
+PAGE = Fault("html", endpoint="get", status=403)
+NOT_FOUND = Fault("status", endpoint="get", status=404, detail="Not Found")
 
 
 @pytest.fixture
@@ -76,7 +82,7 @@ def test_clearing_a_failed_task_adopts_the_answer_that_arrived_meanwhile(
     assert llamacloud_emulator.completed() == 2
 
 
-@pytest.mark.parametrize("refusal", [Fault("status", status=404, detail="Not Found"), Fault("html", status=403)])
+@pytest.mark.parametrize("refusal", [NOT_FOUND, PAGE], ids=["missing", "a page"])
 @pytest.mark.parametrize("has_store", [False, True])
 def test_one_refusal_of_a_gateway_does_not_end_a_retry_whose_answer_is_there(
     has_store: bool, refusal: Fault, session_id: str, llamacloud_emulator: LlamaCloudEmulator
@@ -84,13 +90,66 @@ def test_one_refusal_of_a_gateway_does_not_end_a_retry_whose_answer_is_there(
     store = Store() if has_store else None
     interrupt(session_id, llamacloud_emulator, store)
     eventually(lambda: llamacloud_emulator.completed() == 1)
-    llamacloud_emulator.inject(replace(refusal, endpoint="get"))
+    llamacloud_emulator.inject(refusal)
     assert "47.5 million" in ask(session_id).execute(a_try(ask(session_id), 2, store=store))
     assert llamacloud_emulator.posts() == 1
 
 
+@pytest.mark.parametrize(
+    "refusals", [(PAGE, PAGE), (PAGE, NOT_FOUND), (NOT_FOUND, PAGE)], ids=["two pages", "then missing", "then a page"]
+)
+def test_refusals_of_a_gateway_after_a_lost_post_cost_no_answer(
+    refusals: tuple[Fault, ...], session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    # The first read, before the post, passes.
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"), *(replace(one, skip=1) for one in refusals))
+    assert "47.5 million" in ask(session_id).execute(a_try(ask(session_id), 1))
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_a_retry_that_did_not_ask_ends_at_once_if_the_base_url_is_wrong(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    llamacloud_emulator.inject(Fault("status", endpoint="get", status=500))
+    with pytest.raises(ServerError):
+        ask(session_id).execute(a_try(ask(session_id), 1, store=store))
+    llamacloud_emulator.inject(replace(PAGE, status=404, times=None))
+    with pytest.raises(RequestRefusedError):
+        ask(session_id).execute(a_try(ask(session_id), 2, store=store))
+
+
+def test_an_invalid_key_is_named_although_the_session_seems_to_be_missing(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    interrupt(session_id, llamacloud_emulator, store)
+    llamacloud_emulator.inject(replace(NOT_FOUND, times=None), Fault("status", endpoint="list", status=401))
+    with pytest.raises(AuthenticationError):
+        ask(session_id).execute(a_try(ask(session_id), 2, store=store))
+
+
+def test_a_client_that_resumes_believes_no_single_refusal(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with LlamaCloudHook().get_conn() as client:
+        client.send_message(session_id, PROMPT)
+        llamacloud_emulator.inject(NOT_FOUND)
+        turn = client.send_message(session_id, PROMPT, baseline=0, resume=True, accepted=True)
+    assert "47.5 million" in turn.answer
+    assert llamacloud_emulator.posts() == 1
+
+
+def test_the_reads_of_a_session_in_doubt_share_their_time(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(replace(NOT_FOUND, delay=0.5), Fault("hang", endpoint="list"))
+    with LlamaCloudHook().get_conn() as client, no_backoff(), pytest.raises(LlamaCloudTimeoutError):
+        client.get_known_session(session_id, patience=1.0)
+
+
 def test_a_vague_404_ends_a_first_attempt_at_once(session_id: str, llamacloud_emulator: LlamaCloudEmulator) -> None:
-    llamacloud_emulator.inject(Fault("status", status=404, detail="Not Found", times=None))
+    llamacloud_emulator.inject(replace(NOT_FOUND, endpoint=None, times=None))
     with pytest.raises(NotFoundError):
         ask(session_id).execute(a_try(ask(session_id), 1))
     assert [request.endpoint for request in llamacloud_emulator.requests] == ["create", "get"]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.testing import Fault, LlamaCloudEmulator
+from airflow_provider_llamachat.client import ClientConfig, LlamaCloudClient
+from airflow_provider_llamachat.testing import INDEX_FILINGS, Fault, LlamaCloudEmulator
 from tests.batch.conftest import Runner, kill_when, outcomes, prompts, running
 from tests.emulator.conftest import eventually
+
+PAGE = Fault("html", endpoint="get", status=403)
+"""What a proxy answers."""
 
 
 def interrupted(runner: Runner, emulator: LlamaCloudEmulator) -> str:
@@ -117,11 +122,12 @@ def test_one_refusal_of_a_gateway_after_a_lost_post_costs_no_answer(
     assert llamacloud_emulator.posts() == 6
 
 
+@pytest.mark.parametrize("status", [400, 403, 422])
 def test_a_session_whose_history_is_refused_after_a_lost_post_is_kept(
-    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    status: int, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
     llamacloud_emulator.inject(
-        Fault("reset_after", endpoint="stream"), Fault("html", endpoint="get", status=404, times=None)
+        Fault("reset_after", endpoint="stream"), Fault("status", endpoint="get", status=status, times=None)
     )
     assert runner.run(delete_sessions=True, max_concurrency=1).deleted == 5
     assert outcomes(runner) == ["interrupted"] + ["answered"] * 5
@@ -145,3 +151,76 @@ def test_one_vague_404_does_not_replace_the_shared_session(
     runner.run(session_mode="shared")
     assert outcomes(runner) == ["answered"] * 3
     assert len(llamacloud_emulator.sessions) == 1
+
+
+def test_two_refusals_of_different_proxies_prove_nothing(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(PAGE, vague("get"))
+    runner.run(max_concurrency=1)
+    assert outcomes(runner) == ["answered"] * 6
+    assert llamacloud_emulator.posts() == 6
+
+
+@pytest.mark.parametrize("page", [replace(PAGE, status=200), replace(PAGE, times=2)], ids=["as a success", "twice"])
+def test_a_page_instead_of_a_session_is_looked_at_again_in_the_same_attempt(
+    page: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(page)
+    runner.run(max_concurrency=1)
+    assert outcomes(runner) == ["answered"] * 6
+
+
+def test_a_session_is_kept_if_another_prompt_ends_the_batch(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(2)
+    llamacloud_emulator.inject(
+        Fault("reset_after", endpoint="stream"),
+        Fault("status", endpoint="get", status=422),
+        Fault("status", endpoint="stream", prompt="Question 1", status=402),
+    )
+    with pytest.raises(errors.LlamaCloudError):
+        runner.run(delete_sessions=True, max_concurrency=1)
+    assert llamacloud_emulator.turns[0].session_id in llamacloud_emulator.sessions
+
+
+def test_a_wrong_base_url_ends_a_first_attempt_in_given_sessions_for_good(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator, config: ClientConfig
+) -> None:
+    with LlamaCloudClient(config) as client:
+        ids = [client.create_session([INDEX_FILINGS]).session_id for _ in range(2)]
+    runner.prompts = [{"prompt": "What was the revenue?", "session_id": session_id} for session_id in ids]
+    llamacloud_emulator.inject(replace(PAGE, endpoint=None, status=404, times=None))
+    with pytest.raises(errors.ChatBatchError) as caught:
+        runner.run()
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [replace(PAGE, times=2), replace(PAGE, status=200), Fault("status", endpoint="get", status=403)],
+    ids=["pages", "a page as a success", "a refusal"],
+)
+@pytest.mark.parametrize("fault", ["hang", "reset_before"])
+def test_no_prompt_takes_the_place_of_one_whose_history_was_refused(
+    fault: str, refusal: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = ["First: what was the revenue?", "Second: and the margin?", "Third: the outlook?"]
+    llamacloud_emulator.inject(Fault(fault, endpoint="stream"))
+    if fault == "hang":
+        with pytest.raises(errors.ChatBatchError, match="stopped"):
+            runner.run(
+                lambda batch: kill_when(batch, lambda: llamacloud_emulator.posts() == 1),
+                session_mode="shared",
+                min_answered=3,
+            )
+    llamacloud_emulator.inject(refusal)
+    for _ in range(3):
+        with contextlib.suppress(errors.ChatBatchError):
+            runner.run(session_mode="shared", min_answered=3)
+            break
+    assert outcomes(runner) == ["answered"] * 3
+    assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts

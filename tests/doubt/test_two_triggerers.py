@@ -164,3 +164,13 @@ def test_a_killed_trigger_says_that_a_turn_may_be_billed_only_while_there_is_one
     trigger = ChatTurnTrigger(**{**arguments, "session_id": session_id, "deferred_at": time.time()})
     asyncio.run(first_event(trigger))
     assert not says(trigger), "it has the answer"
+
+
+def test_a_trigger_that_has_not_posted_ends_at_once_if_a_proxy_refuses_everything(
+    arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    llamacloud_emulator.inject(Fault("html", status=403, times=None))
+    before = len(llamacloud_emulator.requests)
+    event = asyncio.run(first_event(ChatTurnTrigger(**arguments)))
+    assert event["error"] == "RequestRefusedError"
+    assert len(llamacloud_emulator.requests) - before == 1

@@ -83,9 +83,7 @@ class SimulatedClient(AsyncLlamaCloudClient):
         await self._travel()
         return SessionSummary(session_id=session_id, index_ids=index_ids or [])
 
-    async def get_known_session(
-        self, session_id: str, *, patience: float | None = None, **scope: Unpack[Scope]
-    ) -> Session:
+    async def get_session(self, session_id: str, **scope: Unpack[Scope]) -> Session:
         """Read a session, or fail."""
         await self._travel()
         if self._fails():
@@ -93,6 +91,16 @@ class SimulatedClient(AsyncLlamaCloudClient):
         session = self._server.read(session_id)
         await self._travel()
         return session
+
+    async def get_known_session(
+        self, session_id: str, *, patience: float | None = None, **scope: Unpack[Scope]
+    ) -> Session:
+        """Read a session, or fail."""
+        return await self.get_session(session_id)
+
+    async def read_history(self, question: Question, deadline: float, *, is_in_doubt: bool) -> Session:
+        """Read the session of a question."""
+        return await self.get_session(question.session_id)
 
     async def stream(
         self, question: Question, deadline: float, on_lost: Callable[[], None] | None = None
