@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,7 @@ class Turns:
         """
         item, trace = prepared.item, prepared.trace
         may_again = trace.is_open and prepared.earlier and self.options.ask_again
-        has_streamed = False
+        streamed: deque[object] = deque(maxlen=1)
 
         async def keep(known: Trace, is_intent: bool) -> None:
             nonlocal trace
@@ -102,10 +103,6 @@ class Turns:
                 self.note(records.acceptance(item.key(self.scope), known))
             trace = known
 
-        def seen(_event: object) -> None:
-            nonlocal has_streamed
-            has_streamed = True
-
         throttle = self.client.throttle
         try:
             turn = await self.client.answer(
@@ -115,7 +112,7 @@ class Turns:
                 deadline=time.time() + self.options.turn_timeout + (throttle.expected_wait() if throttle else 0.0),
                 ask_again=may_again,
                 keep=keep,
-                on_event=seen,
+                on_event=streamed.append,
             )
         except LlamaCloudError as problem:
             known = replace(prepared, trace=trace)
@@ -131,7 +128,7 @@ class Turns:
                     problem = unread(prepared.question, trace, problem)
                 self.record(item, known, problem)
             return problem
-        self.settled += prepared.trace.is_open and prepared.earlier and not has_streamed
+        self.settled += prepared.trace.is_open and prepared.earlier and not streamed
         self.record(item, replace(prepared, trace=trace), turn)
         return turn
 
