@@ -41,7 +41,7 @@ Each exception has the attributes ``status`` (HTTP status or None), ``request_id
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -58,7 +58,7 @@ class LlamaCloudError(AirflowException):
     :param session_id: the chat session concerned, or None.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class LlamaCloudTaskStateError(LlamaCloudError):
 
 
 class LlamaCloudConnectionError(LlamaCloudError):
-    """No complete response was received.
+    """No complete response was received, or a proxy may have refused to show a session that may have a paid answer.
 
     :param accepted: False if the server cannot have received the request (no connection was made), True if it had begun to
         respond, and None if this is not known.
@@ -145,8 +145,8 @@ class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):
     This class is raised for a 4xx status without a class of its own, and for any 4xx status that does not come from LlamaCloud's
     API (an HTML page, for example).
 
-    :ivar is_vague: the response proves nothing, because it may come from a proxy: it is not from LlamaCloud's API, or it says no more
-        than "Not Found".
+    :ivar is_vague: the response proves nothing, because it may come from a proxy: it is not JSON with ``detail``, or it says no more
+        than "Not Found". For a prompt that may have an answer, it raises :class:`LlamaCloudConnectionError` instead.
     """
 
     is_vague: bool = False

@@ -181,28 +181,31 @@ class TurnMemory:
             self._recalled = value, is_in_round
         return self._recalled
 
+    def _kept(self) -> tuple[Trace | None, bool]:
+        """Return what earlier attempts stored, and whether one of them may have asked and stored nothing."""
+        from airflow_provider_llamachat.conversation.question import Trace
+
+        value, _ = self.recall()
+        # 1.0.0 did not store when it posted: it may have been a moment ago.
+        kept = Trace.read({"intended_at": time.time(), **value}) if isinstance(value, dict) else None
+        # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
+        is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
+        return kept, is_unknown and is_retry(self._context)
+
     def may_have_asked(self) -> bool:
-        """Whether an earlier attempt may have asked."""
-        # With a store, an attempt that left nothing did not ask.
-        is_unknown = not self._store.exists or self._store.has_failed
-        return self.recall()[0] is not None or (is_unknown and is_retry(self._context))
+        """Whether a post of an earlier attempt may have become a turn."""
+        kept, may_have_asked = self._kept()
+        return may_have_asked if kept is None else kept.is_open
 
     def begin(self, session: Session) -> Trace:
         """Return what is known about the turn at the start of this attempt."""
         from airflow_provider_llamachat.conversation.history import begin
-        from airflow_provider_llamachat.conversation.question import Trace
 
         value, is_in_round = self.recall()
-        now = time.time()
-        # 1.0.0 did not store when it posted: it may have been a moment ago.
-        kept = Trace.read({"intended_at": now, **value}) if isinstance(value, dict) else None
-        # With a store, an attempt that left nothing did not ask. However, what it left may be unreadable.
-        is_unknown = kept is None and (not self._store.exists or self._store.has_failed or value is not None)
+        kept, may_have_asked = self._kept()
         if kept is not None and not self._is_about_this(value, is_in_round=is_in_round):
             kept = None
-        self.trace = begin(
-            session, self.question, memory=kept, is_retry=is_unknown and is_retry(self._context), now=now
-        )
+        self.trace = begin(session, self.question, memory=kept, is_retry=may_have_asked, now=time.time())
         self.is_cleared = kept is not None and self.trace.is_open and not is_in_round
         if self.is_cleared:
             self._log.info(

@@ -12,11 +12,11 @@ from airflow_provider_llamachat.batch.budget import Budget
 from airflow_provider_llamachat.batch.cleanup import Tidier
 from airflow_provider_llamachat.batch.committer import INTERVAL, Committer
 from airflow_provider_llamachat.batch.lanes import Lane, Lanes
-from airflow_provider_llamachat.batch.outcomes import PASSING, Outcomes
+from airflow_provider_llamachat.batch.outcomes import FATAL, PASSING, Outcomes
 from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.batch.report import Report, shortfall
 from airflow_provider_llamachat.batch.sessions import NothingToAskInError, Options, Prepared, Preparer
-from airflow_provider_llamachat.batch.turns import FATAL, EarlyError, Turns
+from airflow_provider_llamachat.batch.turns import EarlyError, Turns
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.exceptions import ChatBatchError, ChatTurnInterruptedError, LlamaCloudError
 
@@ -234,9 +234,9 @@ class Batch:
             except NothingToAskInError as problem:
                 self._stop(problem.problem)
             except LlamaCloudError as problem:
-                may_answer = problem.retryable and self._preparer.is_in_doubt(position)
+                may_answer = isinstance(problem, PASSING) and self._preparer.may_have_answer(position)
                 self._turns.record(item, None, problem, outcome=records.INTERRUPTED if may_answer else None)
-                if may_answer and isinstance(problem, PASSING):
+                if may_answer:
                     # Another prompt could take its place in the session.
                     self._let_wait(lane, item)
             else:

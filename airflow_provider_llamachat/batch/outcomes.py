@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_llamachat.batch import records
 from airflow_provider_llamachat.batch.progress import Meter
 from airflow_provider_llamachat.exceptions import (
+    AuthenticationError,
+    BudgetReachedError,
     ChatTurnInterruptedError,
     ConflictError,
     LlamaCloudConnectionError,
     LlamaCloudError,
+    PaymentRequiredError,
     RateLimitError,
     ServerError,
 )
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 PASSING = (ChatTurnInterruptedError, ConflictError, LlamaCloudConnectionError, RateLimitError, ServerError)
 """Transient errors. These prompts are retried at the end of the batch, which is safe because the session's history is read first."""
+FATAL = (AuthenticationError, PaymentRequiredError)
+"""Refusals that every other prompt would receive too."""
 REASONS = 3
 """Maximum number of kinds of errors of which the first one is quoted."""
 
@@ -45,6 +50,7 @@ class Outcomes:
     :ivar again: positions of the items that are retried.
     :ivar is_last_look: whether the retries have begun.
     :ivar retry_may_help: whether an item failed with an error after which a retry may succeed.
+    :ivar may_settle: whether a retry may find an answer to an item that was asked.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Outcomes:
         self.again: list[int] = []
         self.is_last_look = False
         self.retry_may_help = False
+        self.may_settle = False
 
     @property
     def reasons(self) -> str:
@@ -69,7 +76,9 @@ class Outcomes:
         end = _End(entry["outcome"], entry["usage"])
         if isinstance(result, LlamaCloudError):
             reason = excerpt(f"{item}: {entry['error']['message']}", limit=400)
-            end = _End(end.outcome, end.usage, entry["error"]["type"], reason, result.retryable)
+            # A budget does not prevent a retry from finding an answer.
+            may_help = result.retryable or isinstance(result, BudgetReachedError)
+            end = _End(end.outcome, end.usage, entry["error"]["type"], reason, may_help)
         self.answered += end.outcome == records.ANSWERED
         self._meter.add(answered=end.outcome == records.ANSWERED, usage=end.usage)
         if isinstance(result, PASSING):
@@ -104,6 +113,7 @@ class Outcomes:
 
     def _tell(self, end: _End) -> None:
         self.retry_may_help |= end.may_help
+        self.may_settle |= end.may_help and end.outcome == records.INTERRUPTED
         if end.kind is not None and len(self._reasons) < REASONS:
             self._reasons.setdefault(end.kind, end.reason)
         if self._on_result is not None:

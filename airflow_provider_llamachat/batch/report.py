@@ -52,7 +52,7 @@ def shortfall(
     if (answered := counts[records.ANSWERED]) >= needed:
         return None
     is_over = budget.stopped_by is not None
-    may_help = counts[records.INTERRUPTED] > 0 or (outcomes.retry_may_help and not is_over)
+    may_help = outcomes.may_settle or (outcomes.retry_may_help and not is_over)
     retryable = may_help and not is_final
     others = ", ".join(f"{count} {name}" for name, count in counts.items() if count and name != records.ANSWERED)
     parts = (

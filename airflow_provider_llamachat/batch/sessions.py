@@ -9,9 +9,8 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
-from airflow_provider_llamachat.batch.outcomes import PASSING
+from airflow_provider_llamachat.batch.outcomes import FATAL, PASSING
 from airflow_provider_llamachat.batch.records import Intent
-from airflow_provider_llamachat.batch.turns import FATAL
 from airflow_provider_llamachat.conversation.history import begin, count_turns, indexes_to_ask
 from airflow_provider_llamachat.conversation.interruption import unread
 from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
@@ -119,6 +118,11 @@ class Preparer:
         intent = self._intents.get(position)
         return intent is not None and intent.trace.is_open and not intent.trace.answered
 
+    def may_have_answer(self, position: int) -> bool:
+        """Whether the session of the item may have its answer."""
+        intent = self._intents.get(position)
+        return intent is not None and intent.trace.is_open
+
     def saw(self, prepared: Prepared, result: ChatTurn | LlamaCloudError) -> None:
         """Note what became of an item. After a transient error, it resumes in the same session when it is prepared again."""
         session_id, trace, position = prepared.question.session_id, prepared.trace, prepared.item.position
@@ -185,7 +189,7 @@ class Preparer:
             )
             return None
         except LlamaCloudError as problem:
-            if isinstance(problem, (*PASSING, *FATAL)) or not self.is_in_doubt(item.position):
+            if isinstance(problem, FATAL):
                 raise
             raise unread(self.question(item, intent.session_id, []), intent.trace, problem) from problem
 
@@ -202,7 +206,9 @@ class Preparer:
             await self._client.pause(min(1.0, config.timeout / 4, end - time.time()))
 
     async def _existing(self, item: Item, session_id: str, intent: Intent | None = None) -> Prepared:
-        session = await self._read(session_id, is_known=intent is not None or session_id == self.shared_session)
+        session = await self._read(
+            session_id, is_known=self.may_have_answer(item.position) or session_id == self.shared_session
+        )
         index_ids = item.index_ids or (None if session.index_ids else self._options.index_ids)
         question = self.question(item, session_id, indexes_to_ask(session, index_ids))
         memory = intent.trace if intent else None

@@ -9,15 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.batch import records
+from airflow_provider_llamachat.batch.outcomes import FATAL
 from airflow_provider_llamachat.conversation.interruption import unread
 from airflow_provider_llamachat.exceptions import (
-    AuthenticationError,
     BudgetReachedError,
     ChatBatchError,
     LlamaCloudError,
-    LlamaCloudProtocolError,
-    PaymentRequiredError,
-    RequestRefusedError,
 )
 
 if TYPE_CHECKING:
@@ -29,9 +26,6 @@ if TYPE_CHECKING:
     from airflow_provider_llamachat.client import AsyncLlamaCloudClient
     from airflow_provider_llamachat.conversation.question import Trace
     from airflow_provider_llamachat.models import ChatTurn
-
-FATAL = (AuthenticationError, PaymentRequiredError)
-"""Refusals that every other prompt would receive too."""
 
 
 class EarlyError(ChatBatchError):
@@ -124,8 +118,7 @@ class Turns:
             elif isinstance(problem, BudgetReachedError | EarlyError):
                 self._withdraw(prepared)
             else:
-                if trace.is_open and isinstance(problem, RequestRefusedError | LlamaCloudProtocolError):
-                    problem = unread(prepared.question, trace, problem)
+                problem = unread(prepared.question, trace, problem)
                 self.record(item, known, problem)
             return problem
         self.settled += prepared.trace.is_open and prepared.earlier and not streamed

@@ -168,6 +168,11 @@ def history_patience(deadline: float) -> float:
     return max(LAST_LOOK, deadline - time.time())
 
 
+def time_left(patience: float | None, began: float) -> float | None:
+    """Return the number of seconds for the next of several calls that have ``patience`` together; None if each has its own time."""
+    return None if patience is None else max(1.0, began + patience - time.time())
+
+
 class Pages:
     """Follows the page tokens of a listing.
 

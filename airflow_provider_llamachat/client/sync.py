@@ -82,15 +82,14 @@ class LlamaCloudClient(Sender):
         """Return if a refusal can be believed. A vague one may come from a wrong Base URL or a proxy, so the sessions are listed first.
 
         :param patience: maximum duration in seconds; None means the one of any call.
-        :raises RequestRefusedError: ``problem``, because the list was refused as well; or the refusal of the list, if it is not vague.
+        :raises RequestRefusedError: ``problem``, because the list was refused as well; or the API's refusal of the key.
         :raises LlamaCloudError: the list failed in a way that a retry may solve.
         """
         if problem.is_vague:
             try:
                 self._send(self._calls.page(endpoints.LIST_SESSIONS, 1, None, scope), patience)
             except exceptions.RequestRefusedError as refusal:
-                # A key that may read a session need not be allowed to list them.
-                if not (refusal.is_vague or isinstance(refusal, exceptions.PermissionDeniedError)):
+                if isinstance(refusal, exceptions.AuthenticationError | exceptions.PaymentRequiredError):
                     raise
                 raise problem from refusal
 
@@ -106,18 +105,17 @@ class LlamaCloudClient(Sender):
         :raises LlamaCloudConnectionError: a proxy may have refused.
         """
         call = self._calls.session(endpoints.GET_SESSION, session_id, scope)
-        end = time.time() + min(self.config.total_timeout, patience or self.config.total_timeout)
-        was_missing = False
+        began, was_missing = time.time(), False
         try:
             try:
                 return cast("models.Session", self._send(call, patience))
             except exceptions.RequestRefusedError as problem:
                 if not problem.is_vague:
                     raise
-                self.confirm(problem, patience=max(1.0, end - time.time()), **scope)
+                self.confirm(problem, patience=calls.time_left(patience, began), **scope)
                 was_missing = isinstance(problem, exceptions.NotFoundError)
             self.pause(retry.pause(1))
-            return cast("models.Session", self._send(call, max(1.0, end - time.time())))
+            return cast("models.Session", self._send(call, calls.time_left(patience, began)))
         except exceptions.RequestRefusedError as problem:
             if not problem.is_vague or (was_missing and isinstance(problem, exceptions.NotFoundError)):
                 raise

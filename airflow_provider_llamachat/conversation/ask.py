@@ -54,6 +54,7 @@ def ask(
     problem: LlamaCloudError | None = None
     if look_first and not trace.is_open and (yield from _may_be_there(question, trace)):
         trace = replace(trace, intended_at=now())
+        yield Remember(trace)
     was_open, was_answered = trace.is_open, trace.answered
     while True:
         if trace.is_open:
@@ -171,7 +172,10 @@ def _wait_for_others(
         others.are_seen |= is_running(session.events)
         verdict = judge(session.events, question, trace)
         if verdict.is_shown:
-            return replace(trace, intended_at=limits.now())  # a server that refuses what it accepted is not paid again
+            # A server that refuses what it accepted is not paid again.
+            trace = replace(trace, intended_at=limits.now())
+            yield Remember(trace)
+            return trace
         trace = trace if verdict.state is State.TRUNCATED else begin(session, question, now=limits.now())
     if not others.are_seen and limits.now() - others.since >= limits.lag:
         raise refused(question, problem)

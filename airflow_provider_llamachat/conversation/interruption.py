@@ -9,7 +9,9 @@ from airflow_provider_llamachat.conversation.question import Question, Trace
 from airflow_provider_llamachat.exceptions import (
     ChatTurnInterruptedError,
     ConflictError,
+    InvalidArgumentError,
     LlamaCloudError,
+    LlamaCloudProtocolError,
     NotFoundError,
     RequestRefusedError,
     SessionBusyError,
@@ -73,8 +75,13 @@ def interrupted(
 
 
 def unread(question: Question, trace: Trace, problem: LlamaCloudError) -> LlamaCloudError:
-    """Return the error for a turn in doubt whose history was refused. Only a missing session shows that it has no answer."""
-    return problem if isinstance(problem, NotFoundError) else interrupted(question, "unreadable", problem, trace)
+    """Return ``problem``, or the error for a turn whose history was refused. Only a missing session shows that it has no answer."""
+    refusals = RequestRefusedError | LlamaCloudProtocolError | InvalidArgumentError
+    if not trace.is_open or isinstance(problem, NotFoundError) or not isinstance(problem, refusals):
+        return problem
+    error = interrupted(question, "unreadable", problem, trace)
+    error.retryable = problem.retryable
+    return error
 
 
 def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:

@@ -17,6 +17,7 @@ from airflow_provider_llamachat.exceptions import (
     ChatTurnFailedError,
     ChatTurnInterruptedError,
     InvalidArgumentError,
+    LlamaCloudConnectionError,
     LlamaCloudTimeoutError,
     NotFoundError,
     RateLimitError,
@@ -83,13 +84,15 @@ def test_clearing_a_failed_task_adopts_the_answer_that_arrived_meanwhile(
 
 
 @pytest.mark.parametrize("refusal", [NOT_FOUND, PAGE], ids=["missing", "a page"])
-@pytest.mark.parametrize("has_store", [False, True])
+@pytest.mark.parametrize("kept", ["no store", "a store", "a store that fails"])
 def test_one_refusal_of_a_gateway_does_not_end_a_retry_whose_answer_is_there(
-    has_store: bool, refusal: Fault, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+    kept: str, refusal: Fault, session_id: str, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    store = Store() if has_store else None
+    store = None if kept == "no store" else Store()
     interrupt(session_id, llamacloud_emulator, store)
     eventually(lambda: llamacloud_emulator.completed() == 1)
+    if store is not None:
+        store.broken = kept == "a store that fails"
     llamacloud_emulator.inject(refusal)
     assert "47.5 million" in ask(session_id).execute(a_try(ask(session_id), 2, store=store))
     assert llamacloud_emulator.posts() == 1
@@ -126,6 +129,29 @@ def test_an_invalid_key_is_named_although_the_session_seems_to_be_missing(
     interrupt(session_id, llamacloud_emulator, store)
     llamacloud_emulator.inject(replace(NOT_FOUND, times=None), Fault("status", endpoint="list", status=401))
     with pytest.raises(AuthenticationError):
+        ask(session_id).execute(a_try(ask(session_id), 2, store=store))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_refusal_to_list_the_sessions_is_no_end_of_a_turn_in_doubt(
+    status: int, session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    interrupt(session_id, llamacloud_emulator, store)
+    llamacloud_emulator.inject(NOT_FOUND, Fault("status", endpoint="list", status=status))
+    with pytest.raises(LlamaCloudConnectionError):
+        ask(session_id).execute(a_try(ask(session_id), 2, store=store))
+
+
+def test_a_retry_after_a_refused_post_ends_at_once_if_the_base_url_is_wrong(
+    session_id: str, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    store = Store()
+    llamacloud_emulator.inject(Fault("status", endpoint="stream", status=429, times=None))
+    with no_backoff(), pytest.raises(RateLimitError):
+        ask(session_id).execute(a_try(ask(session_id), 1, store=store))
+    llamacloud_emulator.inject(replace(PAGE, status=404, times=None))
+    with pytest.raises(RequestRefusedError):
         ask(session_id).execute(a_try(ask(session_id), 2, store=store))
 
 

@@ -122,13 +122,19 @@ def test_one_refusal_of_a_gateway_after_a_lost_post_costs_no_answer(
     assert llamacloud_emulator.posts() == 6
 
 
-@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Fault("status", endpoint="get", status=400, times=None),
+        Fault("status", endpoint="get", status=403, times=None),
+        Fault("redirect", endpoint="get", location="https://login.invalid/", times=None),
+    ],
+    ids=["invalid", "not allowed", "redirected"],
+)
 def test_a_session_whose_history_is_refused_after_a_lost_post_is_kept(
-    status: int, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+    refusal: Fault, runner: Runner, llamacloud_emulator: LlamaCloudEmulator
 ) -> None:
-    llamacloud_emulator.inject(
-        Fault("reset_after", endpoint="stream"), Fault("status", endpoint="get", status=status, times=None)
-    )
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"), refusal)
     assert runner.run(delete_sessions=True, max_concurrency=1).deleted == 5
     assert outcomes(runner) == ["interrupted"] + ["answered"] * 5
     assert list(llamacloud_emulator.sessions) == [llamacloud_emulator.turns[0].session_id]
@@ -224,3 +230,37 @@ def test_no_prompt_takes_the_place_of_one_whose_history_was_refused(
             break
     assert outcomes(runner) == ["answered"] * 3
     assert [turn.prompt for turn in llamacloud_emulator.turns] == runner.prompts
+
+
+def test_a_session_that_is_missing_after_a_lost_post_has_no_answer(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    gone = Fault("status", endpoint="get", status=404, detail="There is no such session.", times=None)
+    llamacloud_emulator.inject(Fault("reset_after", endpoint="stream"), gone)
+    runner.run(max_concurrency=1)
+    assert outcomes(runner) == ["failed"] + ["answered"] * 5
+
+
+def test_an_invalid_key_stops_a_batch_that_reads_a_session_in_doubt(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    session_id = interrupted(runner, llamacloud_emulator)
+    llamacloud_emulator.inject(Fault("status", endpoint="get", status=401))
+    with pytest.raises(errors.AuthenticationError):
+        runner.run(max_concurrency=1, delete_sessions=True)
+    assert session_id in llamacloud_emulator.sessions
+
+
+def test_a_session_whose_turn_ended_but_could_not_be_read_is_kept(
+    runner: Runner, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    runner.prompts = prompts(2)
+    refusal = Fault("status", endpoint="get", status=403, times=None)
+    llamacloud_emulator.settings.malformed_text = "null"
+    llamacloud_emulator.inject(refusal)
+    with pytest.raises(errors.ChatBatchError):
+        runner.run(max_concurrency=1, min_answered=2, max_turns=1)
+    llamacloud_emulator.settings.malformed_text = "none"
+    runner.run(max_concurrency=1, min_answered=1, delete_sessions=True)
+    assert outcomes(runner) == ["interrupted", "answered"]
+    assert list(llamacloud_emulator.sessions) == [llamacloud_emulator.turns[0].session_id]

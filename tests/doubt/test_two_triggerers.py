@@ -174,3 +174,18 @@ def test_a_trigger_that_has_not_posted_ends_at_once_if_a_proxy_refuses_everythin
     event = asyncio.run(first_event(ChatTurnTrigger(**arguments)))
     assert event["error"] == "RequestRefusedError"
     assert len(llamacloud_emulator.requests) - before == 1
+
+
+@pytest.mark.parametrize("first", ["the turn", "nothing"])
+def test_one_refusal_does_not_end_a_trigger_whose_turn_may_be_there(
+    first: str, arguments: dict[str, Any], llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    with LlamaCloudHook().get_conn() as client:
+        client.send_message(arguments["session_id"], PROMPT, index_ids=[INDEX_FILINGS])
+    look = Fault("delay", endpoint="get") if first == "the turn" else Fault("status", endpoint="get", status=500)
+    llamacloud_emulator.inject(
+        look, Fault("status", endpoint="get", status=404, detail="Not Found", skip=first == "the turn")
+    )
+    event = asyncio.run(first_event(ChatTurnTrigger(**arguments)))
+    assert "error" not in event
+    assert llamacloud_emulator.posts() == 1
