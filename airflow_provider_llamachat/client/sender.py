@@ -23,27 +23,28 @@ class AsyncSender:
     """The part of a client that sends calls and reads their responses."""
 
     # <async>
-    def __init__(self, config: ClientConfig, *, throttle: Throttle | None = None) -> None:
+    def __init__(self, config: ClientConfig, *, throttle: Throttle | None = None, keep_alive: bool = True) -> None:
         self.config = config
         self.throttle = throttle
         self._gate = Gate()
         # Callers limit their own concurrency. A turn that waits for the pool would look like a server that does not respond.
-        self._http = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=100))
-        self._fresh: httpx.AsyncClient | None = None
+        self._http = self._made(httpx.Limits(max_connections=None, max_keepalive_connections=100 if keep_alive else 0))
+        self._fresh = None if keep_alive else self._http
 
     def _made(self, limits: httpx.Limits) -> httpx.AsyncClient:
         hooks = {"response": [http.ahide_location]}
         return http.http_client(httpx.AsyncClient, self.config, event_hooks=hooks, limits=limits)
 
     @classmethod
-    async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None) -> Self:
+    async def open(cls, config: ClientConfig, *, throttle: Throttle | None = None, keep_alive: bool = True) -> Self:
         """Create a client without blocking the event loop. The constructor may block, because it creates the TLS context of the process.
 
         :param throttle: limits the rate of all requests of this client; None means no limit.
+        :param keep_alive: whether idle connections are kept open for later requests.
         """
         if not ssl_context_is_ready():
             await asyncio.to_thread(ssl_context)
-        return cls(config, throttle=throttle)
+        return cls(config, throttle=throttle, keep_alive=keep_alive)
 
     # </async>
     # sync| def __init__(self, config: ClientConfig) -> None:

@@ -107,6 +107,7 @@ class ChatTurnTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ask, or resume the turn, and fire once."""
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
+        from airflow_provider_llamachat.client import AsyncLlamaCloudClient
         from airflow_provider_llamachat.exceptions import LlamaCloudError
         from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 
@@ -116,7 +117,9 @@ class ChatTurnTrigger(BaseTrigger):
         self._trace = self.trace if is_first else replace(self.trace, intended_at=time.time())
         await wait_for_start()
         try:
-            async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
+            config = await LlamaCloudHook(self.llamacloud_conn_id).get_async_config()
+            # A triggerer runs a thousand turns, and each would keep the connection of its first read.
+            async with await AsyncLlamaCloudClient.open(config, keep_alive=False) as client:
                 turn = await client.answer(
                     self.question,
                     self._trace,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_llamachat import exceptions
 
@@ -20,8 +21,7 @@ TIMED_OUT = "timed_out"
 _ATTRIBUTES = ("status", "request_id", "session_id", "usage", "reason", "accepted", "retry_after", "index_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """An exception that is passed from the triggerer to the worker, which raises the same exception.
 
     :param error: name of the exception's class.
@@ -68,8 +68,7 @@ def _foreign(what: str) -> exceptions.LlamaCloudError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TurnEvent:
+class TurnEvent(NamedTuple):
     """The event of :class:`~.chat.ChatTurnTrigger`.
 
     :param state: ``answered`` or ``failed``.
@@ -130,8 +129,7 @@ class TurnEvent:
         raise problem
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEvent:
+class IndexEvent(NamedTuple):
     """The event of :class:`~.index.IndexReadyTrigger`.
 
     :param state: ``ready``, ``failed`` or ``timed_out``.
@@ -143,7 +141,7 @@ class IndexEvent:
     state: str
     index_ids: list[str]
     failure: Failure = Failure()
-    last_synced_at: Mapping[str, str | None] = field(default_factory=dict)
+    last_synced_at: Mapping[str, str | None] = MappingProxyType({})
     started: bool = False
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,13 +13,13 @@ import asyncio, gc, json, os, resource, ssl, sys, time
 import psutil
 COUNT, WHO = {count}, {who!r}
 SESSIONS = json.loads(open(os.environ["BENCH_SESSIONS"]).read())
-from airflow_provider_llamachat.client import calls
+from airflow_provider_llamachat.client import http
 from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 from airflow_provider_llamachat.hooks.llamacloud import LlamaCloudHook
 import airflow_provider_llamachat.airflow_support.turn_log
 import httpx, httpx_sse
 if WHO == "own context":
-    calls.ssl_context = httpx.create_ssl_context
+    http.ssl_context = httpx.create_ssl_context
 
 class Stalls:
     def __init__(self): self.longest = self.ours = self.collection = self.collecting = 0.0; gc.callbacks.append(self.collect)
@@ -74,7 +74,7 @@ async def main():
         before=before * 1000, cpu=time.process_time() - cpu,
         wall=time.perf_counter() - began, kb=(peak - rss) / 1000 / COUNT)))
 import logging; logging.disable(logging.CRITICAL)
-import airflow_provider_llamachat.models
+import airflow_provider_llamachat.conversation.ask, airflow_provider_llamachat.client.sse, airflow_provider_llamachat.client.aio
 asyncio.run(main())
 """
 

@@ -8,7 +8,9 @@ import json
 import logging
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from airflow.providers.common.compat.sdk import redact
 
@@ -310,3 +312,23 @@ def test_masking_the_key_never_blocks_a_triggerers_loop(
 
     asyncio.run(run())
     assert masked == ([password.strip()] if password != password.strip() else [])
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_a_client_keeps_idle_connections_unless_told_not_to(keep_alive: bool, connect: Any) -> None:
+    connect()
+    config = LlamaCloudHook().get_config()
+
+    def connections() -> int:
+        port = urlsplit(config.base_url).port
+        mine = psutil.Process().net_connections("tcp")
+        return sum(each.status == "ESTABLISHED" and bool(each.raddr) and each.raddr.port == port for each in mine)
+
+    async def kept() -> int:
+        before = connections()
+        async with await AsyncLlamaCloudClient.open(config, keep_alive=keep_alive) as client:
+            session = await client.create_session([INDEX_FILINGS])
+            await client.send_message(session.session_id, "What was the revenue in Q3?", index_ids=[INDEX_FILINGS])
+            return connections() - before
+
+    assert asyncio.run(kept()) == keep_alive
