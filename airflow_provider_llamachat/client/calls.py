@@ -169,7 +169,7 @@ def history_patience(deadline: float) -> float:
 
 
 def time_left(patience: float | None, began: float) -> float | None:
-    """Return the number of seconds for the next of several calls that have ``patience`` together; None if each has its own time."""
+    """Return the seconds left for the next of several calls that share ``patience``, or None if each call has its own limit."""
     return None if patience is None else max(1.0, began + patience - time.time())
 
 

@@ -237,7 +237,7 @@ def ssl_context() -> ssl.SSLContext:
         if key not in _contexts:
             try:
                 if key[0]:
-                    Path(key[0]).open("rb").close()  # httpx before 0.28 ignores what is no file
+                    Path(key[0]).open("rb").close()  # httpx before 0.28 ignores anything but a file
                 _contexts[key] = httpx.create_ssl_context()
             except OSError as problem:  # the file is missing, or (SSLError) contains no certificates
                 if is_out_of_files(problem):

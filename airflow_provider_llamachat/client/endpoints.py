@@ -47,7 +47,7 @@ class Endpoint(NamedTuple):
     ) -> Call:
         """Fill in the path (percent-encoded, so that an id cannot change the path) and drop values that are None."""
         if self.answer is not None:
-            getattr(models, self.answer)  # loaded now: a module that cannot be read loses no response
+            getattr(models, self.answer)  # loaded before the request, so that no response is lost if it fails
         ids = dict(path or {})
         return Call(
             endpoint=self,

@@ -182,7 +182,7 @@ def _refusal(call: Call, reply: Reply, config: ClientConfig, detail: str) -> tup
     # example that a session does not exist or that a sync is running.
     is_elsewhere = status == 405 or (status == 404 and thing is None) or _is_page(reply)
     if status not in _FROM_ANYONE and (is_elsewhere or (status in {403, 404} and not _has_detail(reply))):
-        page = ", but an HTML page" if _is_page(reply) else ""
+        page = ", but is an HTML page" if _is_page(reply) else ""
         return errors.RequestRefusedError, f"{NOT_THE_API}{page}. {_CHECK_BASE_URL}"
     kind, cause = _CAUSES.get(status, (errors.RequestRefusedError, "the server does not accept this request."))
     if status == 401:

@@ -204,11 +204,11 @@ def test_the_test_button_says_what_is_wrong(values: dict[str, Any], words: str, 
         (Fault("html", status=200), "Check the connection's Base URL"),
         (
             Fault("html", status=403),
-            "^Could not list projects: the response does not come from LlamaCloud's API, but an HTML page",
+            "^Could not list projects: the response does not come from LlamaCloud's API, but is an HTML page",
         ),
         (
             Fault("html", status=404),
-            "^Could not list projects: the response does not come from LlamaCloud's API, but an HTML page",
+            "^Could not list projects: the response does not come from LlamaCloud's API, but is an HTML page",
         ),
         (Fault("status", status=404), "^Could not list projects: the response does not come from LlamaCloud's API"),
         (Fault("status", status=405), "^Could not list projects: the response does not come from LlamaCloud's API"),
