@@ -108,7 +108,7 @@ def test_a_model_is_loaded_before_its_request_is_sent() -> None:
         name for name, found in vars(endpoints).items() if isinstance(found, endpoints.Endpoint) and found.answer
     ]
     assert len(answering) > 5
-    subprocess.run([sys.executable, "-c", code, *answering], check=True)  # noqa: S603 - this interpreter
+    subprocess.run([sys.executable, "-c", code, *answering], check=True)
 
 
 def test_a_model_that_a_user_derives_keeps_its_own_module() -> None:
