@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
@@ -56,6 +57,12 @@ def given(value: Any, name: str) -> Any:
     raise InvalidArgumentError(
         f"{name} rendered to {got(value)} To leave {name} out, let the template render to an empty text."
     )
+
+
+def path(value: Any) -> Any:
+    """Return a path in a form that Airflow renders. Of path objects, Airflow renders only its own."""
+    is_local = isinstance(value, PurePath) and "://" not in str(value)
+    return str(value) if is_local else value
 
 
 def scope(project_id: Any, organization_id: Any) -> dict[str, Any]:

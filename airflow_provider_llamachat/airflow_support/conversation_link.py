@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
@@ -50,17 +50,3 @@ class LlamaCloudConversationLink(BaseOperatorLink):
         base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
         keys = {name: getattr(ti_key, name) for name in ("dag_id", "run_id", "task_id", "map_index")}
         return f"{base}/plugin/{ROUTE}#{urlencode(keys)}"
-
-
-def conversation_links(operator: Any) -> tuple[LlamaCloudConversationLink, ...]:
-    """Return the extra links of an operator that asks: the value of its property ``operator_extra_links``.
-
-    The plugin gives the button to the provider's own operators, but Airflow has no such way for subclasses. Tasks of subclasses push
-    the address as an XCom when they end, unless ``do_xcom_push`` is False.
-
-    :param operator: the operator. Airflow passes a mapped one before it is expanded.
-    """
-    of_class = getattr(operator, "operator_class", type(operator))
-    is_own = str(getattr(of_class, "__module__", "")).startswith("airflow_provider_llamachat.")
-    pushes = getattr(operator, "do_xcom_push", True)
-    return (LlamaCloudConversationLink(),) if not is_own and pushes and has_view() else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from airflow_provider_llamachat import arguments
@@ -22,12 +22,6 @@ FILE_SYSTEMS = {
     "ssh": "apache-airflow-providers-sftp",
 }
 """Packages that provide common file systems for Airflow."""
-
-
-def given_path(value: Any) -> Any:
-    """Return an argument in a form that Airflow renders. Of path objects, Airflow renders only its own."""
-    is_local = isinstance(value, PurePath) and "://" not in str(value)
-    return str(value) if is_local else value
 
 
 def resolved_path(given: Any, name: str) -> Any:

@@ -14,7 +14,6 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support import own_loop
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.operators.chat import SendChatMessageOperator
 from airflow_provider_llamachat.redaction import excerpt
@@ -72,6 +71,8 @@ class LlamaChatDecoratedOperator(DecoratedOperator, SendChatMessageOperator):
         given = determine_kwargs(self.python_callable, self.op_args, context)
         returned = self.python_callable(*self.op_args, **given)
         if inspect.isawaitable(returned):
+            from airflow_provider_llamachat.airflow_support import own_loop
+
             returned = own_loop.run(returned)
         if not isinstance(returned, str) or arguments.says_nothing(returned):
             raise InvalidArgumentError(

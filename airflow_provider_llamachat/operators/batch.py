@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support import own_loop
-from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
-from airflow_provider_llamachat.airflow_support.paths import given_path, is_same_file, resolved_path
-from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator, conversation_links
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -148,12 +144,12 @@ class ChatBatchOperator(LlamaCloudOperator):
             llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
         )
         self.prompts = prompts
-        self.prompts_path = given_path(prompts_path)
+        self.prompts_path = arguments.path(prompts_path)
         self.index_ids = index_ids
         self.max_concurrency = max_concurrency
         self.requests_per_minute = requests_per_minute
         self.session_mode = session_mode
-        self.output_path = given_path(output_path)
+        self.output_path = arguments.path(output_path)
         self.on_item_error = on_item_error
         self.on_interrupted = on_interrupted
         self.min_answered = min_answered
@@ -167,6 +163,8 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask the missing prompts, write the results, and return the manifest."""
+        from airflow_provider_llamachat.airflow_support.paths import resolved_path
+
         options = self._options()
         on_empty = arguments.choice(self.on_empty, "on_empty", arguments.OnEmpty)
         path = resolved_path(self.output_path, "output_path")
@@ -183,6 +181,8 @@ class ChatBatchOperator(LlamaCloudOperator):
         return self._finish(context, report, base_url, path)
 
     def _ask_all(self, context: Context, items: Sequence[Item], options: Options, path: Any) -> tuple[Report, str]:
+        from airflow_provider_llamachat.airflow_support import own_loop
+        from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
         from airflow_provider_llamachat.batch.items import BatchScope
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal
 
@@ -207,6 +207,7 @@ class ChatBatchOperator(LlamaCloudOperator):
 
     @contextlib.contextmanager
     def _items(self, options: Options, output: Any) -> Iterator[Sequence[Item]]:
+        from airflow_provider_llamachat.airflow_support.paths import is_same_file, resolved_path
         from airflow_provider_llamachat.batch import items, prompt_files
 
         path = resolved_path(self.prompts_path, "prompts_path")

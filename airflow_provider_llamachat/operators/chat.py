@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments, exceptions
-from airflow_provider_llamachat.airflow_support.conversation_link import conversation_links
-from airflow_provider_llamachat.airflow_support.lineage import record
-from airflow_provider_llamachat.airflow_support.metrics import count_turn
-from airflow_provider_llamachat.airflow_support.task_state import (
-    TurnMemory,
-    deferral_timeout,
-    is_deferral_timeout,
-    is_stale,
-)
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator
+from airflow_provider_llamachat.operators.base import LlamaCloudOperator, conversation_links
 from airflow_provider_llamachat.operators.session import CreateChatSessionOperator, DeleteChatSessionOperator
-from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
-from airflow_provider_llamachat.triggers.events import TurnEvent
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
     from airflow_provider_llamachat.airflow_support.templated import Templated
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
     from airflow_provider_llamachat.models import ChatTurn
+    from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
 
 __all__ = [
     "CreateChatSessionOperator",
@@ -40,6 +31,15 @@ __all__ = [
     "SaveTranscriptOperator",
     "SendChatMessageOperator",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SaveTranscriptOperator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator
+
+    return SaveTranscriptOperator
+
 
 READ_TIME = 30.0
 """Seconds that a worker has, in addition to the history lag, for reading an answer that its trigger received."""
@@ -136,6 +136,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
         return self._ask(context)
 
     def _ask(self, context: Context) -> str:
+        from airflow_provider_llamachat.airflow_support.lineage import record
+        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.conversation.history import State, indexes_to_ask, judge
 
@@ -184,6 +186,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
         )
 
     def _defer(self, context: Context, question: Question, trace: Trace, deadline: float, *, ask_again: bool) -> None:
+        from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout
         from airflow_provider_llamachat.triggers.chat import ChatTurnTrigger
 
         now = time.time()
@@ -210,6 +213,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         :raises ChatTurnInterruptedError: the trigger did not fire in time.
         """
+        from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout
+
         if is_deferral_timeout(next_method, next_kwargs):
             with self._usage_on_failure(context):
                 raise exceptions.ChatTurnInterruptedError(
@@ -227,6 +232,10 @@ class SendChatMessageOperator(LlamaCloudOperator):
 
         :param known: ``try_number`` of the attempt that deferred; from 1.0.0 also ``baseline``, ``prompt`` and ``index_ids``.
         """
+        from airflow_provider_llamachat.airflow_support.lineage import record
+        from airflow_provider_llamachat.airflow_support.task_state import TurnMemory, is_stale
+        from airflow_provider_llamachat.triggers.events import TurnEvent
+
         if is_stale(context, known.get("try_number")):
             return self._ask(context)
         with self._usage_on_failure(context):
@@ -257,6 +266,7 @@ class SendChatMessageOperator(LlamaCloudOperator):
             )
 
     def _finish(self, context: Context, turn: ChatTurn, *, adopted: bool | None) -> str:
+        from airflow_provider_llamachat.airflow_support.metrics import count_turn
         from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
         from airflow_provider_llamachat.evidence import MAX_COUNT, bounded
 
@@ -284,6 +294,8 @@ class SendChatMessageOperator(LlamaCloudOperator):
     @contextmanager
     def _usage_on_failure(self, context: Context) -> Iterator[None]:
         """Push the known usage of the turn if it fails in the block."""
+        from airflow_provider_llamachat.airflow_support.metrics import count_turn
+
         try:
             yield
         except exceptions.ChatTurnError as problem:

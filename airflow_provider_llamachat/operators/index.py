@@ -1,4 +1,4 @@
-"""The operator that syncs an index, and what operators that wait for indexes share."""
+"""The operator that syncs an index."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.task_state import deferral_timeout, is_deferral_timeout, is_stale
-from airflow_provider_llamachat.exceptions import IndexNotReadyError, LlamaCloudError
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator
-from airflow_provider_llamachat.triggers.events import READY, IndexEvent
+from airflow_provider_llamachat.exceptions import LlamaCloudError
+from airflow_provider_llamachat.operators.base import IndexWaitingOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -21,62 +19,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_llamachat.airflow_support.templated import Templated
-
-
-class IndexWaitingOperator(LlamaCloudOperator):
-    """Base class of operators that can wait for indexes, on a worker or in the triggerer."""
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume after a deferral. Airflow calls this.
-
-        :raises IndexNotReadyError: the trigger did not fire in time.
-        """
-        if is_deferral_timeout(next_method, next_kwargs):
-            raise IndexNotReadyError(
-                "The waiting time ended while the task was deferred, and no triggerer resumed it. Check that a triggerer (airflow "
-                "triggerer) is running and not overloaded."
-            )
-        return super().resume_execution(next_method, next_kwargs, context)
-
-    def defer_until(
-        self, context: Context, kind: str, index_ids: list[str], deadline: float, longest: float, **values: Any
-    ) -> None:
-        """Defer until the indexes are ready.
-
-        :param kind: name of the trigger's class.
-        :param deadline: epoch seconds.
-        :param longest: maximum number of seconds between two checks.
-        :param values: other arguments of the trigger.
-        """
-        from airflow_provider_llamachat.client.readiness import FIRST_LOOK
-        from airflow_provider_llamachat.triggers import index
-
-        self.defer(
-            trigger=getattr(index, kind)(
-                llamacloud_conn_id=self.llamacloud_conn_id,
-                index_ids=index_ids,
-                deadline=deadline,
-                poke_interval=min(FIRST_LOOK, longest),
-                exponential_backoff=True,
-                max_wait=longest,
-                **self.scope(),
-                **values,
-            ),
-            timeout=deferral_timeout(context, deadline - time.time()),
-            method_name="execute_complete",
-            kwargs={"try_number": context["ti"].try_number},
-        )
-
-    def outcome(self, event: Any) -> IndexEvent:
-        """Read the trigger's event.
-
-        :raises LlamaCloudError: the indexes did not become ready, or the event is invalid.
-        """
-        told = IndexEvent.parse(event)
-        if told.state != READY:
-            raise told.failure.exception()
-        self.log.info("All indexes are ready: %s.", ", ".join(told.index_ids))
-        return told
 
 
 class SyncIndexOperator(IndexWaitingOperator):
@@ -108,7 +50,7 @@ class SyncIndexOperator(IndexWaitingOperator):
     """
 
     template_fields: Sequence[str] = (
-        *LlamaCloudOperator.template_fields,
+        *IndexWaitingOperator.template_fields,
         "index_id",
         "wait",
         "sync_timeout",
@@ -178,6 +120,8 @@ class SyncIndexOperator(IndexWaitingOperator):
 
         :param known: ``try_number`` of the attempt that deferred.
         """
+        from airflow_provider_llamachat.airflow_support.task_state import is_stale
+
         if is_stale(context, known.get("try_number")):
             return self.execute(context)
         told = self.outcome(event)

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import XComNotFound, conf
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
-from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry, is_stale
 from airflow_provider_llamachat.exceptions import InvalidArgumentError, NotFoundError
-from airflow_provider_llamachat.operators.base import LlamaCloudOperator
-from airflow_provider_llamachat.operators.index import IndexWaitingOperator
-from airflow_provider_llamachat.operators.transcript import save
+from airflow_provider_llamachat.operators.base import IndexWaitingOperator, LlamaCloudOperator
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -97,12 +93,16 @@ class CreateChatSessionOperator(IndexWaitingOperator):
 
         :param known: ``try_number`` of the attempt that deferred.
         """
+        from airflow_provider_llamachat.airflow_support.task_state import is_stale
+
         if is_stale(context, known.get("try_number")):
             return self.execute(context)
         self.outcome(event)
         return self._create(context, waits=False)
 
     def _create(self, context: Context, *, waits: bool) -> dict[str, Any]:
+        from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
+
         index_ids = arguments.id_list(self.index_ids)
         shared_access: Any = arguments.optional_choice(self.shared_access, "shared_access", arguments.SharedAccess)
         patience = arguments.seconds(self.index_timeout, "index_timeout")
@@ -146,6 +146,8 @@ class CreateChatSessionOperator(IndexWaitingOperator):
         index_ids: list[str] | None,
         shared_access: arguments.SharedAccess | None,
     ) -> SessionSummary | None:
+        from airflow_provider_llamachat.airflow_support.task_state import TaskMemory, is_retry
+
         if not is_retry(context):
             return None
         memory = TaskMemory(context, self.log)
@@ -217,7 +219,7 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
         )
         self.session_id = session_id
         self.ignore_missing = ignore_missing
-        self.transcript_path = given_path(transcript_path)
+        self.transcript_path = arguments.path(transcript_path)
         self._keeps_transcript = transcript_path is not None
         self.transcript_format = transcript_format
 
@@ -232,6 +234,9 @@ class DeleteChatSessionOperator(LlamaCloudOperator):
 
     def execute(self, context: Context) -> None:
         """Save the transcript if there is a path for it, and delete the session."""
+        from airflow_provider_llamachat.airflow_support.paths import resolved_path
+        from airflow_provider_llamachat.operators.transcript import save
+
         ignore_missing = arguments.flag(self.ignore_missing, "ignore_missing")
         if ignore_missing and arguments.is_nothing(self.session_id):
             self.log.info("Nothing to delete, because no session was created.")

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.lineage import record
-from airflow_provider_llamachat.airflow_support.paths import given_path, resolved_path
 from airflow_provider_llamachat.exceptions import ChatBatchError, InvalidArgumentError, TranscriptError
 from airflow_provider_llamachat.operators.base import LlamaCloudOperator
 
@@ -63,11 +61,13 @@ class SaveTranscriptOperator(LlamaCloudOperator):
             llamacloud_conn_id=llamacloud_conn_id, project_id=project_id, organization_id=organization_id, **kwargs
         )
         self.session_id = session_id
-        self.output_path = given_path(output_path)
+        self.output_path = arguments.path(output_path)
         self.format = format
 
     def execute(self, context: Context) -> str:
         """Read the session, write the file, and return its path."""
+        from airflow_provider_llamachat.airflow_support.paths import resolved_path
+
         session_id = arguments.session_id(self.session_id)
         form = arguments.choice(self.format, "format", arguments.TranscriptFormat)
         path = resolved_path(self.output_path, "output_path")
@@ -94,6 +94,7 @@ def save(
     :raises TranscriptError: the file could not be written, or is not whole.
     :raises InvalidArgumentError: the transcript of another session is there.
     """
+    from airflow_provider_llamachat.airflow_support.lineage import record
     from airflow_provider_llamachat.batch.storage import Folder
     from airflow_provider_llamachat.models.turn import MALFORMED
     from airflow_provider_llamachat.transcripts.render import render

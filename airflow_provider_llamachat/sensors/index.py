@@ -18,8 +18,6 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_llamachat import arguments
-from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout, is_stale
-from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -123,6 +121,8 @@ class IndexReadySensor(BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after a deferral. Airflow calls this."""
+        from airflow_provider_llamachat.airflow_support.task_state import is_deferral_timeout
+
         with self._as_on_a_worker():
             if is_deferral_timeout(next_method, next_kwargs):
                 raise self._timed_out(
@@ -176,6 +176,9 @@ class IndexReadySensor(BaseSensorOperator):
 
         :param known: ``try_number`` of the attempt that deferred.
         """
+        from airflow_provider_llamachat.airflow_support.task_state import is_stale
+        from airflow_provider_llamachat.triggers.events import READY, TIMED_OUT, IndexEvent
+
         if is_stale(context, known.get("try_number")):
             self._look_and_defer(context)
             return

@@ -119,7 +119,7 @@ def test_a_batch_that_is_stopped_before_it_reads_its_journal_asks_nothing(
         task.on_kill()
         return resolved_path(given, name)
 
-    monkeypatch.setattr("airflow_provider_llamachat.operators.batch.resolved_path", stopped_path)
+    monkeypatch.setattr("airflow_provider_llamachat.airflow_support.paths.resolved_path", stopped_path)
     with pytest.raises(ChatBatchError, match="The task was stopped"):
         task.execute(a_try(task, 1))
     assert llamacloud_emulator.requests == []

@@ -104,6 +104,29 @@ def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> Non
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+@pytest.mark.long
+def test_a_dag_file_loads_only_the_classes_that_it_names_and_what_checks_their_arguments() -> None:
+    code = (
+        "import sys\n"
+        "def ours(): return {m for m in sys.modules if m.startswith('airflow_provider_llamachat.')} - {'airflow_provider_llamachat.provider_info'}\n"
+        "from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator\n"
+        "print(*sorted(m.partition('.')[2] for m in ours()))\n"
+        "from airflow_provider_llamachat.operators.chat import SaveTranscriptOperator\n"
+        "from airflow_provider_llamachat.operators import batch, index\n"
+        "from airflow_provider_llamachat.sensors import index\n"
+        "from airflow_provider_llamachat.decorators import chat\n"
+        "print(*sorted({m.split('.')[1] for m in ours()}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    named, everything = done.stdout.strip().splitlines()[-2:]
+    # Airflow itself reads provider_info.
+    shared = ["arguments", "exceptions", "operators"]
+    assert named.split() == [*shared, "operators.base", "operators.chat", "operators.session", "redaction"]
+    assert everything.split() == ["arguments", "decorators", "exceptions", "operators", "redaction", "sensors"]
+
+
 @pytest.mark.parametrize("version", ["3.3.1", "3.3.2", "3.3.3", "3.3.2rc1"])
 def test_where_the_test_button_wants_a_port_there_is_a_field_for_one(version: str) -> None:
     behaviour = connection_type(version)["ui-field-behaviour"]
