@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Self
 
 import httpx
@@ -14,7 +14,7 @@ from airflow_provider_llamachat.client import endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig, ssl_context, ssl_context_is_ready
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, asleep, auntil
 from airflow_provider_llamachat.client.decoding import Unpacker
-from airflow_provider_llamachat.client.throttle import Throttle, apassing
+from airflow_provider_llamachat.client.throttle import Passage, Throttle
 
 # sync| from airflow_provider_llamachat.client.deadlines import obey
 
@@ -112,7 +112,7 @@ class AsyncSender:
 
     async def _attempt(self, call: endpoints.Call, retries: retry.Retries) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
-        async with apassing(self.throttle) as passage:
+        async with Passage(self.throttle) as passage:
             try:
                 with retries.spend() as deadline:
                     connecting = http.Connecting()
@@ -138,20 +138,17 @@ class AsyncSender:
     async def _exchange(
         self, client: httpx.AsyncClient, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> responses.Reply:
-        async with self._response(client, call, deadline, **extensions) as response:
+        async with aclosing(await self._begin(client, call, deadline, **extensions)) as response:
             return responses.Reply(response.status_code, response.headers, await self._read(call, response, deadline))
 
-    @asynccontextmanager
-    async def _response(
+    async def _begin(
         self, client: httpx.AsyncClient, call: endpoints.Call, deadline: float, **extensions: Any
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> httpx.Response:
         if self.is_stopped:
             raise StoppedError
         request = client.build_request(**http.request(call, self.config, deadline), extensions=extensions)
         async with auntil(deadline):
-            response = await client.send(request, stream=True)
-        async with aclosing(response):
-            yield response
+            return await client.send(request, stream=True)
 
     async def _chunks(self, response: httpx.Response, deadline: float) -> AsyncGenerator[bytes, None]:
         unpacker = Unpacker(response.headers.get("content-encoding"))

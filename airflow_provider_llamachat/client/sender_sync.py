@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any, Self
 
 import httpx
@@ -14,7 +14,7 @@ from airflow_provider_llamachat.client import endpoints, http, responses, retry
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.deadlines import Gate, StoppedError, obey, sleep, until
 from airflow_provider_llamachat.client.decoding import Unpacker
-from airflow_provider_llamachat.client.throttle import passing
+from airflow_provider_llamachat.client.throttle import Passage
 
 
 class Sender:
@@ -85,7 +85,7 @@ class Sender:
 
     def _attempt(self, call: endpoints.Call, retries: retry.Retries) -> responses.Reply:
         # Waiting for the rate limit does not count as waiting for the server.
-        with passing(self.throttle) as passage:
+        with Passage(self.throttle) as passage:
             try:
                 with retries.spend() as deadline:
                     connecting = http.Connecting()
@@ -111,20 +111,15 @@ class Sender:
     def _exchange(
         self, client: httpx.Client, call: endpoints.Call, deadline: float, **extensions: Any
     ) -> responses.Reply:
-        with self._response(client, call, deadline, **extensions) as response:
+        with closing(self._begin(client, call, deadline, **extensions)) as response:
             return responses.Reply(response.status_code, response.headers, self._read(call, response, deadline))
 
-    @contextmanager
-    def _response(
-        self, client: httpx.Client, call: endpoints.Call, deadline: float, **extensions: Any
-    ) -> Iterator[httpx.Response]:
+    def _begin(self, client: httpx.Client, call: endpoints.Call, deadline: float, **extensions: Any) -> httpx.Response:
         if self.is_stopped:
             raise StoppedError
         request = client.build_request(**http.request(call, self.config, deadline), extensions=extensions)
         with until(deadline):
-            response = client.send(request, stream=True)
-        with closing(response):
-            yield response
+            return client.send(request, stream=True)
 
     def _chunks(self, response: httpx.Response, deadline: float) -> Generator[bytes, None, None]:
         unpacker = Unpacker(response.headers.get("content-encoding"))

@@ -15,11 +15,11 @@ from airflow_provider_llamachat import exceptions, models
 from airflow_provider_llamachat.arguments import SharedAccess, seconds
 from airflow_provider_llamachat.client import calls, endpoints, http, responses, retry
 from airflow_provider_llamachat.client.sender_sync import Sender
-from airflow_provider_llamachat.client.throttle import passing
+from airflow_provider_llamachat.client.throttle import Passage
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.conversation.question import Question, Scope, Trace
-    from airflow_provider_llamachat.conversation.steps import Outcome, Post, Result, Steps
+    from airflow_provider_llamachat.conversation.steps import Outcome, Post, Result
 
     Keep = Callable[[Trace, bool], None]
     """Stores a trace for later attempts. The flag says that a post follows, which must not leave if this raises an error."""
@@ -271,26 +271,13 @@ class LlamaCloudClient(Sender):
         :param keep: stores what is known about the turn for later attempts.
         """
         from airflow_provider_llamachat.conversation.ask import ask
-
-        limits = calls.limits(self.config, deadline)
-        steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
-        with responses.redacting(self.config):
-            return self._carry_out(question, trace, steps, deadline, keep, on_event)
-
-    def _carry_out(
-        self,
-        question: Question,
-        trace: Trace,
-        steps: Steps,
-        deadline: float,
-        keep: Keep | None,
-        on_event: Observer | None,
-    ) -> models.ChatTurn:
         from airflow_provider_llamachat.conversation.interruption import killed
         from airflow_provider_llamachat.conversation.steps import Pause, Post, ReadHistory, Remember
 
+        limits = calls.limits(self.config, deadline)
+        steps = ask(question, trace, limits, ask_again=ask_again, look_first=look_first)
         result: Result = None
-        with closing(steps):
+        with responses.redacting(self.config), closing(steps):
             while True:
                 try:
                     step = steps.send(result)
@@ -323,7 +310,7 @@ class LlamaCloudClient(Sender):
 
         folder = TurnFolder(question.session_id, question.prompt, index_ids=question.index_ids, position=step.position)
         trace = step.trace
-        problem: exceptions.LlamaCloudError = calls.without_stop(question)
+        problem: exceptions.LlamaCloudError | None = None
         try:
             with closing(self.stream(question, deadline, folder.lose)) as events:
                 for event in events:
@@ -341,7 +328,8 @@ class LlamaCloudClient(Sender):
         except exceptions.LlamaCloudError as failure:
             problem = failure
         turn = folder.turn()
-        return Outcome(trace, turn, None if turn.finished else problem, is_damaged=folder.is_damaged)
+        missing = None if turn.finished else problem or calls.without_stop(question)
+        return Outcome(trace, turn, missing, is_damaged=folder.is_damaged)
 
     def read_history(self, question: Question, deadline: float, *, is_in_doubt: bool) -> models.Session:
         """Read the session of a question whose turn ends at ``deadline``."""
@@ -363,8 +351,8 @@ class LlamaCloudClient(Sender):
         accepted: bool | None = None
         try:
             with (
-                passing(self.throttle, deadline) as passage,
-                self._response(self._for_one_request(), call, deadline) as response,
+                Passage(self.throttle, deadline) as passage,
+                closing(self._begin(self._for_one_request(), call, deadline)) as response,
             ):
                 passage.answered(response.status_code, responses.retry_after(response.headers))
                 if not http.is_event_stream(response):

@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
+from typing import Self
 
 from airflow_provider_llamachat.client.deadlines import NotSentError
 
@@ -31,14 +31,41 @@ _FIRST_SPACING = 0.25
 
 
 class Passage:
-    """The permission to send one request."""
+    """Context manager for one request: waits until the throttle permits it, and reports its end to the throttle.
 
-    __slots__ = ("_leave", "arrived_by", "started")
+    :param throttle: None means no limit. In a synchronous client, there is none.
+    :param deadline: epoch seconds at which the waiting ends.
+    """
 
-    def __init__(self, leave: Callable[[Passage, int | None, float | None], None] | None, started: float = 0.0) -> None:
-        self._leave = leave
-        self.started = started
+    __slots__ = ("_deadline", "_throttle", "arrived_by", "started")
+
+    def __init__(self, throttle: Throttle | None, deadline: float | None = None) -> None:
+        self._throttle = throttle
+        self._deadline = deadline
+        self.started = 0.0
         self.arrived_by: float | None = None
+
+    async def __aenter__(self) -> Self:
+        """Wait.
+
+        :raises NotSentError: the deadline passed before.
+        """
+        if self._throttle is not None:
+            try:
+                async with asyncio.timeout(None if self._deadline is None else self._deadline - time.time()):
+                    await self._throttle.enter(self)
+            except TimeoutError:
+                raise NotSentError from None
+        return self
+
+    async def __aexit__(self, *problem: object) -> None:
+        self.answered(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
 
     def answered(self, status: int | None, retry_after: float | None = None) -> None:
         """Report the response to the request. Only the first call counts.
@@ -46,9 +73,9 @@ class Passage:
         :param status: HTTP status, or None if there was no response.
         :param retry_after: ``Retry-After`` of a 429 in seconds, or None.
         """
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave(self, status, retry_after)
+        throttle, self._throttle = self._throttle, None
+        if throttle is not None:
+            throttle.leave(self, status, retry_after)
 
 
 class Throttle:
@@ -95,7 +122,7 @@ class Throttle:
         """Estimated seconds that a new request will wait. Add them to the time limit of a turn."""
         return max(0.0, self._delay(self._clock())) + self._waiting * self.spacing
 
-    async def enter(self) -> Passage:
+    async def enter(self, passage: Passage) -> None:
         """Wait until a request may be sent."""
         self._waiting += 1
         try:
@@ -104,10 +131,9 @@ class Throttle:
                 while (delay := self._delay(self._clock())) > 0:
                     await self._sleep(delay)
                 now = self._clock()
-                passage = Passage(self._leave, now)
+                passage.started = now
                 self._next = now + self.spacing
                 self._recent.append(passage)
-                return passage
         finally:
             self._waiting -= 1
 
@@ -119,7 +145,8 @@ class Throttle:
             delay = max(delay, arrived + self._window - now)
         return delay
 
-    def _leave(self, passage: Passage, status: int | None, retry_after: float | None) -> None:
+    def leave(self, passage: Passage, status: int | None, retry_after: float | None) -> None:
+        """Take note of the end of a request; see :meth:`Passage.answered`."""
         now = self._clock()
         passage.arrived_by = min(now, passage.started + _TRAVEL)
         if status == 429:
@@ -153,30 +180,3 @@ class Throttle:
             self._paused_until - now,
             60.0 / self.spacing,
         )
-
-
-@contextmanager
-def passing(_throttle: None, _deadline: float | None = None) -> Iterator[Passage]:
-    """Synchronous form of :func:`apassing`, without a limit."""
-    yield Passage(None)
-
-
-@asynccontextmanager
-async def apassing(throttle: Throttle | None, deadline: float | None = None) -> AsyncIterator[Passage]:
-    """Wait until the throttle permits a request, and report the end of the request to it.
-
-    :param deadline: epoch seconds at which the waiting ends.
-    :raises NotSentError: the deadline passed before.
-    """
-    if throttle is None:
-        passage = Passage(None)
-    else:
-        try:
-            async with asyncio.timeout(None if deadline is None else deadline - time.time()):
-                passage = await throttle.enter()
-        except TimeoutError:
-            raise NotSentError from None
-    try:
-        yield passage
-    finally:
-        passage.answered(None)

@@ -50,8 +50,10 @@ class TurnFolder:
     def __init__(
         self, session_id: str, prompt: str, *, index_ids: list[str] | None = None, position: int | None = None
     ) -> None:
-        self._known: dict[str, Any] = {"session_id": session_id, "prompt": prompt}
-        self._known |= {"index_ids": index_ids, "position": position}
+        self._session_id = session_id
+        self._prompt = prompt
+        self._index_ids = index_ids
+        self._position = position
         self._text: list[str] = []
         self._thinking: list[str] = []
         # Not lists of pieces: a delta is a few characters, and each would cost sixty bytes more.
@@ -104,7 +106,10 @@ class TurnFolder:
         """Return the turn of the events so far."""
         stop = self._stop or StopEvent(type="stop")
         return ChatTurn(
-            **self._known,
+            session_id=self._session_id,
+            prompt=self._prompt,
+            index_ids=self._index_ids,
+            position=self._position,
             answer=_joined(self._text, self._text_deltas),
             thinking=_joined(self._thinking, self._thinking_deltas),
             tools=list(self._tools.values()),

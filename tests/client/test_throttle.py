@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.client.throttle import MAX_PAUSE, MAX_SPACING, Throttle, apassing
+from airflow_provider_llamachat.client.throttle import MAX_PAUSE, MAX_SPACING, Passage, Throttle
 
 
 class Clock:
@@ -32,6 +32,10 @@ def throttle(clock: Clock, rate: float | None = None, window: float = 60.0) -> T
     return Throttle(rate, window=window, clock=clock, sleep=clock.sleep)
 
 
+async def entered(gate: Throttle) -> Passage:
+    return await Passage(gate).__aenter__()
+
+
 def simulate(run: Callable[[Clock], Awaitable[None]]) -> None:
     async def go() -> None:
         await run(Clock())
@@ -48,7 +52,7 @@ def test_no_window_at_the_server_exceeds_the_limit(rate: int, seed: int) -> None
     async def run(clock: Clock) -> None:
         gate = throttle(clock, rate)
         for _ in range(3 * rate):
-            passage = await gate.enter()
+            passage = await entered(gate)
             # A request needs a while to arrive, and its answer a while longer; others start meanwhile.
             travel = chance.uniform(0, 0.4)
             arrivals.append(clock.now + travel)
@@ -67,7 +71,7 @@ def test_requests_are_spread_and_not_sent_as_a_burst() -> None:
         starts = []
         for _ in range(5):
             starts.append(clock.now)
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
         assert [round(start - starts[0], 6) for start in starts] == [0.0, 0.0, 3.0, 6.0, 9.0]
         assert gate.expected_wait() == pytest.approx(3.0)
 
@@ -77,7 +81,7 @@ def test_requests_are_spread_and_not_sent_as_a_burst() -> None:
 def test_a_slow_response_counts_only_until_its_request_arrived() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 1)
-        await gate.enter()
+        await entered(gate)
         assert gate.expected_wait() == pytest.approx(60.0)
         clock.now += 50
         assert gate.expected_wait() == pytest.approx(12.0)  # two seconds for the way
@@ -90,18 +94,18 @@ def test_without_a_rate_requests_are_not_limited_until_a_429() -> None:
         gate = throttle(clock)
         begun = clock.now
         for _ in range(100):
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
         assert clock.now == begun
         assert gate.expected_wait() == 0.0
-        late = await gate.enter()
-        (await gate.enter()).answered(429, 10.0)
+        late = await entered(gate)
+        (await entered(gate)).answered(429, 10.0)
         assert gate.expected_wait() == pytest.approx(10.5)
         # Sent before the pace was lowered: it may prolong the pause, but says nothing about the new pace.
         spacing = gate.spacing
         late.answered(429, 20.0)
         assert gate.spacing == spacing == pytest.approx(0.1)
         assert gate.expected_wait() == pytest.approx(20.5)
-        await gate.enter()
+        await entered(gate)
         assert clock.now == pytest.approx(begun + 20.5)
         assert gate.refused == 2
 
@@ -112,14 +116,14 @@ def test_after_a_429_the_rate_is_what_the_server_accepted_and_then_recovers() ->
     async def run(clock: Clock) -> None:
         gate = throttle(clock)
         for _ in range(20):
-            (await gate.enter()).answered(200)
-        (await gate.enter()).answered(429, 60.0)
+            (await entered(gate)).answered(200)
+        (await entered(gate)).answered(429, 60.0)
         assert gate.spacing == pytest.approx(3.0)
         for _ in range(35):
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
         assert gate.spacing == pytest.approx(1.5, rel=0.05)
         for _ in range(500):
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
         assert gate.spacing == 0.0
 
     simulate(run)
@@ -128,11 +132,11 @@ def test_after_a_429_the_rate_is_what_the_server_accepted_and_then_recovers() ->
 def test_with_a_rate_the_throttle_recovers_to_that_rate() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 60)
-        (await gate.enter()).answered(200)
-        (await gate.enter()).answered(429, None)
+        (await entered(gate)).answered(200)
+        (await entered(gate)).answered(429, None)
         assert gate.spacing > 1.0
         for _ in range(100):
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
         assert gate.spacing == 1.0
 
     simulate(run)
@@ -143,7 +147,7 @@ def test_consecutive_429s_lengthen_pause_and_spacing_up_to_a_limit() -> None:
         gate = throttle(clock)
         waits, spacings = [], []
         for _ in range(14):
-            (await gate.enter()).answered(429)
+            (await entered(gate)).answered(429)
             waits.append(gate.expected_wait())
             spacings.append(gate.spacing)
         assert waits[:3] == pytest.approx([2.1, 4.2, 8.4])
@@ -151,7 +155,7 @@ def test_consecutive_429s_lengthen_pause_and_spacing_up_to_a_limit() -> None:
         assert spacings == sorted(spacings)
         assert spacings[0] == 0.25
         assert spacings[-1] == MAX_SPACING
-        (await gate.enter()).answered(429, 10_000.0)
+        (await entered(gate)).answered(429, 10_000.0)
         assert gate.expected_wait() <= MAX_PAUSE + 1
 
     simulate(run)
@@ -160,11 +164,11 @@ def test_consecutive_429s_lengthen_pause_and_spacing_up_to_a_limit() -> None:
 def test_a_429_also_delays_requests_that_are_waiting() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 60)
-        first = await gate.enter()
+        first = await entered(gate)
         passed: list[float] = []
 
         async def follow() -> None:
-            (await gate.enter()).answered(200)
+            (await entered(gate)).answered(200)
             passed.append(clock.now)
 
         begun = clock.now
@@ -182,14 +186,14 @@ def test_a_request_counts_exactly_once_whatever_its_result() -> None:
     async def run(clock: Clock) -> None:
         gate = throttle(clock, 2)
         with pytest.raises(ConnectionError):
-            async with apassing(gate):
+            async with Passage(gate):
                 raise ConnectionError
-        async with apassing(gate) as passage:
+        async with Passage(gate) as passage:
             passage.answered(503)
             passage.answered(429, 100.0)
         assert gate.refused == 0
         assert gate.expected_wait() > 20
-        async with apassing(None) as free:
+        async with Passage(None) as free:
             free.answered(429, 100.0)
 
     simulate(run)

@@ -108,7 +108,8 @@ def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> Non
 def test_a_dag_file_loads_only_the_classes_that_it_names_and_what_checks_their_arguments() -> None:
     code = (
         "import sys\n"
-        "def ours(): return {m for m in sys.modules if m.startswith('airflow_provider_llamachat.')} - {'airflow_provider_llamachat.provider_info'}\n"
+        "package = 'airflow_provider_llamachat.'\n"
+        "def ours(): return {m for m in sys.modules if m.startswith(package)} - {package + 'provider_info'}\n"
         "from airflow_provider_llamachat.operators.chat import CreateChatSessionOperator\n"
         "print(*sorted(m.partition('.')[2] for m in ours()))\n"
         "from airflow_provider_llamachat.operators.chat import SaveTranscriptOperator\n"
