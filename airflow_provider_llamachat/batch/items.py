@@ -92,6 +92,7 @@ def validated(
     :raises InvalidArgumentError: a row is invalid.
     """
     seen: dict[str, int] = {}
+    of_batch = tuple(sorted(index_ids or ()))
     for position, (number, value) in enumerate(rows):
         where = place(number)
         try:
@@ -106,7 +107,7 @@ def validated(
                     "omit them."
                 )
         _check_indexes(where, item, index_ids, session_mode)
-        yield replace(item, asked_of=tuple(sorted(item.index_ids or index_ids or ())))
+        yield replace(item, asked_of=tuple(sorted(item.index_ids)) if item.index_ids else of_batch)
 
 
 def _sequence(prompts: Any) -> Iterable[Any]:

@@ -109,6 +109,7 @@ class World:
                 # A later attempt cannot know when the post left before the deadline.
                 assert step.trace.intended_at == self.clock
                 assert self.steps[-1] == Remember(replace(step.trace, intended_at=deadline), is_intent=True)
+            assert not isinstance(step, Remember) or isinstance(step.trace, Trace)
             self.steps.append(step)
             self.at.append(self.clock)
             result = None

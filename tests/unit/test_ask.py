@@ -261,8 +261,9 @@ def test_look_first_adopts_a_visible_turn_and_does_not_wait_for_one(history: lis
 
 
 def test_look_first_waits_for_a_running_turn() -> None:
-    world = World(shown=[(0.0, [asked()]), (20.0, OURS)])
+    world = World(shown=[(0.0, [asked()]), (20.0, OURS)], clock=5.0)
     assert (world.run(look_first=True).answer, world.posts) == ("a", 0)
+    assert world.of(Remember)[0] == Remember(Trace(0, intended_at=5.0)), "a retry knows what the first read showed"
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,10 @@ def test_a_session_that_stays_busy_is_an_error_after_which_a_retry_asks() -> Non
     problem = world.fails(errors.SessionBusyError, deadline=60.25)
     assert (world.clock, problem.retryable) == (60.25, True)
     assert (problem.status, problem.request_id, problem.session_id) == (409, "req-1", "ses-1")
-    assert str(problem).startswith("The session was busy with another turn until turn_timeout passed")
-    assert str(problem).endswith("Session: ses-1. Cause: busy")
+    assert str(problem) == (
+        "The session was busy with another turn until turn_timeout passed, so the prompt was not accepted. A retry asks. Raise "
+        "turn_timeout, or run fewer tasks at once in a session. Session: ses-1. Cause: busy"
+    )
     assert not world.kept.is_open
     assert max(step.seconds for step in world.of(Pause)) == 5.0
 
@@ -47,8 +49,9 @@ def test_a_conflict_without_another_turn_fails_for_good_when_the_history_had_its
     assert LAG <= world.clock - 1000.0 < 2 * LAG
     assert (problem.status, problem.request_id, problem.session_id) == (409, "req-1", "ses-1")
     assert not problem.retryable
-    assert "no other turn is running" in str(problem)
-    assert str(problem).endswith("Session: ses-1. Cause: no")
+    assert str(problem) == (
+        "LlamaCloud refused the prompt, although no other turn is running in the session. See the cause. Session: ses-1. Cause: no"
+    )
     once = World([conflict])
     once.fails(errors.RequestRefusedError, lag=0.0)
     assert (once.posts, once.reads, once.clock) == (1, 1, 1.0)
@@ -56,6 +59,9 @@ def test_a_conflict_without_another_turn_fails_for_good_when_the_history_had_its
 
 def test_the_log_says_once_that_a_session_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
+    World([BUSY]).run()
+    assert "busy" in caplog.text, "at the first refusal"
+    caplog.clear()
     World([BUSY] * 3).run()
     waiting = [record.getMessage() for record in caplog.records if "busy" in record.getMessage()]
     assert waiting == ["Session ses-1 is busy with another turn. Waiting until it has ended."]

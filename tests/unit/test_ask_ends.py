@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.interruption import killed
+from airflow_provider_llamachat.conversation.interruption import killed, unread
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.conversation.steps import Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Usage
@@ -289,6 +289,34 @@ def test_the_error_of_a_stopped_task_says_what_is_known() -> None:
         "The task was stopped while it waited for the turn. The prompt was not sent again, because it may already have been billed. A "
         "retry looks for the answer first. With on_interrupted='ask_again', it asks once more if there is none. Session: ses-1."
     )
+
+
+PROXY = errors.PermissionDeniedError("no access", status=403)
+
+
+@pytest.mark.parametrize(
+    ("problem", "trace", "is_in_doubt"),
+    [
+        (PROXY, DOUBT, True),
+        (MOVED, DOUBT, True),
+        (errors.InvalidArgumentError("bad id"), TAKEN, True),
+        (PROXY, Trace(0), False),
+        (GONE, TAKEN, False),
+        (BROKEN, TAKEN, False),
+        (LOST, TAKEN, False),
+    ],
+)
+def test_a_refused_history_leaves_a_turn_in_doubt(
+    problem: errors.LlamaCloudError, trace: Trace, is_in_doubt: bool
+) -> None:
+    found = unread(QUESTION, trace, problem)
+    if not is_in_doubt:
+        assert found is problem
+        return
+    assert isinstance(found, errors.ChatTurnInterruptedError)
+    assert (found.reason, found.accepted, found.session_id) == ("unreadable", trace.accepted, "ses-1")
+    assert found.retryable is problem.retryable
+    assert str(found).endswith(f"Session: ses-1. Cause: {problem}")
 
 
 def test_an_interrupted_turn_names_the_problem_before_it() -> None:
