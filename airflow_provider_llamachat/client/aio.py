@@ -348,7 +348,7 @@ class AsyncLlamaCloudClient(AsyncSender):
 
         :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
-        from airflow_provider_llamachat.client.sse import aread_events
+        from airflow_provider_llamachat.client.sse import EventReader
 
         call = self._calls.stream(question)
         accepted: bool | None = None
@@ -364,13 +364,11 @@ class AsyncLlamaCloudClient(AsyncSender):
                     responses.raise_for_status(call, reply, self.config)
                     raise responses.not_a_stream(call, reply, self.config)
                 accepted = True
-                secrets = (self.config.api_key,)
-                async with (
-                    aclosing(self._chunks(response, deadline)) as chunks,
-                    aclosing(aread_events(chunks, question.session_id, secrets, on_lost)) as events,
-                ):
-                    async for event in events:
-                        yield event
+                reader = EventReader(question.session_id, (self.config.api_key,), on_lost)
+                async with aclosing(self._chunks(response, deadline)) as chunks:
+                    async for chunk in chunks:
+                        for event in reader.feed(chunk):
+                            yield event
         except responses.TRANSPORT_PROBLEMS as problem:
             raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 

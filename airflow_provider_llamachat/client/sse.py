@@ -1,19 +1,12 @@
-"""Decodes the stream of a turn into events, with httpx-sse and additional limits.
+"""Decodes the stream of a turn into events, with limits of their size. No I/O.
 
-httpx-sse does not check the status, rejects the content type of an error response, and does not report a stream that ends
-early. The clients check the status before, and the end of the stream after decoding.
+The clients check the status and the content type before, and the end of the stream after decoding.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
-from typing import Any, cast
-
-import httpx
-from httpx_sse import EventSource, ServerSentEvent
+from collections.abc import Callable, Iterator
 
 from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.exceptions import LlamaCloudProtocolError
@@ -38,7 +31,12 @@ MAX_TURN = 64 * 1024 * 1024
 
 
 class EventReader:
-    """Turns server-sent events into :mod:`..models` events. Malformed events are logged and skipped."""
+    """Turns the bytes of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) into :mod:`..models`
+    events. Only their field ``data`` counts. Malformed events are logged and skipped.
+
+    :param secrets: values to remove from malformed events that are logged.
+    :param on_lost: called for each event that is malformed, or whose text was not UTF-8.
+    """
 
     def __init__(
         self, session_id: str, secrets: tuple[str, ...] = (), on_lost: Callable[[], None] | None = None
@@ -51,16 +49,47 @@ class EventReader:
         self._events = 0
         self._whole = 0
         self._deltas = 0
+        self._mark = b"\xef\xbb\xbf"
+        self._line = bytearray()
+        self._data: list[bytes] = []
+        self._pending = 0
+        self._after_return = False
 
-    def read(self, sse: ServerSentEvent) -> Event | None:
-        """Return the event, or None for a keep-alive, an empty data field, or a malformed event.
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Yield the events that ``chunk`` completes.
 
-        :raises LlamaCloudProtocolError: the turn is too large.
+        :raises LlamaCloudProtocolError: an event exceeds :data:`MAX_EVENT`, or the turn exceeds :data:`MAX_TURN`.
         """
-        if not sse.data.strip():
+        if not chunk:
+            return
+        self._pending += len(chunk)
+        if self._pending > MAX_EVENT:
+            raise LlamaCloudProtocolError(
+                f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
+                "Check the connection's Base URL.",
+                accepted=True,
+            )
+        # A CR ends a line at once. In a stream with only CRs, the last event would never be complete if the next byte were awaited.
+        begin = 1 if self._after_return and chunk.startswith(b"\n") else 0
+        self._after_return = chunk.endswith(b"\r")
+        *ends, rest = chunk[begin:].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for end in ends:
+            # A byte order mark is dropped at the beginning of the stream.
+            line, self._line, self._mark = bytes(self._line + end).removeprefix(self._mark), bytearray(), b""
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                self._data.append(value.removeprefix(b" "))
+            elif not line and self._data:
+                data, self._data, self._pending = b"\n".join(self._data).decode(errors="replace"), [], 0
+                if (event := self._read(data)) is not None:
+                    yield event
+        self._line += rest
+
+    def _read(self, data: str) -> Event | None:
+        if not data.strip():
             return None
         try:
-            event = parse_event(parse_json(sse.data))
+            event = parse_event(parse_json(data))
         except ValueError:
             event = None
         if event is None:
@@ -69,7 +98,7 @@ class EventReader:
                 self._on_lost()
             # Only the first few are logged, so that a malformed stream does not fill the log.
             if self._malformed <= 3:
-                shown = excerpt(sse.data, secrets=self._secrets, limit=200)
+                shown = excerpt(data, secrets=self._secrets, limit=200)
                 log.warning("Skipped a malformed event of the answer. Session: %s. Event: %s", self._session_id, shown)
             return None
         if event.type not in EVENT_TYPES and event.type not in self._unknown and len(self._unknown) < 20:
@@ -82,7 +111,7 @@ class EventReader:
         if isinstance(event, TextEvent | TextDeltaEvent) and "\ufffd" in event.content and self._on_lost is not None:
             # What was not UTF-8 became this character. The history may hold the text as it was.
             self._on_lost()
-        self._weigh(event, len(sse.data))
+        self._weigh(event, len(data))
         return event
 
     def _weigh(self, event: Event, size: int) -> None:
@@ -98,81 +127,3 @@ class EventReader:
                 accepted=True,
                 session_id=self._session_id,
             )
-
-
-class _Text:
-    """The part of a response that :class:`httpx_sse.EventSource` needs, with a size limit. Any bytes are decoded as UTF-8, and
-    a byte order mark at the beginning is dropped."""
-
-    # The clients have already checked the status and the content type.
-    headers = httpx.Headers({"content-type": "text/event-stream"})
-
-    def __init__(self, chunks: Any) -> None:
-        self._chunks = chunks
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")(errors="replace").decode
-        self._after_return = False
-        self.pending = 0
-
-    def _take(self, chunk: bytes) -> str:
-        self.pending += len(chunk)
-        if self.pending > MAX_EVENT:
-            raise LlamaCloudProtocolError(
-                f"The stream sent more than {MAX_EVENT // 2**20} MiB without completing an event. "
-                "Check the connection's Base URL.",
-                accepted=True,
-            )
-        return self._with_plain_ends(self._decode(chunk))
-
-    def _with_plain_ends(self, text: str) -> str:
-        # The decoder waits for the character after a CR. In a stream with only CRs, the last event would never be complete.
-        if not text:
-            return text
-        begin = 1 if self._after_return and text[0] == "\n" else 0
-        self._after_return = text[-1] == "\r"
-        return text[begin:].replace("\r\n", "\n").replace("\r", "\n")
-
-    def iter_text(self) -> Generator[str, None, None]:
-        for chunk in cast("Iterable[bytes]", self._chunks):
-            if text := self._take(chunk):
-                yield text
-
-    async def aiter_text(self) -> AsyncGenerator[str, None]:
-        async for chunk in cast("AsyncIterable[bytes]", self._chunks):
-            if text := self._take(chunk):
-                yield text
-
-
-def read_events(
-    chunks: Iterable[bytes],
-    session_id: str,
-    secrets: tuple[str, ...] = (),
-    on_lost: Callable[[], None] | None = None,
-) -> Generator[Event, None, None]:
-    """Yield the events of a stream of bytes.
-
-    :param secrets: values to remove from malformed events that are logged.
-    :param on_lost: called for each event that is malformed, or whose text was not UTF-8.
-    :raises LlamaCloudProtocolError: an event exceeds :data:`MAX_EVENT`, or the turn exceeds :data:`MAX_TURN`.
-    """
-    text = _Text(chunks)
-    reader = EventReader(session_id, secrets, on_lost)
-    for sse in EventSource(cast("httpx.Response", text)).iter_sse():
-        text.pending = 0
-        if (event := reader.read(sse)) is not None:
-            yield event
-
-
-async def aread_events(
-    chunks: AsyncIterable[bytes],
-    session_id: str,
-    secrets: tuple[str, ...] = (),
-    on_lost: Callable[[], None] | None = None,
-) -> AsyncGenerator[Event, None]:
-    """Asynchronous form of :func:`read_events`."""
-    text = _Text(chunks)
-    reader = EventReader(session_id, secrets, on_lost)
-    async with contextlib.aclosing(EventSource(cast("httpx.Response", text)).aiter_sse()) as events:
-        async for sse in events:
-            text.pending = 0
-            if (event := reader.read(sse)) is not None:
-                yield event

@@ -345,7 +345,7 @@ class LlamaCloudClient(Sender):
 
         :param on_lost: called for each event that is malformed, and skipped, or whose text was not UTF-8.
         """
-        from airflow_provider_llamachat.client.sse import read_events
+        from airflow_provider_llamachat.client.sse import EventReader
 
         call = self._calls.stream(question)
         accepted: bool | None = None
@@ -361,13 +361,11 @@ class LlamaCloudClient(Sender):
                     responses.raise_for_status(call, reply, self.config)
                     raise responses.not_a_stream(call, reply, self.config)
                 accepted = True
-                secrets = (self.config.api_key,)
-                with (
-                    closing(self._chunks(response, deadline)) as chunks,
-                    closing(read_events(chunks, question.session_id, secrets, on_lost)) as events,
-                ):
-                    for event in events:
-                        yield event
+                reader = EventReader(question.session_id, (self.config.api_key,), on_lost)
+                with closing(self._chunks(response, deadline)) as chunks:
+                    for chunk in chunks:
+                        for event in reader.feed(chunk):
+                            yield event
         except responses.TRANSPORT_PROBLEMS as problem:
             raise responses.connection_error(call, problem, self.config, accepted=accepted) from None
 

@@ -6,7 +6,7 @@ from tests.bench.tables import fresh, table
 
 FOLD = """
 import json, time
-from airflow_provider_llamachat.client.sse import read_events
+from airflow_provider_llamachat.client.sse import EventReader
 from airflow_provider_llamachat.conversation.history import TurnFolder
 def block(item): return ("event: x\\ndata: " + json.dumps(item) + "\\n\\n").encode()
 delta = block(dict(type="text_delta", content="a few words of it "))
@@ -16,7 +16,9 @@ def chunks(n):
 best = 1e9
 for _ in range(3):
     folder = TurnFolder("s", "p"); began = time.perf_counter(); seen = 0
-    for event in read_events(chunks({count}), "s"): folder.add(event); seen += 1
+    reader = EventReader("s")
+    for chunk in chunks({count}):
+        for event in reader.feed(chunk): folder.add(event); seen += 1
     best = min(best, time.perf_counter() - began)
 assert folder.finished and seen == {count} + 1
 print(json.dumps(dict(seconds=best)))
@@ -24,7 +26,7 @@ print(json.dumps(dict(seconds=best)))
 
 MEMORY = """
 import json, logging, resource, tracemalloc
-from airflow_provider_llamachat.client.sse import read_events
+from airflow_provider_llamachat.client.sse import EventReader
 from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
 size = {size}
 class Count(logging.Handler):
@@ -37,7 +39,9 @@ def chunks():
     for _ in range(size // 45): yield delta
 tracemalloc.start()
 shown = TurnLog(log)
-for event in read_events(chunks(), "s"): shown(event)
+reader = EventReader("s")
+for chunk in chunks():
+    for event in reader.feed(chunk): shown(event)
 print(json.dumps(dict(peak=tracemalloc.get_traced_memory()[1] / 1e6, lines=handler.lines)))
 """
 

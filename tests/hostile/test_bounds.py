@@ -17,11 +17,11 @@ from airflow_provider_llamachat import exceptions as errors
 from airflow_provider_llamachat.airflow_support.turn_log import TurnLog
 from airflow_provider_llamachat.client import calls, decoding, responses, sse
 from airflow_provider_llamachat.client.decoding import Unpacker, parse_json
-from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import TurnFolder
 from airflow_provider_llamachat.models import Session, TextDeltaEvent, parse_event
 from tests.hostile.conftest import IN_SHORT, SESSION, Caller, send_in
 from tests.hostile.rawserver import Answer, RawServer, Request, endless, http
+from tests.unit.streams import read_events
 
 CHUNKED = "Transfer-Encoding: chunked"
 STREAM = "text/event-stream"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_provider_llamachat.client.sse import read_events
 from airflow_provider_llamachat.conversation.history import TurnFolder, fold
+from tests.unit.streams import read_events
 from tests.unit.test_history import STOP, asked, events, turn
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
+import httpx
 import pytest
-from hypothesis import given
+from httpx_sse import EventSource
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_llamachat.client import sse
-from airflow_provider_llamachat.client.sse import aread_events, read_events
+from airflow_provider_llamachat.client.decoding import parse_json
 from airflow_provider_llamachat.exceptions import LlamaCloudProtocolError
+from airflow_provider_llamachat.models import Event, parse_event
+from tests.unit.streams import read_events
 
 TEXT = {"type": "text", "content": "grün"}
 
@@ -111,22 +116,39 @@ def test_an_incomplete_event_at_the_end_is_not_an_event() -> None:
     assert list(read_events([b'data: {"type": "text", "content": "a"}\n'], "s")) == []
 
 
-async def _chunks(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
+_PARTS = st.sampled_from(
+    [
+        *(b"data: ", b"data:", b"data", b"event: x", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n"),
+        *(b"\xff", b"\xc3", b"\xbc", b"\x0b", b"\xc2\x85"),
+        *(json.dumps(TEXT).encode(), b'{"type": "text", ', b'"content": "a"}', b'data: {"type": "stop"}\n\n'),
+    ]
+)
 
 
-@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=5))
-def test_both_readers_return_the_same_events_for_any_bytes(noise: bytes, cuts: list[int]) -> None:
-    import asyncio
+def httpx_sse_events(stream: bytes) -> list[Event]:
+    """The events as httpx-sse decodes the stream."""
+    response = httpx.Response(200, headers={"content-type": "text/event-stream; charset=utf-8"}, content=stream)
+    found = []
+    for sent in EventSource(response).iter_sse():
+        with contextlib.suppress(ValueError):
+            found.append(parse_event(parse_json(sent.data)))
+    return [event for event in found if event is not None]
 
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_PARTS, max_size=30).map(b"".join) | st.binary(max_size=200), st.lists(st.integers(0, 400), max_size=6))
+def test_events_are_those_that_httpx_sse_finds_however_the_stream_is_cut(noise: bytes, cuts: list[int]) -> None:
+    assume(not noise.startswith(b"\xef\xbb\xbf"))
     stream = noise + b"\n\n" + block("data: " + json.dumps(TEXT))
-    edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    # An edge that occurs twice makes an empty chunk.
+    edges = sorted([0, len(stream), *(cut for cut in cuts if cut < len(stream))])
     pieces = [stream[a:b] for a, b in itertools.pairwise(edges)]
-
-    async def collect() -> list[object]:
-        return [event async for event in aread_events(_chunks(pieces), "s")]
-
-    events = list(read_events(pieces, "s"))
-    assert asyncio.run(collect()) == events
+    events = list(read_events(pieces))
+    assert events == httpx_sse_events(stream)
     assert events[-1].model_dump() == TEXT
+
+
+def test_a_line_end_that_is_split_by_an_empty_chunk_is_one_line_end() -> None:
+    first, second = '{"type": "text",', '"content": "a"}'
+    chunks = [f"data: {first}\r".encode(), b"", f"\ndata: {second}\r\n\r\n".encode()]
+    assert [event.model_dump() for event in read_events(chunks)] == [{"type": "text", "content": "a"}]
