@@ -35,8 +35,8 @@
 ``[F]`` marks the classes that are also an ``AirflowFailException``. The task fails immediately and does not use up a retry,
 because the same request would be refused again. For all other classes, the task's ``retries`` apply.
 
-Each exception has the attributes ``status`` (HTTP status or None), ``request_id`` (for a support ticket), ``session_id`` and
-``retryable`` (whether the same call may succeed later).
+Each exception has the attributes ``status`` (HTTP status or None), ``request_id`` (for a support ticket), ``session_id``,
+``accepted``, ``retry_after`` and ``retryable`` (whether the same call may succeed later).
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ class LlamaCloudError(AirflowException):
     :param status: HTTP status of the response, or None if there was no response.
     :param request_id: the server's id of the request, or None.
     :param session_id: the chat session concerned, or None.
+    :param accepted: False if the server cannot have received the request (no connection was made), True if it had begun to respond to
+        it, and None if this is not known.
+    :param retry_after: seconds the server asked to wait, or None.
     """
 
     retryable: bool = False
@@ -67,11 +70,15 @@ class LlamaCloudError(AirflowException):
         status: int | None = None,
         request_id: str | None = None,
         session_id: str | None = None,
+        accepted: bool | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(one_line(scrub(message, ())))
         self.status = status
         self.request_id = request_id
         self.session_id = session_id
+        self.accepted = accepted
+        self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Executors and triggerers move exceptions between processes; AirflowException's own form would lose the attributes.
@@ -98,17 +105,9 @@ class LlamaCloudTaskStateError(LlamaCloudError):
 
 
 class LlamaCloudConnectionError(LlamaCloudError):
-    """No complete response was received, or a proxy may have refused to show a session that may have a paid answer.
-
-    :param accepted: False if the server cannot have received the request (no connection was made), True if it had begun to
-        respond, and None if this is not known.
-    """
+    """No complete response was received, or a proxy may have refused to show a session that may have a paid answer."""
 
     retryable = True
-
-    def __init__(self, message: str, *, accepted: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.accepted = accepted
 
 
 class LlamaCloudTimeoutError(LlamaCloudConnectionError):
@@ -116,27 +115,13 @@ class LlamaCloudTimeoutError(LlamaCloudConnectionError):
 
 
 class LlamaCloudProtocolError(LlamaCloudError):
-    """The response is not one of LlamaCloud's API: a redirect, an HTML page, invalid JSON, or a response that is too large.
-
-    :param accepted: True if the server is known to have accepted the prompt, because it had begun to answer.
-    """
+    """The response is not one of LlamaCloud's API: a redirect, an HTML page, invalid JSON, or a response that is too large."""
 
     retryable = True
 
-    def __init__(self, message: str, *, accepted: bool | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.accepted = accepted
-
 
 class LlamaCloudStatusError(LlamaCloudError):
-    """The server answered with an error status.
-
-    :param retry_after: seconds the server asked to wait, or None. Only errors that a retry may solve have it.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: Any) -> None:
-        super().__init__(message, **kwargs)
-        self.retry_after = retry_after
+    """The server answered with an error status. Only errors that a retry may solve have ``retry_after``."""
 
 
 class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):

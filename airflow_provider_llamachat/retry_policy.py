@@ -41,7 +41,7 @@ class ServerRetryPolicy(RetryPolicy):
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Return the delay that the server asked for. Airflow calls this on the worker."""
-        asked = getattr(exception, "retry_after", None) if isinstance(exception, LlamaCloudError) else None
+        asked = exception.retry_after if isinstance(exception, LlamaCloudError) else None
         if asked is None:
             return RetryDecision.default()
         delay = min(float(asked), self.max_delay)

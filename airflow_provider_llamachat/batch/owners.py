@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_llamachat.conversation.question import Others, Trace
+from airflow_provider_llamachat.conversation.question import Trace
 
 _SEVERAL = -1
 
@@ -28,10 +28,9 @@ class Owners:
         for thing in {trace.baseline, trace.recorded} - {None}:
             owners[thing] = item if owners.get(thing, item) == item else _SEVERAL
 
-    def others(self, session_id: str, item: int) -> Others:
+    def others(self, session_id: str, item: int) -> Container[Any]:
         """Return what is known about the other items of the session. It includes what is noted later."""
-        of_others = _OfOthers(self._owners, session_id, item)
-        return Others(positions=of_others, recorded=of_others)
+        return _OfOthers(self._owners, session_id, item)
 
 
 @dataclass(frozen=True, slots=True)

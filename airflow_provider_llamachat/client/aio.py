@@ -274,7 +274,7 @@ class AsyncLlamaCloudClient(AsyncSender):
         :param keep: stores what is known about the turn for later attempts.
         """
         from airflow_provider_llamachat.conversation.ask import ask
-        from airflow_provider_llamachat.conversation.interruption import killed
+        from airflow_provider_llamachat.conversation.interruption import interrupted
         from airflow_provider_llamachat.conversation.steps import Pause, Post, ReadHistory, Remember
 
         limits = calls.limits(self.config, deadline)
@@ -287,7 +287,7 @@ class AsyncLlamaCloudClient(AsyncSender):
                 except StopIteration as end:
                     return cast("models.ChatTurn", end.value)
                 if self.is_stopped and not isinstance(step, Remember):
-                    raise killed(question, trace)
+                    raise interrupted(question, "killed", None, trace)
                 result = None
                 match step:
                     case Remember():
@@ -375,9 +375,12 @@ class AsyncLlamaCloudClient(AsyncSender):
     async def _pages(
         self, endpoint: endpoints.Endpoint, page_size: int | None, scope: Scope, max_pages: int | None = None
     ) -> AsyncIterator[Any]:
-        pages = calls.Pages(endpoint, max_pages)
-        while pages.more:
-            page = await self._send(self._calls.page(endpoint, page_size, pages.token, scope))
+        token: str | None = None
+        seen: set[str] = set()
+        while max_pages is None or len(seen) < max_pages:
+            page = await self._send(self._calls.page(endpoint, page_size, token, scope))
             for item in page.items:
                 yield item
-            pages.turn(page.next_page_token)
+            if not page.next_page_token:
+                return
+            token = calls.next_page(endpoint, page.next_page_token, seen)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.arguments import SharedAccess, checked_uuid, id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
+from airflow_provider_llamachat.arguments import scope as checked_scope
 from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.endpoints import Call
@@ -54,8 +55,7 @@ class Calls:
         self._config = config
 
     def _query(self, scope: Scope) -> dict[str, Any]:
-        given = {name: checked_uuid(name, scope.get(name)) for name in ("organization_id", "project_id")}
-        return {name: value or getattr(self._config, name) for name, value in given.items()}
+        return {name: value or getattr(self._config, name) for name, value in checked_scope(**scope).items()}
 
     def create(self, index_ids: list[str] | None, shared_access: str | None, scope: Scope) -> Call:
         """Create a session."""
@@ -124,8 +124,7 @@ def question(
         checked_prompt(prompt),
         id_list(index_ids) or [],
         require_all_indexes,
-        checked_uuid("project_id", scope.get("project_id")),
-        checked_uuid("organization_id", scope.get("organization_id")),
+        **checked_scope(**scope),
     )
 
 
@@ -133,14 +132,10 @@ def completed(question: Question, trace: Trace | None, session: Session) -> tupl
     """Fill in what the caller omitted: the indexes (the API requires at least one id, even for a bound session) and the number of
     earlier turns.
     """
-    from airflow_provider_llamachat.conversation.history import anchor, count_turns, indexes_to_ask
-    from airflow_provider_llamachat.conversation.question import Trace
+    from airflow_provider_llamachat.conversation.history import begin, indexes_to_ask
 
     known = replace(question, index_ids=indexes_to_ask(session, question.index_ids))
-    if trace is None:
-        turns = count_turns(session.events)
-        trace = Trace(turns, anchor=anchor(session.events, turns))
-    return known, trace
+    return known, trace or begin(session, known, now=time.time())
 
 
 def limits(config: ClientConfig, deadline: float) -> Limits:
@@ -173,37 +168,19 @@ def time_left(patience: float | None, began: float) -> float | None:
     return None if patience is None else max(1.0, began + patience - time.time())
 
 
-class Pages:
-    """Follows the page tokens of a listing.
+def next_page(endpoint: endpoints.Endpoint, token: str, seen: set[str]) -> str:
+    """Return the token of the next page, and add it to those that were ``seen``.
 
-    :param most: maximum number of pages; None means no maximum.
-    :ivar token: the token of the next page; None for the first.
-    :ivar more: whether there is another page to read.
+    :raises LlamaCloudProtocolError: the listing repeats a page, or does not end.
     """
-
-    def __init__(self, endpoint: endpoints.Endpoint, most: int | None = None) -> None:
-        self._purpose = endpoint.purpose
-        self._left = most
-        self._seen: set[str] = set()
-        self.token: str | None = None
-        self.more = True
-
-    def turn(self, token: str | None) -> None:
-        """Continue with the page that ``token`` names.
-
-        :raises LlamaCloudProtocolError: the listing repeats a page, or does not end.
-        """
-        self._left = None if self._left is None else self._left - 1
-        self.token, self.more = token, bool(token) and self._left != 0
-        if not token:
-            return
-        if token in self._seen or len(self._seen) >= MAX_PAGES or len(token) > MAX_TOKEN:
-            raise LlamaCloudProtocolError(
-                f"Could not {self._purpose} to the end: after {len(self._seen) + 1} pages the server returned "
-                f"{'the same page token again' if token in self._seen else 'another page token'}. "
-                "Check that the connection's Base URL is LlamaCloud's."
-            )
-        self._seen.add(token)
+    if token in seen or len(seen) >= MAX_PAGES or len(token) > MAX_TOKEN:
+        raise LlamaCloudProtocolError(
+            f"Could not {endpoint.purpose} to the end: after {len(seen) + 1} pages the server returned "
+            f"{'the same page token again' if token in seen else 'another page token'}. "
+            "Check that the connection's Base URL is LlamaCloud's."
+        )
+    seen.add(token)
+    return token
 
 
 def compare(question: Question, known: Trace, before: Trace, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Each endpoint is described here once: method, path, response model, and whether a request may be sent again.
+"""Each endpoint is described here once: method, path and response model.
 
 Both clients read these descriptions, so the synchronous and the asynchronous client cannot drift apart.
 API reference: https://developers.llamaindex.ai/reference/ (chat, projects, indexes).
@@ -24,9 +24,6 @@ class Endpoint(NamedTuple):
     :param purpose: completes "Could not …" in error messages.
     :param answer: name of the model of the response (see :mod:`~airflow_provider_llamachat.models`), or of each item if ``many`` is
         set; None if the response has no body or is a stream.
-    :param replay: whether a request may be sent again after it may have been processed. This is safe for creating a session (at worst
-        an empty session is left over) and for syncing an index (a running sync is not started twice). It is not safe for a turn,
-        which would be paid for twice.
     :param is_secret: whether the response is a secret, which no message quotes.
     """
 
@@ -35,7 +32,6 @@ class Endpoint(NamedTuple):
     purpose: str
     answer: str | None = None
     many: bool = False
-    replay: bool = True
     is_secret: bool = False
 
     def call(
@@ -107,9 +103,8 @@ GET_SESSION_SUMMARY = Endpoint(
     "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", "SessionSummary"
 )
 DELETE_SESSION = Endpoint("DELETE", _CHAT + "/{session_id}", "delete chat session {session_id}")
-STREAM_MESSAGE = Endpoint(
-    "POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}", replay=False
-)
+# Not for a client's _send, which sends a request again: a turn would be paid for twice.
+STREAM_MESSAGE = Endpoint("POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}")
 LIST_PROJECTS = Endpoint("GET", "/api/v1/projects", "list projects", "Project", many=True)
 GET_PROJECT = Endpoint("GET", "/api/v1/projects/{project_id}", "read project {project_id}", "Project")
 LIST_INDEXES = Endpoint("GET", "/api/v1/indexes", "list indexes", "IndexPage")

@@ -39,7 +39,22 @@ class Readiness:
         return states
 
     def _states(self, indexes: list[Index]) -> dict[str, str]:
-        return pending(indexes, wait_for_sync=self._wait_for_sync)
+        states: dict[str, str] = {}
+        for index in indexes:
+            status = index.metadata.status
+            if status == Index.FAILED:
+                reason = index.metadata.error_message
+                name = f" ({excerpt(index.name, limit=100)})" if index.name else ""
+                raise IndexFailedError(
+                    f"Index {index.id}{name} failed: {excerpt(reason).rstrip('. ') if reason else 'it gave no reason'}. "
+                    "Correct its documents or configuration in LlamaCloud and sync it.",
+                    index_id=index.id,
+                )
+            if status != Index.READY:
+                states[index.id] = "no status" if status is None else f"status {excerpt(status, limit=60)}"
+            elif self._wait_for_sync and index.sync_in_progress:
+                states[index.id] = "a sync is running"
+        return states
 
 
 SETTLED = 30.0
@@ -71,29 +86,6 @@ class SyncProgress(Readiness):
             elif not (self._has_run or is_newer(index.last_synced_at, self._before) or time.time() >= self._settled_at):
                 states[index.id] = "the sync has not begun"
         return states or super()._states(indexes)
-
-
-def pending(indexes: Iterable[Index], *, wait_for_sync: bool = False) -> dict[str, str]:
-    """Return the state of each index that is not ready, by id; see :class:`Readiness`.
-
-    :raises IndexFailedError: an index's build failed.
-    """
-    states: dict[str, str] = {}
-    for index in indexes:
-        status = index.metadata.status
-        if status == Index.FAILED:
-            reason = index.metadata.error_message
-            name = f" ({excerpt(index.name, limit=100)})" if index.name else ""
-            raise IndexFailedError(
-                f"Index {index.id}{name} failed: {excerpt(reason).rstrip('. ') if reason else 'it gave no reason'}. "
-                "Correct its documents or configuration in LlamaCloud and sync it.",
-                index_id=index.id,
-            )
-        if status != Index.READY:
-            states[index.id] = "no status" if status is None else f"status {excerpt(status, limit=60)}"
-        elif wait_for_sync and index.sync_in_progress:
-            states[index.id] = "a sync is running"
-    return states
 
 
 FIRST_LOOK = 1.0

@@ -16,7 +16,6 @@ from airflow_provider_llamachat.exceptions import (
     ConflictError,
     LlamaCloudConnectionError,
     LlamaCloudError,
-    LlamaCloudStatusError,
     NotFoundError,
     ServerError,
 )
@@ -53,15 +52,6 @@ def pause(attempt: int, retry_after: float | None = None) -> float:
     if retry_after is not None:
         seconds = max(seconds, min(retry_after, MAX_RETRY_AFTER))
     return seconds
-
-
-def may_replay(call: Call, problem: LlamaCloudError) -> bool:
-    """Whether the call may be sent again after this failure."""
-    if isinstance(problem, LlamaCloudConnectionError):
-        return call.endpoint.replay or problem.accepted is False
-    if isinstance(problem, LlamaCloudStatusError) and problem.status in REPLAYED_STATUSES:
-        return call.endpoint.replay or problem.status == 429
-    return False
 
 
 class Retries:
@@ -101,8 +91,9 @@ class Retries:
         """Count a failed attempt, and return the seconds until the next one. Return None if the call may not be sent again."""
         self._failed += 1
         self.is_doubtful |= isinstance(problem, LlamaCloudConnectionError | ServerError)
-        seconds = pause(self._failed, getattr(problem, "retry_after", None))
-        if self._failed >= self._most or self._left <= seconds or not may_replay(self._call, problem):
+        seconds = pause(self._failed, problem.retry_after)
+        may_pass = isinstance(problem, LlamaCloudConnectionError) or problem.status in REPLAYED_STATUSES
+        if self._failed >= self._most or self._left <= seconds or not may_pass:
             return None
         self._left -= seconds
         log.warning("%s Retrying in %.1f s (attempt %d of %d failed).", problem, seconds, self._failed, self._most)

@@ -93,7 +93,7 @@ class Sender:
                         reply = self._exchange(self._http, call, deadline, trace=connecting.trace)
                     except responses.DISCONNECTS:
                         # The server had closed an idle connection, or closes it after the request. This is not a failed attempt.
-                        if connecting.is_new or not call.endpoint.replay or self.is_stopped:
+                        if connecting.is_new or self.is_stopped:
                             raise
                         retries.is_doubtful = True
                         reply = self._exchange(self._for_one_request(), call, deadline)

@@ -192,9 +192,9 @@ def _after_failure(trace: Trace, problem: LlamaCloudError, at: float, *, may_be_
     if trace.accepted:
         return replace(trace, intended_at=at)
     is_connection = isinstance(problem, LlamaCloudConnectionError)
-    if is_final(problem) or (is_connection and getattr(problem, "accepted", None) is False):
+    if is_final(problem) or (is_connection and problem.accepted is False):
         return trace.withdrawn()
-    return replace(trace, intended_at=at, accepted=getattr(problem, "accepted", None) is True)
+    return replace(trace, intended_at=at, accepted=problem.accepted is True)
 
 
 def _pause(problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits) -> Generator[Step, Result, None]:
@@ -206,7 +206,7 @@ def _pause(problem: LlamaCloudError, trace: Trace, posts: int, limits: Limits) -
         raise problem
     seconds = 0.0
     if problem.status or not trace.is_open:
-        seconds = limits.pause(posts, getattr(problem, "retry_after", None))
+        seconds = limits.pause(posts, problem.retry_after)
     if isinstance(problem, RateLimitError):
         # Reads count against the rate limit too, so there is only one, at a time when it can decide.
         seconds = max(seconds, limits.lag)

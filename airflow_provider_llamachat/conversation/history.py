@@ -234,9 +234,9 @@ def _ours(prompts: Sequence[str], question: Question, trace: Trace, *, is_moved:
         return is_same_text(prompts[position], question.prompt)
 
     def is_recorded(position: int) -> bool:
-        return fingerprint(prompts[position]) == trace.recorded and position not in others.positions
+        return fingerprint(prompts[position]) == trace.recorded and position not in others
 
-    is_alike = trace.recorded in others.recorded
+    is_alike = trace.recorded in others
     if is_moved:
         last = len(prompts) - 1
         may_be_last = bool(prompts) and (trace.accepted or trace.answered)
@@ -246,7 +246,7 @@ def _ours(prompts: Sequence[str], question: Question, trace: Trace, *, is_moved:
     found = [place for place in asked if not is_alike or place == baseline or is_our_text(place)]
     if found:
         return found, len(asked), True
-    is_free = len(prompts) > baseline and baseline not in others.positions
+    is_free = len(prompts) > baseline and baseline not in others
     if is_free and may_be_same_text(prompts[baseline], question.prompt):
         return [baseline], max(1, len(asked)), False
     return [], 0, False
@@ -278,7 +278,7 @@ def judge(events: Sequence[Event], question: Question, trace: Trace) -> Verdict:
         return Verdict(state, turn, end - starts[position], asked, overtaken, recorded, is_sure, len(starts))
 
     if not found:
-        if len(starts) == baseline + 1 and baseline not in question.others.positions:
+        if len(starts) == baseline + 1 and baseline not in question.others:
             return replace(verdict(baseline, State.FOREIGN), recorded=None)
         state = State.FOREIGN if len(starts) > baseline else State.ABSENT
         return Verdict(state, turns=len(starts), is_other_running=is_running(events))

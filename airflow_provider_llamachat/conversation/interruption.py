@@ -84,11 +84,6 @@ def unread(question: Question, trace: Trace, problem: LlamaCloudError) -> LlamaC
     return error
 
 
-def killed(question: Question, trace: Trace) -> ChatTurnInterruptedError:
-    """Return the error for a turn that nobody waits for any longer, because its task was stopped."""
-    return interrupted(question, "killed", None, trace)
-
-
 def busy(question: Question, problem: ConflictError) -> SessionBusyError:
     """Return the error for a prompt that was not accepted because other turns kept the session busy until the deadline."""
     text = (

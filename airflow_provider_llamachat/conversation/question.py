@@ -21,18 +21,6 @@ class Scope(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Others:
-    """What is known about other prompts of a session. It counts where the text of a prompt does not tell whose turn it is.
-
-    :param positions: turns that are known to be theirs.
-    :param recorded: :func:`fingerprint` of each of their prompts as the server recorded it.
-    """
-
-    positions: Container[int] = frozenset()
-    recorded: Container[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, and where. The values are already checked.
 
@@ -40,7 +28,8 @@ class Question:
     :param require_all_indexes: refuse the turn if an index is not ready.
     :param project_id: project (UUID) that overrides the one of the connection.
     :param organization_id: organization (UUID) that overrides the one of the connection.
-    :param others: what this process knows about other prompts of the session.
+    :param others: what this process knows about other prompts of the session: the positions of their turns, and the
+        :func:`fingerprint` of each as the server recorded it. It counts where the text of a prompt does not tell whose turn it is.
     """
 
     session_id: str
@@ -49,11 +38,11 @@ class Question:
     require_all_indexes: bool = False
     project_id: str | None = None
     organization_id: str | None = None
-    others: Others = field(default=Others(), repr=False, compare=False)
+    others: Container[int | str | None] = field(default=frozenset(), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the question as JSON values, without what this process knows about others."""
-        values = asdict(replace(self, others=Others()))
+        values = asdict(replace(self, others=frozenset()))
         del values["others"]
         return values
 

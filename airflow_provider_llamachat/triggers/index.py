@@ -25,11 +25,19 @@ except ImportError:  # Airflow 2 has no asset watchers; the class then serves as
 
 if TYPE_CHECKING:
     from airflow_provider_llamachat.client.readiness import Readiness
+    from airflow_provider_llamachat.conversation.question import Scope
     from airflow_provider_llamachat.models import Index
     from airflow_provider_llamachat.triggers.looks import Watch
 
 
 class _Serialized:
+    project_id: str | None
+    organization_id: str | None
+
+    @property
+    def _scope(self) -> Scope:
+        return {"project_id": self.project_id, "organization_id": self.organization_id}
+
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments that make this trigger again."""
         # Each argument is an attribute of the same name.
@@ -85,20 +93,14 @@ class IndexReadyTrigger(_Serialized, BaseTrigger):
         self.max_wait = None if max_wait is None else arguments.seconds(max_wait, "max_wait")
         self.wait_for_sync = arguments.flag(wait_for_sync, "wait_for_sync")
         self.silent_fail = arguments.flag(silent_fail, "silent_fail")
-        scope = arguments.scope(project_id, organization_id)
-        self.project_id: str | None = scope["project_id"]
-        self.organization_id: str | None = scope["organization_id"]
+        self.project_id, self.organization_id = arguments.scope(project_id, organization_id).values()
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check all indexes repeatedly, together with the other triggers of the triggerer, and fire once."""
         await wait_for_start()
         try:
             async with watching(
-                self.llamacloud_conn_id,
-                self.index_ids,
-                project_id=self.project_id,
-                organization_id=self.organization_id,
-                expand_sync=self.wait_for_sync,
+                self.llamacloud_conn_id, self.index_ids, expand_sync=self.wait_for_sync, **self._scope
             ) as watch:
                 event = await self._wait(watch, await asyncio.to_thread(self._judge))
         except LlamaCloudError as problem:
@@ -170,9 +172,7 @@ class IndexSyncedTrigger(IndexReadyTrigger):
 
         (index_id,) = self.index_ids
         async with await LlamaCloudHook(self.llamacloud_conn_id).get_async_conn() as client:
-            cancelled = await client.cancel_sync(
-                index_id, project_id=self.project_id, organization_id=self.organization_id
-            )
+            cancelled = await client.cancel_sync(index_id, **self._scope)
         self.log.warning(
             "The task was stopped. Index %s: %s.",
             index_id,
@@ -214,9 +214,7 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
         self.llamacloud_conn_id = arguments.connection_id(llamacloud_conn_id)
         self.poke_interval = arguments.seconds(poke_interval, "poke_interval")
         self.since = _time(since)
-        scope = arguments.scope(project_id, organization_id)
-        self.project_id: str | None = scope["project_id"]
-        self.organization_id: str | None = scope["organization_id"]
+        self.project_id, self.organization_id = arguments.scope(project_id, organization_id).values()
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Check repeatedly, and fire each time the index was synced."""
@@ -224,9 +222,7 @@ class IndexUpdatedTrigger(_Serialized, BaseEventTrigger):
         remembered = await self._stored("aget", "read")
         # An index that was never synced is stored as an empty string, so that its first sync fires too.
         seen = remembered if isinstance(remembered, str) else self.since
-        async with watching(
-            self.llamacloud_conn_id, [self.index_id], project_id=self.project_id, organization_id=self.organization_id
-        ) as watch:
+        async with watching(self.llamacloud_conn_id, [self.index_id], **self._scope) as watch:
             while True:
                 try:
                     (index,) = await watch.look()

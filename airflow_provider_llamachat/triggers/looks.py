@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 from weakref import WeakKeyDictionary
 
 from airflow_provider_llamachat import exceptions
@@ -273,22 +273,16 @@ _boards: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str | None
 
 @asynccontextmanager
 async def watching(
-    llamacloud_conn_id: str,
-    index_ids: list[str],
-    *,
-    project_id: str | None = None,
-    organization_id: str | None = None,
-    expand_sync: bool = False,
+    llamacloud_conn_id: str, index_ids: list[str], *, expand_sync: bool = False, **scope: Unpack[Scope]
 ) -> AsyncIterator[Watch]:
     """Look at indexes together with the other triggers of this event loop.
 
     :param expand_sync: also read ``sync_in_progress``, which takes one request for each index.
     """
     boards = _boards.setdefault(asyncio.get_running_loop(), {})
-    key = (llamacloud_conn_id, project_id, organization_id)
-    board = boards.get(key)
-    if board is None:
-        board = boards[key] = _Board(llamacloud_conn_id, {"project_id": project_id, "organization_id": organization_id})
+    key = (llamacloud_conn_id, scope.get("project_id"), scope.get("organization_id"))
+    if (board := boards.get(key)) is None:
+        board = boards[key] = _Board(llamacloud_conn_id, scope)
     watch = Watch(board, index_ids, expand_sync=expand_sync)
     board.watches.add(watch)
     try:

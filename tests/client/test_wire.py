@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SCOPE = {"project_id": DEFAULT_PROJECT_ID, "organization_id": DEFAULT_ORGANIZATION_ID}
 
+OTHER = "7b2f0c4e-9a51-4d3e-8c67-1f2a3b4c5d6e"
+
 PICTURE = ("dfl-bfddaf13", "screenshots/page_2.jpg")
 
 Call = Callable[[Any, str], Any]
@@ -222,3 +224,28 @@ def test_unknown_fields_are_kept_and_missing_ones_are_not_an_error(
     assert session.index_ids == [INDEX_FILINGS]
     index = client.get_index(INDEX_FILINGS)
     assert index.model_dump()["export_config_id"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c, s: c.create_session(projectid=OTHER),
+        lambda c, s: c.get_session(s, projectid=OTHER),
+        lambda c, s: c.delete_session(s, projectid=OTHER),
+        lambda c, s: list(c.list_sessions(projectid=OTHER)),
+        lambda c, s: c.get_index(INDEX_FILINGS, projectid=OTHER),
+        lambda c, s: c.get_attachment_url(*PICTURE, projectid=OTHER),
+        lambda c, s: list(c.stream_message(s, "Hello?", projectid=OTHER)),
+        lambda c, s: c.send_message(s, "Hello?", projectid=OTHER),
+    ],
+)
+def test_a_misspelled_project_is_refused_instead_of_ignored(
+    call: Call, llamacloud_emulator: LlamaCloudEmulator
+) -> None:
+    config = ClientConfig(api_key=llamacloud_emulator.api_key, base_url=llamacloud_emulator.url)
+    with LlamaCloudClient(config) as client:
+        session = client.create_session([INDEX_FILINGS])
+        asked = len(llamacloud_emulator.requests)
+        with pytest.raises(TypeError, match="projectid"):
+            call(client, session.session_id)
+    assert len(llamacloud_emulator.requests) == asked

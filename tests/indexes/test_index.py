@@ -41,24 +41,26 @@ def index(status: str | None, **values: Any) -> Index:
 
 
 def test_only_ready_is_ready_and_unknown_states_wait() -> None:
-    assert readiness.pending([index("ready"), index("ready", id="b")]) == {}
-    waiting = readiness.pending([index("ready"), index("embedding", id="b"), index(None, id="c")])
+    assert readiness.Readiness().pending([index("ready"), index("ready", id="b")]) == {}
+    waiting = readiness.Readiness().pending([index("ready"), index("embedding", id="b"), index(None, id="c")])
     assert waiting == {"b": "status embedding", "c": "no status"}
 
 
 def test_a_running_sync_is_waited_for_only_if_requested() -> None:
     busy = index("ready", sync_in_progress=True)
-    assert readiness.pending([busy]) == {}
-    assert readiness.pending([busy], wait_for_sync=True) == {"idx": "a sync is running"}
-    assert readiness.pending([index("ready", sync_in_progress=None)], wait_for_sync=True) == {}
+    assert readiness.Readiness().pending([busy]) == {}
+    assert readiness.Readiness(wait_for_sync=True).pending([busy]) == {"idx": "a sync is running"}
+    assert readiness.Readiness(wait_for_sync=True).pending([index("ready", sync_in_progress=None)]) == {}
 
 
 def test_failed_raises_with_the_indexs_own_words() -> None:
     with pytest.raises(errors.IndexFailedError, match=r"Index idx \(Filings\) failed: no such bucket\.") as caught:
-        readiness.pending([index("building", id="a"), index("failed", name="Filings", error="no such bucket")])
+        readiness.Readiness().pending(
+            [index("building", id="a"), index("failed", name="Filings", error="no such bucket")]
+        )
     assert caught.value.index_id == "idx"
     with pytest.raises(errors.IndexFailedError, match="it gave no reason"):
-        readiness.pending([index("failed")])
+        readiness.Readiness().pending([index("failed")])
 
 
 def test_each_state_is_logged_once_for_each_index(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_llamachat import exceptions as errors
-from airflow_provider_llamachat.conversation.interruption import killed, unread
+from airflow_provider_llamachat.conversation.interruption import interrupted, unread
 from airflow_provider_llamachat.conversation.question import Trace
 from airflow_provider_llamachat.conversation.steps import Outcome, Pause, Post, ReadHistory, Remember
 from airflow_provider_llamachat.models import ChatTurn, Usage
@@ -282,7 +282,7 @@ def test_the_reason_for_waiting_is_logged_once(caplog: pytest.LogCaptureFixture)
 
 
 def test_the_error_of_a_stopped_task_says_what_is_known() -> None:
-    problem = killed(QUESTION, TAKEN)
+    problem = interrupted(QUESTION, "killed", None, TAKEN)
     assert (problem.reason, problem.accepted, problem.session_id) == ("killed", True, "ses-1")
     assert "was stopped" in str(problem)
     assert str(problem) == (

@@ -19,7 +19,7 @@ from airflow_provider_llamachat.conversation.history import (
     judge,
     turns,
 )
-from airflow_provider_llamachat.conversation.question import Others, Question, Trace, fingerprint
+from airflow_provider_llamachat.conversation.question import Question, Trace, fingerprint
 from airflow_provider_llamachat.exceptions import InvalidArgumentError
 from airflow_provider_llamachat.models import Event, Session, parse_event
 
@@ -311,12 +311,12 @@ def test_all_turns_of_a_session_are_in_their_order_and_keep_what_belongs_to_them
 
 
 ALIKE = Trace(1, accepted=True, recorded=fingerprint("?"))
-THEIRS = {"positions": frozenset({2}), "recorded": frozenset({fingerprint("?")})}
+THEIRS = {2, fingerprint("?")}
 
 
-@pytest.mark.parametrize("known", [THEIRS, THEIRS | {"positions": ()}, THEIRS | {"recorded": ()}], ids=str)
-def test_a_later_turn_whose_prompt_is_recorded_like_ours_is_not_ours(known: dict[str, Any]) -> None:
-    question = replace(Q, others=Others(**known))
+@pytest.mark.parametrize("known", [THEIRS, {fingerprint("?")}, {2}], ids=str)
+def test_a_later_turn_whose_prompt_is_recorded_like_ours_is_not_ours(known: set[Any]) -> None:
+    question = replace(Q, others=known)
     shown = events(turn("first"), turn("?", is_error=True), turn("?", "theirs"))
     verdict = judge(shown, question, ALIKE)
     assert verdict.turn is not None
@@ -329,12 +329,12 @@ def test_a_later_turn_whose_prompt_is_recorded_like_ours_is_not_ours(known: dict
 
 @pytest.mark.parametrize("trace", [Trace(0, intended_at=1.0), Trace(0, answered=True)], ids=["in doubt", "answered"])
 def test_a_turn_that_is_known_to_be_anothers_is_not_ours_although_it_has_our_place(trace: Trace) -> None:
-    verdict = judge(events(turn("", "theirs")), replace(Q, others=Others(positions={0})), trace)
+    verdict = judge(events(turn("", "theirs")), replace(Q, others={0}), trace)
     assert (verdict.state, verdict.turn) == (State.FOREIGN, None)
 
 
 def test_a_history_that_lost_turns_does_not_tell_ours_by_a_form_that_others_have_too() -> None:
-    question = replace(Q, others=Others(recorded={fingerprint("?")}))
+    question = replace(Q, others={fingerprint("?")})
     assert judge(events(turn("?", "theirs")), question, replace(ALIKE, baseline=5)).state is State.TRUNCATED
 
 
@@ -347,6 +347,6 @@ def test_a_turn_that_failed_in_its_place_is_not_looked_for_after_it() -> None:
 
 
 def test_a_prompt_that_was_asked_once_more_is_counted_twice_although_others_are_recorded_like_it() -> None:
-    question = replace(Q, others=Others(positions={3}, recorded={fingerprint("?")}))
+    question = replace(Q, others={3, fingerprint("?")})
     shown = events(turn("first"), turn("?")[:2], turn("?"), turn("?"))
     assert judge(shown, question, ALIKE).asked == 2
