@@ -25,7 +25,6 @@ WORDS = (
     (r"\bAwaitable\[(\w+)\]", r"\1"),
     (r"\bAsyncGenerator\[([\w.]+), None\]", r"Generator[\1, None, None]"),
     (r"\bAsync(Generator|Iterator|Client|LlamaCloudClient|Sender|Keep)\b", r"\1"),
-    (r"\basynccontextmanager\b", "contextmanager"),
     (r"\ba(closing|close|iter_raw|next|iter|until|sleep|decode|trace)\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\b(client\.sender)\b", r"\1_sync"),

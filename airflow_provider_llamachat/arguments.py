@@ -65,7 +65,7 @@ def path(value: Any) -> Any:
     return str(value) if is_local else value
 
 
-def scope(project_id: Any = None, organization_id: Any = None) -> dict[str, Any]:
+def scope(project_id: Any, organization_id: Any) -> dict[str, Any]:
     """Return the project and organization arguments for a client. None means that the connection decides.
 
     :raises InvalidArgumentError: one of them is not a UUID.

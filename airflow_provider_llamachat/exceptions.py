@@ -36,7 +36,7 @@
 because the same request would be refused again. For all other classes, the task's ``retries`` apply.
 
 Each exception has the attributes ``status`` (HTTP status or None), ``request_id`` (for a support ticket), ``session_id``,
-``accepted``, ``retry_after`` and ``retryable`` (whether the same call may succeed later).
+``retry_after`` (seconds the server asked to wait, or None) and ``retryable`` (whether the same call may succeed later).
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class LlamaCloudError(AirflowException):
     :param status: HTTP status of the response, or None if there was no response.
     :param request_id: the server's id of the request, or None.
     :param session_id: the chat session concerned, or None.
-    :param accepted: False if the server cannot have received the request (no connection was made), True if it had begun to respond to
-        it, and None if this is not known.
-    :param retry_after: seconds the server asked to wait, or None.
+    :param accepted: whether the server accepted the prompt, if the class says so. None does not mean that it refused it.
+    :param retry_after: seconds the server asked to wait, or None. Only errors that a retry may solve have it.
     """
 
     retryable: bool = False
@@ -105,7 +104,11 @@ class LlamaCloudTaskStateError(LlamaCloudError):
 
 
 class LlamaCloudConnectionError(LlamaCloudError):
-    """No complete response was received, or a proxy may have refused to show a session that may have a paid answer."""
+    """No complete response was received, or a proxy may have refused to show a session that may have a paid answer.
+
+    :ivar accepted: False if the server cannot have received the request (no connection was made), True if it had begun to
+        respond, and None if this is not known.
+    """
 
     retryable = True
 
@@ -115,13 +118,16 @@ class LlamaCloudTimeoutError(LlamaCloudConnectionError):
 
 
 class LlamaCloudProtocolError(LlamaCloudError):
-    """The response is not one of LlamaCloud's API: a redirect, an HTML page, invalid JSON, or a response that is too large."""
+    """The response is not one of LlamaCloud's API: a redirect, an HTML page, invalid JSON, or a response that is too large.
+
+    :ivar accepted: True if the server is known to have accepted the prompt, because it had begun to answer.
+    """
 
     retryable = True
 
 
 class LlamaCloudStatusError(LlamaCloudError):
-    """The server answered with an error status. Only errors that a retry may solve have ``retry_after``."""
+    """The server answered with an error status."""
 
 
 class RequestRefusedError(LlamaCloudStatusError, AirflowFailException):

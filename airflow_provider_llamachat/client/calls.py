@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_llamachat.arguments import SharedAccess, checked_uuid, id_list, optional_choice, seconds
 from airflow_provider_llamachat.arguments import prompt as checked_prompt
-from airflow_provider_llamachat.arguments import scope as checked_scope
 from airflow_provider_llamachat.client import endpoints
 from airflow_provider_llamachat.client.config import ClientConfig
 from airflow_provider_llamachat.client.endpoints import Call
@@ -44,8 +43,17 @@ LAST_LOOK = 30.0
 MAX_PAGES = 10_000
 """Maximum number of pages of a listing, for a server that always returns another page."""
 
+_SCOPE = ("project_id", "organization_id")
+
 MAX_TOKEN = 8192
 """Maximum length of a page token; it must fit into a URL."""
+
+
+def _checked(scope: Scope) -> dict[str, Any]:
+    # What is misspelled must not be ignored: the call would go to the connection's project.
+    if others := set(scope) - set(_SCOPE):
+        raise TypeError(f"Unexpected argument {', '.join(sorted(others))}. Possible are {' and '.join(_SCOPE)}.")
+    return {name: checked_uuid(name, scope.get(name)) for name in _SCOPE}
 
 
 class Calls:
@@ -55,7 +63,7 @@ class Calls:
         self._config = config
 
     def _query(self, scope: Scope) -> dict[str, Any]:
-        return {name: value or getattr(self._config, name) for name, value in checked_scope(**scope).items()}
+        return {name: value or getattr(self._config, name) for name, value in _checked(scope).items()}
 
     def create(self, index_ids: list[str] | None, shared_access: str | None, scope: Scope) -> Call:
         """Create a session."""
@@ -124,7 +132,7 @@ def question(
         checked_prompt(prompt),
         id_list(index_ids) or [],
         require_all_indexes,
-        **checked_scope(**scope),
+        **_checked(scope),
     )
 
 

@@ -1,4 +1,4 @@
-"""Decodes the stream of a turn into events, with limits of their size. No I/O.
+"""Decodes the stream of a turn into events, with limits on their size. No I/O.
 
 The clients check the status and the content type before, and the end of the stream after decoding.
 """
@@ -32,7 +32,7 @@ MAX_TURN = 64 * 1024 * 1024
 
 class EventReader:
     """Turns the bytes of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html) into :mod:`..models`
-    events. Only their field ``data`` counts. Malformed events are logged and skipped.
+    events. Only their ``data`` field counts. Malformed events are logged and skipped.
 
     :param secrets: values to remove from malformed events that are logged.
     :param on_lost: called for each event that is malformed, or whose text was not UTF-8.
@@ -51,7 +51,8 @@ class EventReader:
         self._deltas = 0
         self._mark = b"\xef\xbb\xbf"
         self._line = bytearray()
-        self._data: list[bytes] = []
+        # Not a list of lines: each would cost a hundred bytes more.
+        self._data: bytearray | None = None
         self._pending = 0
         self._after_return = False
 
@@ -72,18 +73,25 @@ class EventReader:
         # A CR ends a line at once. In a stream with only CRs, the last event would never be complete if the next byte were awaited.
         begin = 1 if self._after_return and chunk.startswith(b"\n") else 0
         self._after_return = chunk.endswith(b"\r")
-        *ends, rest = chunk[begin:].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        for end in ends:
-            # A byte order mark is dropped at the beginning of the stream.
-            line, self._line, self._mark = bytes(self._line + end).removeprefix(self._mark), bytearray(), b""
+        first, *lines = chunk[begin:].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        self._line += first
+        if not lines:
+            return
+        # A byte order mark is dropped at the beginning of the stream.
+        lines.insert(0, bytes(self._line.removeprefix(self._mark)))
+        self._mark, self._line = b"", bytearray(lines.pop())
+        for line in lines:
             name, _, value = line.partition(b":")
             if name == b"data":
-                self._data.append(value.removeprefix(b" "))
-            elif not line and self._data:
-                data, self._data, self._pending = b"\n".join(self._data).decode(errors="replace"), [], 0
+                if self._data is None:
+                    self._data = bytearray()
+                else:
+                    self._data += b"\n"
+                self._data += value.removeprefix(b" ")
+            elif not line and self._data is not None:
+                data, self._data, self._pending = self._data.decode(errors="replace"), None, 0
                 if (event := self._read(data)) is not None:
                     yield event
-        self._line += rest
 
     def _read(self, data: str) -> Event | None:
         if not data.strip():

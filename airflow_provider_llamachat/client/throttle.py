@@ -33,7 +33,7 @@ _FIRST_SPACING = 0.25
 class Passage:
     """Context manager for one request: waits until the throttle permits it, and reports its end to the throttle.
 
-    :param throttle: None means no limit. In a synchronous client, there is none.
+    :param throttle: None means no limit, as in a synchronous client.
     :param deadline: epoch seconds at which the waiting ends.
     """
 

@@ -181,7 +181,8 @@ class ChatBatchOperator(LlamaCloudOperator):
         return self._finish(context, report, base_url, path)
 
     def _ask_all(self, context: Context, items: Sequence[Item], options: Options, path: Any) -> tuple[Report, str]:
-        from airflow_provider_llamachat.airflow_support import own_loop
+        # Lineage is needed at the end. It is loaded now, so that no answer is lost if that fails.
+        from airflow_provider_llamachat.airflow_support import lineage, own_loop  # noqa: F401  # see above
         from airflow_provider_llamachat.airflow_support.task_state import TaskMemory
         from airflow_provider_llamachat.batch.items import BatchScope
         from airflow_provider_llamachat.batch.journal import MemoryJournal, PartsJournal

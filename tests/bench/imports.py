@@ -22,7 +22,7 @@ print(json.dumps({{"ms": seconds * 1000, "modules": len(new), "mib": (process.me
 """
 
 SUBJECTS = {
-    "airflow-provider-llamachat (all chat operators)": "import airflow_provider_llamachat.operators.chat",
+    "airflow-provider-llamachat (operators that create, ask, delete)": "import airflow_provider_llamachat.operators.chat",
     "airflow-provider-llamachat (chat, batch, sensor, decorator)": (
         "import airflow_provider_llamachat.operators.chat, airflow_provider_llamachat.operators.batch, "
         "airflow_provider_llamachat.sensors.index, airflow_provider_llamachat.decorators.chat"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from airflow_provider_llamachat.client.deadlines import NotSentError
 from airflow_provider_llamachat.client.throttle import MAX_PAUSE, MAX_SPACING, Passage, Throttle
 
 
@@ -197,3 +199,22 @@ def test_a_request_counts_exactly_once_whatever_its_result() -> None:
             free.answered(429, 100.0)
 
     simulate(run)
+
+
+def test_a_request_that_is_cancelled_or_late_while_it_waits_leaves_no_trace() -> None:
+    async def run() -> None:
+        gate = Throttle(60, window=60.0)
+        async with Passage(gate):
+            pass
+        wait = gate.expected_wait()
+        with pytest.raises(NotSentError):
+            async with Passage(gate, time.time() + 0.05):
+                pytest.fail("nothing may be sent")
+        waiting = asyncio.create_task(entered(gate))
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert wait - 1.0 < gate.expected_wait() <= wait
+
+    asyncio.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import time
@@ -223,6 +224,14 @@ def test_the_number_of_events_in_a_turn_is_limited(monkeypatch: pytest.MonkeyPat
     assert len(list(read_events([delta] * 500, SESSION))) == 500
     with pytest.raises(errors.LlamaCloudProtocolError):
         list(read_events([text] * 51, SESSION))
+
+
+@pytest.mark.parametrize("line", [b"data\n", b"data:xy\n"], ids=["empty", "short"])
+def test_an_event_of_many_lines_uses_little_more_memory_than_its_bytes(line: bytes, peak: Callable[[], float]) -> None:
+    count = 1_000_000 // len(line)
+    chunk = line * (count // 100)
+    assert list(read_events(itertools.chain(itertools.repeat(chunk, 100), [b"\n"]))) == []
+    assert peak() < 5
 
 
 def test_deltas_use_little_more_memory_than_their_characters(peak: Callable[[], float]) -> None:

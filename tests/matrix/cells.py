@@ -57,7 +57,16 @@ CELLS = (
     Cell("3.4.0b2", ("3.14", "3.13", "3.12"), is_pre=True),
 )
 
-TEST_TOOLS = ("hypothesis", "jsonschema", "llama-cloud", "psutil", "pytest", "pytest-timeout", "pytest-xdist")
+TEST_TOOLS = (
+    "httpx-sse",
+    "hypothesis",
+    "jsonschema",
+    "llama-cloud",
+    "psutil",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+)
 
 LONG_SUITES = "system or browser or matrix or chaos or celery or long or bench"
 """Markers of what ``make test`` leaves out as well."""

@@ -314,7 +314,7 @@ ALIKE = Trace(1, accepted=True, recorded=fingerprint("?"))
 THEIRS = {2, fingerprint("?")}
 
 
-@pytest.mark.parametrize("known", [THEIRS, {fingerprint("?")}, {2}], ids=str)
+@pytest.mark.parametrize("known", [THEIRS, {fingerprint("?")}, {2}], ids=["both", "recorded", "position"])
 def test_a_later_turn_whose_prompt_is_recorded_like_ours_is_not_ours(known: set[Any]) -> None:
     question = replace(Q, others=known)
     shown = events(turn("first"), turn("?", is_error=True), turn("?", "theirs"))
