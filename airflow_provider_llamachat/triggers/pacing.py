@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakKeyDictionary
 
-SPACING = 0.008
-"""Seconds between two starts in an event loop. A thousand starts take eight seconds; a single one does not wait."""
+SPACING = 0.01
+"""Seconds between two starts in an event loop. A thousand starts take ten seconds; a single one does not wait."""
 
 _next_start: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 
