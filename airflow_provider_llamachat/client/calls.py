@@ -52,7 +52,7 @@ MAX_TOKEN = 8192
 def _checked(scope: Scope) -> dict[str, Any]:
     # What is misspelled must not be ignored: the call would go to the connection's project.
     if others := set(scope) - set(_SCOPE):
-        raise TypeError(f"Unexpected argument {', '.join(sorted(others))}. Possible are {' and '.join(_SCOPE)}.")
+        raise TypeError(f"Unknown argument: {', '.join(sorted(others))}. Use {' or '.join(_SCOPE)}.")
     return {name: checked_uuid(name, scope.get(name)) for name in _SCOPE}
 
 

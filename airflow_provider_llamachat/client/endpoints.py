@@ -21,8 +21,8 @@ MAX_SESSION_INDEXES = 10
 class Endpoint(NamedTuple):
     """One operation of the API.
 
-    A client may send a request twice if it was lost. That is safe for creating a session (at worst, an empty session is left over) and for
-    syncing an index (a running sync is not started twice). Only a prompt must not be sent in that way.
+    A client may send a request twice after a connection error. This is safe for creating a session (at worst, an empty session is left
+    over) and for syncing an index (a running sync is not started twice). It is not safe for a prompt.
 
     :param purpose: completes "Could not …" in error messages.
     :param answer: name of the model of the response (see :mod:`~airflow_provider_llamachat.models`), or of each item if ``many`` is
@@ -106,7 +106,7 @@ GET_SESSION_SUMMARY = Endpoint(
     "GET", _CHAT + "/{session_id}/summary", "read the summary of chat session {session_id}", "SessionSummary"
 )
 DELETE_SESSION = Endpoint("DELETE", _CHAT + "/{session_id}", "delete chat session {session_id}")
-# Not for a client's _send, which may send a request twice: a turn would be paid for twice.
+# Never sent through a client's _send, which may send a request twice: the turn would be paid for twice.
 STREAM_MESSAGE = Endpoint("POST", _CHAT + "/{session_id}/messages/stream", "ask in chat session {session_id}")
 LIST_PROJECTS = Endpoint("GET", "/api/v1/projects", "list projects", "Project", many=True)
 GET_PROJECT = Endpoint("GET", "/api/v1/projects/{project_id}", "read project {project_id}", "Project")

@@ -34,6 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    # Loaded by a Dag that names it: most Dags save no transcript.
     if name != "SaveTranscriptOperator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from airflow_provider_llamachat.operators.transcript import SaveTranscriptOperator

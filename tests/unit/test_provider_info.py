@@ -88,6 +88,13 @@ def test_the_entry_point_is_what_airflow_loads() -> None:
     assert found[0].load()() == get_provider_info()
 
 
+def printed(code: str) -> list[str]:
+    """The lines that code prints in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.strip().splitlines()
+
+
 @pytest.mark.long
 def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> None:
     code = (
@@ -98,10 +105,7 @@ def test_metadata_and_hook_load_without_httpx_and_pydantic_of_their_own() -> Non
         "new = {m.partition('.')[0] for m in set(sys.modules) - before};"
         "print(sorted(new & {'httpx', 'pydantic', 'httpx_sse', 'httpcore'}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )  # our own code
-    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert printed(code)[-1] == "[]"
 
 
 @pytest.mark.long
@@ -118,10 +122,7 @@ def test_a_dag_file_loads_only_the_classes_that_it_names_and_what_checks_their_a
         "from airflow_provider_llamachat.decorators import chat\n"
         "print(*sorted({m.split('.')[1] for m in ours()}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    named, everything = done.stdout.strip().splitlines()[-2:]
+    named, everything = printed(code)[-2:]
     # Airflow itself reads provider_info.
     shared = ["arguments", "exceptions", "operators"]
     assert named.split() == [*shared, "operators.base", "operators.chat", "operators.session", "redaction"]
